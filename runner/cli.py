@@ -1,0 +1,240 @@
+"""The command line: `runner VERB [TARGET] [key=value ...]`.
+
+Heavy libraries are imported by the verbs that need them, so that help and `plan` answer at once. Every user error
+ends here as one message and its exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from runner import __version__
+from runner.errors import EXIT_FAULT, EXIT_ITEMS_FAILED, RunnerError, SettingError, did_you_mean
+
+USAGE = """usage: runner VERB [TARGET] [key=value ...]
+
+  run MANIFEST     render what is still missing, then build the gallery
+  plan MANIFEST    dry run: how many images, how they are grouped, what they take
+  gallery FOLDER   (re)build gallery.html and grid.png of a run folder
+
+  runner VERB --help    the settings of a verb
+  -m, --multirun        Hydra's multirun: unet_bs=2,4 runs once for each value
+  --cfg job             show the whole configuration
+  --version
+"""
+VERB_HELP = {
+    "run": """usage: runner run MANIFEST [key=value ...]
+
+Renders what is still missing of a manifest (.yaml), or of a .jsonl of records or items; then builds the gallery.
+Run it again to go on: finished pictures are skipped. Exit code 3: some items failed.
+""",
+    "plan": """usage: runner plan MANIFEST [key=value ...]
+
+Says what `run` would do: images, groups, memory and disk, how each prompt was read. json=true prints JSON.
+""",
+    "gallery": """usage: runner gallery FOLDER [key=value ...]
+
+(Re)builds gallery.html and grid.png of a run folder from its records and pictures.
+""",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command line, taken apart."""
+
+    verb: str
+    target: Path | None
+    overrides: tuple[str, ...]
+    multirun: bool
+    show_config: bool
+
+
+class Stopped(BaseException):
+    """A signal asked the run to stop."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "debug=true" in words
+    try:
+        return _main(words)
+    except RunnerError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"runner: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except Stopped as stopped:
+        return stopped.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAULT
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        hint = "" if debug else "; debug=true shows where"
+        print(f"runner: a fault of the runner itself: {type(error).__name__}: {error}{hint}", file=sys.stderr)
+        return EXIT_FAULT
+
+
+def _main(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if words[0] == "--version":
+        print(f"runner {__version__}")
+        return 0
+    if words[0] not in VERBS:
+        raise SettingError(f"'{words[0]}' is not a verb: {did_you_mean(words[0], VERBS)}")
+    if "-h" in words or "--help" in words:
+        print(VERB_HELP[words[0]] + _settings_help(), end="")
+        return 0
+    command = parse(words)
+    if command.show_config:
+        return _show_config(command)
+    signal.signal(signal.SIGTERM, _stop)
+    return _run_all(command) if command.multirun else _run_one(command)
+
+
+def parse(words: Sequence[str]) -> Command:
+    """Takes a command line apart.
+
+    Raises:
+        SettingError: two targets, an unknown flag.
+    """
+    verb, rest = words[0], list(words[1:])
+    multirun = any(flag in rest for flag in ("-m", "--multirun"))
+    show_config = any(rest[i : i + 2] in (["--cfg", "job"], ["-c", "job"]) for i in range(len(rest)))
+    rest = [word for word in rest if word not in ("-m", "--multirun", "--cfg", "-c")]
+    if show_config:
+        rest.remove("job")
+    for word in rest:
+        if word.startswith("-") and "=" not in word:
+            raise SettingError(
+                f"'{word}' is not an option: {did_you_mean(word, ('--help', '--multirun', '--cfg job'))}"
+            )
+    targets = [word for word in rest if "=" not in word]
+    if len(targets) > 1:
+        raise SettingError(f"two targets: {' and '.join(targets[:2])}; a setting is written key=value")
+    overrides = tuple(word for word in rest if "=" in word)
+    return Command(
+        verb=verb,
+        target=Path(targets[0]) if targets else None,
+        overrides=overrides,
+        multirun=multirun,
+        show_config=show_config,
+    )
+
+
+def _run_one(command: Command) -> int:
+    from runner import settings
+
+    return VERBS[command.verb](_target(command), settings.compose(command.overrides))
+
+
+def _run_all(command: Command) -> int:
+    """Hydra's multirun; each job has a run folder of its own, named by what differs."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from runner import settings
+
+    settings.check_overrides(command.overrides)
+    target, codes = _target(command), list[int]()
+
+    def job(config: Any) -> None:
+        chosen = settings.to_settings(config)
+        differs = HydraConfig.get().job.override_dirname.replace("/", "_")
+        chosen.out = f"{chosen.out or f'outputs/{target.stem}-multirun'}/{differs}"
+        print(f"runner: {differs}", file=sys.stderr)
+        codes.append(_code_of(lambda: VERBS[command.verb](target, chosen)))
+
+    quiet = ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+    nowhere = ["hydra.sweep.dir=.", "hydra.sweep.subdir=.", "hydra.job.chdir=false"]
+    sys.argv = ["runner", "--multirun", *command.overrides, *quiet, *nowhere]
+    conf = str(settings.conf_folder().resolve())
+    hydra.main(config_path=conf, config_name="config", version_base="1.3")(job)()
+    return next((code for code in codes if code), 0)
+
+
+def _code_of(verb: Callable[[], int]) -> int:
+    try:
+        return verb()
+    except RunnerError as error:
+        print(f"runner: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run(target: Path, settings: Any) -> int:
+    # Waiting threads that spin starve the others on a busy machine; has to be said before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from rich.console import Console
+
+    from runner import progress, request, run
+
+    asked = request.read_request(target, settings)
+    finished = progress.watch(run.run(asked), asked.folder, Console(stderr=True))
+    return EXIT_ITEMS_FAILED if finished.failed else 0
+
+
+def _plan(target: Path, settings: Any) -> int:
+    from runner import request, survey
+
+    asked = request.read_request(target, settings)
+    survey.print_survey(survey.make_survey(asked), asked, as_json=settings.json)
+    return 0
+
+
+def _gallery(target: Path, settings: Any) -> int:
+    from runner import gallery
+
+    files = gallery.build(target)
+    print(files.page, files.grid, sep="\n")
+    return 0
+
+
+def _target(command: Command) -> Path:
+    if command.target is None:
+        raise SettingError(f"runner {command.verb} needs a target; see runner {command.verb} --help")
+    return command.target
+
+
+def _show_config(command: Command) -> int:
+    from omegaconf import OmegaConf
+
+    from runner import settings
+
+    config = settings.compose_config(command.overrides)
+    settings.to_settings(config)
+    print(OmegaConf.to_yaml(config), end="")
+    return 0
+
+
+def _settings_help() -> str:
+    from runner.settings import conf_folder
+
+    text = (conf_folder() / "config.yaml").read_text(encoding="utf-8").partition("_self_\n\n")[2]
+    models = "model: emoji         # a file of conf/model/, or model.path= a diffusers folder\n"
+    return "\nSettings, and their defaults:\n\n" + "".join(f"  {line}\n" for line in (models + text).splitlines())
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+VERBS: dict[str, Callable[[Path, Any], int]] = {"run": _run, "plan": _plan, "gallery": _gallery}

@@ -1,0 +1,76 @@
+"""What happens in a run, as typed events: the progress bar, the log and the tests are readers of one stream of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from runner.spec import Item
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted:
+    """`missing` of `wanted` images are to be rendered; `settings` is what `run.json` says."""
+
+    wanted: int
+    missing: int
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaveStarted:
+    """A wave's images go through their stages together."""
+
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDone:
+    """The pictures of the wave went one model call further, to `step` of the longest one's `steps`."""
+
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """A finished picture, uint8 [height, width, 3]; `seconds` are its share of each stage's time."""
+
+    item: Item
+    pixels: np.ndarray[Any, Any]
+    seconds: Mapping[str, float]
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemFailed:
+    """A picture that can't be made; the run goes on without it."""
+
+    item: Item
+    error: Exception
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemDone:
+    """A picture that is in its file, and its record in the ledger."""
+
+    item: Item
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFinished:
+    """`failed` are the items without a picture."""
+
+    done: int
+    failed: tuple[Item, ...]
+    seconds: float
+
+
+WaveEvent = WaveStarted | StepDone | Rendered | ItemFailed
+RunEvent = RunStarted | WaveStarted | StepDone | ItemDone | ItemFailed | RunFinished

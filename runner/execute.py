@@ -1,0 +1,196 @@
+"""Makes the pictures of a wave: a wave in, events out. Knows one model on one device, and nothing of files.
+
+What goes wrong with one picture is an event; what goes wrong with a whole wave is tried again picture by picture.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner import stages
+from runner.checkpoint import build_module
+from runner.errors import RunnerError
+from runner.events import ItemFailed, Rendered, StepDone, WaveEvent, WaveStarted
+from runner.fragments import Component
+from runner.plan import Execution, Wave
+from runner.samplers import NoiseSchedule, model_calls
+from runner.spec import Item
+from runner.tokens import ClipTokenizer
+from runner.weights import COMPONENTS, FRAGMENTS, ModelFiles
+
+EMBEDDINGS_KEPT = 4096
+
+
+class NotFinite(RunnerError):
+    """The numbers of a picture overflowed."""
+
+
+def available_devices() -> list[str]:
+    """The devices that torch can use, best first."""
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def free_memory(device: str) -> int | None:
+    """The device's free memory in bytes; None where it isn't the device's own."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.startswith("cuda") else None
+
+
+def device_name(device: str) -> str:
+    """What the device is called by its maker."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    if device == "cpu" and (info := Path("/proc/cpuinfo")).exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        return names[0] if names else device
+    return device
+
+
+class Executor:
+    """A model whose fragments visit the device when a wave needs them."""
+
+    def __init__(self, model: ModelFiles, execution: Execution) -> None:
+        self.model, self.execution = model, execution
+        self.tokenizer = ClipTokenizer(model.folder / "tokenizer")
+        self.schedule = NoiseSchedule.from_config(model.configs["scheduler"])
+        device, dtype = torch.device(execution.device), getattr(torch, execution.dtype)
+        self.components = {
+            name: Component(
+                build_module(model, name),
+                model.tensors[name],
+                device=device,
+                dtype=dtype,
+                stays=execution.turbo and name == "unet",
+            )
+            for name in COMPONENTS
+        }
+        self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
+
+    def describe(self) -> dict[str, Any]:
+        """How pictures are made, as the record's `run` says it."""
+        return {
+            "device": self.execution.device,
+            "device_name": device_name(self.execution.device),
+            "threads": torch.get_num_threads(),
+            "dtypes": dict.fromkeys(FRAGMENTS, self.execution.dtype),
+            "turbo": self.execution.turbo,
+        }
+
+    def run(self, wave: Wave) -> Iterator[WaveEvent]:
+        """Makes the pictures of a wave."""
+        yield WaveStarted(items=wave.items)
+        made: set[int] = set()
+        try:
+            for event in self._render(wave):
+                if isinstance(event, Rendered | ItemFailed):
+                    made.add(event.item.number)
+                yield event
+        except RunnerError:
+            raise
+        except Exception as error:
+            left = [item for item in wave.items if item.number not in made]
+            yield from self._render_one_by_one(left, wave, error)
+
+    def _render_one_by_one(self, items: Sequence[Item], wave: Wave, error: Exception) -> Iterator[WaveEvent]:
+        if len(wave.items) == 1:
+            yield from (ItemFailed(item=item, error=error) for item in items)
+            return
+        for item in items:
+            alone = Wave(items=(item,), unet_bs=wave.unet_bs)
+            yield from (event for event in self.run(alone) if not isinstance(event, WaveStarted))
+
+    @torch.inference_mode()
+    def _start(self, wave: Wave) -> list[stages.Trajectory]:
+        embeddings = self._encode([text for item in wave.items for text in item.texts()])
+        alike: dict[tuple[str, int, float], list[Item]] = {}
+        for item in wave.items:
+            alike.setdefault((item.sampler, item.steps, item.eta), []).append(item)
+        return [
+            stages.start_trajectory(items, self.schedule, embeddings, self.components["unet"], self.model.latent_factor)
+            for items in alike.values()
+        ]
+
+    def _render(self, wave: Wave) -> Iterator[WaveEvent]:
+        reset_peak(self.execution.device)
+        clock = Clock()
+        with clock.stage("encode"):
+            trajectories = self._start(wave)
+        finished: list[tuple[stages.Trajectory, Tensor]] = []
+        steps = stages.denoise(self.components["unet"], trajectories, wave.unet_bs)
+        calls = max(model_calls(item.sampler, item.steps) for item in wave.items)
+        for call in itertools.count(1):
+            with clock.stage("denoise"), torch.inference_mode():
+                arrived = next(steps, None)
+            if arrived is None:
+                break
+            finished += arrived
+            yield StepDone(step=call, steps=calls)
+        items = [item for trajectory, _ in finished for item in trajectory.items]
+        latents = torch.cat([latents for _, latents in finished])
+        with clock.stage("decode"), torch.inference_mode():
+            finite = stages.is_finite(latents)
+            pictures = stages.decode(self.components["vae"], latents.nan_to_num())
+        share = {name: seconds / len(items) for name, seconds in clock.seconds.items()}
+        peak = peak_bytes(self.execution.device)
+        for item, picture, good in zip(items, pictures, finite, strict=True):
+            if good:
+                yield Rendered(item=item, pixels=picture, seconds=share, peak_bytes=peak)
+            else:
+                message = f"the latents are not finite in {self.execution.dtype}; try precision=full"
+                yield ItemFailed(item=item, error=NotFinite(message), seconds=share)
+
+    def _encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """The texts' embeddings; each text is encoded once, as long as it is remembered."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
+        if new:
+            encoder = self.components["text_encoder"]
+            self._embeddings.update(stages.encode_texts(encoder, self.tokenizer, new))
+        known = {text: self._embeddings[text] for text in texts}
+        while len(self._embeddings) > EMBEDDINGS_KEPT:
+            self._embeddings.popitem(last=False)
+        return known
+
+
+class Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time inside to a stage."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun
+
+
+def reset_peak(device: str) -> None:
+    """Forgets the highest memory use so far."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    elif os.access("/proc/self/clear_refs", os.W_OK):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: str) -> int:
+    """The highest memory use since `reset_peak`, on a CPU the process's own; 0 where it isn't known."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) * 1024

@@ -1,0 +1,209 @@
+"""From a checked manifest, or a file of JSON lines, to items: lazily, in a fixed order, each with its number.
+
+The order: jobs, then prompts, then the matrix with its last key varying fastest, then seeds fastest of all. An item is
+computed from its number alone, so a million of them cost nothing until they are asked for. Values are checked by the
+rules of `manifest`; what is done with the items is not known here.
+
+    items = Items(manifest, drawn_seeds={0: 1234})
+    items[999_999].seed
+"""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import orjson
+
+from runner import prompts
+from runner.errors import Location, ManifestError
+from runner.manifest import DEFAULTS, ITEM_KEYS, LARGEST_SEED, Axis, Job, Manifest, Prompt, check, entries, words
+from runner.spec import Item, Part
+from runner.yaml_nodes import Node, wrap
+
+LONGEST_LINE = 2**20  # bytes
+BOM = b"\xef\xbb\xbf"
+RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "model")
+
+
+def jobs_without_seed(manifest: Manifest) -> tuple[int, ...]:
+    """The jobs, by their index, for which a seed has to be drawn."""
+    return tuple(index for index, job in enumerate(manifest.jobs) if job.drawn)
+
+
+def texts(job: Job) -> Iterator[tuple[str, Location]]:
+    """Every text that the job's items may encode and must not cut, with its place."""
+    axes = {axis.key: axis.values for axis in job.axes}
+    if "error" not in axes.get("long_prompts", [job.values.get("long_prompts")]):
+        return
+    prompts_of_job: Sequence[Prompt] = axes["prompt"]
+    for prompt in prompts_of_job:
+        yield from ((part.text, prompt.location) for part in prompt.parts())
+        if prompt.negative is not None:
+            yield prompt.negative, prompt.location
+    yield from ((text, job.location) for text in axes.get("negative", [job.values.get("negative", "")]))
+
+
+class _Lazy(Sequence[Item]):
+    """A sequence whose items are made when they are asked for."""
+
+    def _make(self, number: int) -> Item:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, number: int) -> Item: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[Item]: ...
+    def __getitem__(self, number: int | slice) -> Item | Sequence[Item]:
+        if isinstance(number, slice):
+            return [self._make(place) for place in range(*number.indices(len(self)))]
+        return self._make(range(len(self))[number])
+
+
+class Items(_Lazy):
+    """The items of a manifest; `drawn_seeds` has the first seed of each job that says none."""
+
+    def __init__(self, manifest: Manifest, drawn_seeds: Mapping[int, int]) -> None:
+        self._jobs = [(job, _axes(job, drawn_seeds[i] if job.drawn else 0)) for i, job in enumerate(manifest.jobs)]
+        self._ends = list(itertools.accumulate(job.size for job in manifest.jobs))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _make(self, number: int) -> Item:
+        index = bisect_right(self._ends, number)
+        job, axes = self._jobs[index]
+        return _item(job, axes, number - self._ends[index] + job.size, number)
+
+
+def _axes(job: Job, drawn: int) -> tuple[Axis, ...]:
+    if not job.drawn:
+        return job.axes
+    if not 0 <= drawn <= LARGEST_SEED - job.drawn + 1:
+        raise ValueError(f"{job.drawn} seeds from {drawn} leave the range from 0 to {LARGEST_SEED}")
+    return (*job.axes, Axis(key="seed", values=range(drawn, drawn + job.drawn), named=job.drawn > 1))
+
+
+def _item(job: Job, axes: Sequence[Axis], place: int, number: int) -> Item:
+    """The item at a place in its job: a number whose digits, the last one first, are the places on the axes."""
+    chosen: dict[str, Any] = {}
+    for axis in reversed(axes):
+        place, digit = divmod(place, len(axis.values))
+        chosen[axis.key] = axis.values[digit]
+    prompt: Prompt = chosen["prompt"]
+    named = tuple((axis.key, _shown(chosen[axis.key])) for axis in axes if axis.named)
+    values = {**job.values, **chosen, "prompt": prompt.text}
+    if prompt.negative is not None:
+        values["negative"] = prompt.negative
+    return _resolved(values, number=number, parts=prompt.parts(), axes=named)
+
+
+def _shown(value: Any) -> Any:
+    return value.label if isinstance(value, Prompt) else value
+
+
+def _resolved(values: Mapping[str, Any], **others: Any) -> Item:
+    eta = values["eta"] if values["sampler"] == "ddim" else 0.0  # the other samplers don't know it
+    return Item(**{**values, "eta": eta}, **others)
+
+
+# ---- JSON lines
+
+
+def read_item(record: object, *, number: int, location: Location) -> Item:
+    """The item that `Item.to_dict` wrote, or one written by hand, where all but a prompt and a seed may be missing."""
+    given = entries(wrap(record, location), RECORD_KEYS)
+    if "seed" not in given:
+        raise ManifestError("'seed' is missing; an item in a file of JSON lines needs one", location)
+    values = {**DEFAULTS, **{key: check(key, node) for key, node in given.items() if key in ITEM_KEYS}}
+    parts = _read_parts(given, location)
+    values.setdefault("prompt", prompts.to_text([part.text for part in parts], [part.weight for part in parts]))
+    return _resolved(values, number=number, parts=parts, axes=_read_axes(given.get("axes")))
+
+
+def _read_parts(given: Mapping[str, Node], location: Location) -> tuple[Part, ...]:
+    if "parts" not in given and "prompt" not in given:
+        raise ManifestError("'prompt' is missing", location)
+    try:
+        if "parts" not in given:
+            return prompts.parse(words(given["prompt"]))
+        parts = [part.mapping(("text", "weight")) for part in given["parts"].items()]
+        if any(len(part) < 2 for part in parts):
+            raise ManifestError("parts: each needs a 'text' and a 'weight'", location)
+        weights = [part["weight"].number(-prompts.LARGEST_WEIGHT, prompts.LARGEST_WEIGHT) for part in parts]
+        return prompts.combine([words(part["text"]) for part in parts], weights)
+    except ValueError as error:
+        raise ManifestError(f"prompt: {error}", location) from None
+
+
+def _read_axes(node: Node | None) -> tuple[tuple[str, Any], ...]:
+    if node is None:
+        return ()
+    if not isinstance(node.value, dict) or any(isinstance(value.value, list | dict) for value in node.value.values()):
+        raise node.error("axes: expected a mapping of keys to single values")
+    return tuple((key.written, value.value) for key, value in node.value.items())
+
+
+class _Lines(_Lazy):
+    """The items in a file of JSON lines, of which only the places are kept."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._places, self._lines = array("Q"), array("Q")
+        for place, line, text in _json_lines(path):
+            self._read(text, len(self._places), line)
+            self._places.append(place)
+            self._lines.append(line)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Item]:
+        for number, (_, line, text) in zip(range(len(self)), _json_lines(self._path), strict=False):
+            yield self._read(text, number, line)
+
+    def _make(self, number: int) -> Item:
+        with self._path.open("rb") as file:
+            file.seek(self._places[number])
+            return self._read(file.readline(LONGEST_LINE), number, self._lines[number])
+
+    def _read(self, text: bytes, number: int, line: int) -> Item:
+        location = Location(self._path, line, 1)
+        try:
+            record = orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            raise ManifestError(f"not valid JSON: {error.msg}", Location(self._path, line, error.colno)) from None
+        if not isinstance(record, dict):
+            raise ManifestError("each line is one JSON object: a record, or an item", location)
+        return read_item(record.get("item", record), number=number, location=location)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Place in bytes, number of the line, and text, of each line that is not blank."""
+    place = 0
+    with path.open("rb") as file:
+        for line in itertools.count(1):
+            if not (text := file.readline(LONGEST_LINE + 1)):
+                return
+            if len(text) > LONGEST_LINE:
+                raise ManifestError(f"a line of more than {LONGEST_LINE // 2**20} MiB", Location(path, line, 1))
+            start, place = place, place + len(text)
+            if line == 1 and text.startswith(BOM):
+                start, text = start + len(BOM), text[len(BOM) :]
+            if text.strip():
+                yield start, line, text
+
+
+def read_items(path: Path) -> Sequence[Item]:
+    """The items of a file of JSON lines, all of them checked, none of them kept."""
+    try:
+        items = _Lines(path)
+    except OSError as error:
+        raise ManifestError(f"can't read the file: {error.strerror or error}", Location(path)) from None
+    if not items:
+        raise ManifestError("the file holds no items", Location(path))
+    return items

@@ -1,0 +1,90 @@
+"""Writing files so that a reader meets the old content or the new, never half of one.
+
+It turns what the system says about a full or closed disk into `FolderUnwritable`. It knows nothing of what is written.
+
+    with writing_to(folder):
+        atomic_write(folder / "gallery.html", page)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from runner.errors import FolderUnwritable
+
+REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "writing is not permitted",
+    errno.EPERM: "writing is not permitted",
+    errno.ENOENT: "the folder has vanished",
+    errno.ESTALE: "the folder has vanished",
+    errno.ENOTDIR: "a file stands where a folder should be",
+    errno.EEXIST: "a file stands where a folder should be",
+    errno.EISDIR: "a folder stands where a file should be",
+    errno.EIO: "the disk reports an error",
+}
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Within it, a disk that is full, closed or gone is a `FolderUnwritable` that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        reason = REASONS.get(error.errno or 0)
+        if reason is None:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        message = f"can't write to '{folder}': {reason}{place}; what was finished is safe, run again to go on"
+        raise FolderUnwritable(message) from error
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write every byte: the system may take fewer at once than it was given, for instance on a nearly full disk."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def atomic_write(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Put `data` at `path` in one step, making its folders; `durable` waits until the disk itself has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A name of its own, since two processes may build the same gallery; hidden, so that no file list shows it.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        _write_new(temporary, data, durable=durable)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        flush_folder(path.parent)
+
+
+def _write_new(path: Path, data: bytes, *, durable: bool) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        write_all(descriptor, data)
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make the names in a folder durable: flushing a file does not flush the folder's entry for it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # what disks answer that can't flush a folder
+            raise
+    finally:
+        os.close(descriptor)

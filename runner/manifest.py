@@ -1,0 +1,498 @@
+"""From a manifest, version 1, to a checked one: every value in its range, every prompt read, every place known.
+
+The result holds descriptions, not items: a range of seeds stays a range, and `expand` makes the items. Models, memory
+and devices are not known here. The rules for values (`RULES`) and the built-in defaults (`DEFAULTS`) stand here for
+everyone who reads items.
+
+    manifest = load(Path("alps.yaml"), overrides={"steps": 4}, allow_outside=False)
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+from runner import prompts, yaml_nodes
+from runner.errors import Location, ManifestError, SettingError
+from runner.spec import FORMATS, MOST_STEPS, SAMPLERS, SIZE_STEP, Part
+from runner.yaml_nodes import Node
+
+DEFAULTS: Mapping[str, Any] = {
+    "negative": "",
+    "width": 512,
+    "height": 512,
+    "steps": 50,
+    "scale": 7.5,
+    "sampler": "ddim",
+    "eta": 0.0,
+    "format": "png",
+    "long_prompts": "error",
+}
+ITEM_KEYS = ("prompt", "seed", *DEFAULTS)
+ALIASES = {"W": "width", "H": "height", "ddim_steps": "steps", "ddim_eta": "eta"}
+JOB_KEYS = (*ITEM_KEYS, "prompts", "seeds", "n_samples", "n_iter", "matrix")
+PROMPT_KEYS = {  # the kind of prompt, and what may stand beside it
+    "text": ("weighted", "id", "negative"),
+    "prompt": ("weighted", "id", "negative"),
+    "parts": ("weights", "id", "negative"),
+    "file": ("weighted", "negative"),
+}
+LATER = {
+    key: f"'{key}' comes with a later version of runner"
+    for key in ("zip", "exclude", "include", "init", "crop", "strength", "fixed_code", "models", "model")
+}
+CONFLICTS = (
+    ("prompts", "prompt"),
+    ("prompts", "matrix.prompt"),
+    *(("seeds", other) for other in ("seed", "n_samples", "n_iter", "matrix.seed")),
+    *((other, "matrix.seed") for other in ("n_samples", "n_iter")),
+    *((key, f"matrix.{key}") for key in ITEM_KEYS),
+)
+T = TypeVar("T")
+QUOTE_HINT = "; a prompt that holds a colon and a space needs quotes"
+
+LARGEST_SEED = 2**63 - 1  # of torch's generators
+LARGEST_NUMBER, LEAST_STEP = 1e9, 1e-9
+MOST_ITEMS, MOST_PROMPTS, MOST_VALUES = 10**9, 5 * 10**6, 10**5
+FOLDER_NAME = re.compile(r"\w[\w .,+=()@-]*(?<![ .])")
+LONGEST_NAME = 200  # bytes; file systems allow 255
+SEEDS = re.compile(r"\s*([0-9]{1,19})\s*(?:-\s*([0-9]{1,19})\s*)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A prompt as it was written; `label` is what an axis shows for it, `negative` its own, if it has one."""
+
+    text: str
+    label: str
+    weighted: bool
+    negative: str | None
+    location: Location
+
+    def parts(self) -> tuple[Part, ...]:
+        return prompts.parse(self.text) if self.weighted else (Part(text=self.text, weight=1.0),)
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds(Sequence[int]):
+    """Spans of seeds, one after the other; `ends` are the counts of seeds up to the end of each span."""
+
+    spans: tuple[range, ...]
+    ends: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[int]: ...
+    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
+        if isinstance(place, slice):
+            return [self[n] for n in range(*place.indices(len(self)))]
+        place = range(len(self))[place]
+        span = bisect_right(self.ends, place)
+        return self.spans[span][place - self.ends[span]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """One key and the values that it takes in turn; `named` says whether the items name their value on it."""
+
+    key: str
+    values: Sequence[Any]
+    named: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """Every combination of the axes' values, the last one varying fastest, over values that are the same for all.
+
+    `drawn` is the number of seeds that count up from one that has yet to be drawn, 0 where the seeds are known.
+    """
+
+    values: Mapping[str, Any]
+    axes: tuple[Axis, ...]
+    drawn: int
+    location: Location
+
+    @property
+    def size(self) -> int:
+        return math.prod(len(axis.values) for axis in self.axes) * max(self.drawn, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    path: Path
+    name: str
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Frame:
+    """What a job stands in."""
+
+    folder: Path
+    allow_outside: bool
+    defaults: Mapping[str, Any]
+
+
+def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) -> Manifest:
+    """The checked manifest; `overrides` are defaults from the command line, which beat those of the manifest."""
+    root = yaml_nodes.read(path)
+    given = root.mapping(("version", "name", "defaults", "jobs"), refused=LATER)
+    for key in ("version", "jobs"):
+        if key not in given:
+            raise root.error(f"'{key}' is missing" + ("; write 'version: 1'" if key == "version" else ""))
+    if given["version"].written != "1":
+        raise given["version"].error(f"version {given['version']} is not known; this runner reads version: 1")
+    bare = _Frame(folder=path.parent, allow_outside=allow_outside, defaults=DEFAULTS)
+    defaults = _values(entries(given["defaults"], ITEM_KEYS), bare) if "defaults" in given else {}
+    defaults = {**DEFAULTS, **defaults, **_overrides(overrides, bare)}
+    frame = _Frame(folder=path.parent, allow_outside=allow_outside, defaults=defaults)
+    jobs = tuple(_job(node, frame) for node in given["jobs"].items())
+    if (size := sum(job.size for job in jobs)) > MOST_ITEMS:
+        raise given["jobs"].error(f"the jobs make {size} items; the most is {MOST_ITEMS}")
+    return Manifest(path=path, name=_name(given.get("name"), path), jobs=jobs)
+
+
+def entries(node: Node, known: Sequence[str]) -> dict[str, Node]:
+    """The entries of a mapping of item keys, under their real names."""
+    aliases = [alias for alias, real in ALIASES.items() if real in known]
+    given = node.mapping((*known, *aliases), refused=LATER)
+    for alias in aliases:
+        if alias in given and ALIASES[alias] in given:
+            raise given[alias].error(
+                f"'{alias}' is another name of '{ALIASES[alias]}'; only one of them can stand here"
+            )
+    return {ALIASES.get(key, key): value for key, value in given.items()}
+
+
+def check(key: str, node: Node) -> Any:
+    """The value of an item key by its rule."""
+    return _named(key, RULES[key], node)
+
+
+def _named(key: str, read: Callable[[Node], T], node: Node) -> T:
+    """What `read` reads, with the key before the message of its error."""
+    try:
+        return read(node)
+    except ManifestError as error:
+        raise ManifestError(f"{key}: {error.message}", error.location) from None
+
+
+# ---- values
+
+
+def words(node: Node) -> str:
+    """The text of a prompt."""
+    text = node.text().strip()
+    if node.comment_follows:
+        raise node.error(
+            f"a '#' after a space begins a comment, which cuts this text to {node}; "
+            "quote the whole text, or move the comment to a line of its own"
+        )
+    return text
+
+
+def _size(node: Node) -> int:
+    low, high = SIZE_STEP, 64 * SIZE_STEP
+    value = node.integer(low, high)
+    if rest := value % SIZE_STEP:
+        raise node.error(f"{node} is not a multiple of {SIZE_STEP}; {value - rest} and {value - rest + SIZE_STEP} are")
+    return value
+
+
+def _sampler(node: Node) -> str:
+    return node.choice(SAMPLERS, likely=node.text().removeprefix("k_"))
+
+
+def _long_prompts(node: Node) -> str:
+    if node.text() == "chunk":
+        raise node.error("'chunk' comes with a later version of runner; use error or truncate")
+    return node.choice(("error", "truncate"))
+
+
+RULES: Mapping[str, Callable[[Node], Any]] = {
+    "prompt": words,
+    "negative": words,
+    "seed": lambda node: node.integer(0, LARGEST_SEED),
+    "width": _size,
+    "height": _size,
+    "steps": lambda node: node.integer(1, MOST_STEPS),
+    "scale": lambda node: node.number(0, 100),
+    "sampler": _sampler,
+    "eta": lambda node: node.number(0, 1),
+    "format": lambda node: node.choice(FORMATS),
+    "long_prompts": _long_prompts,
+}
+
+
+def _values(given: Mapping[str, Node], frame: _Frame) -> dict[str, Any]:
+    """The checked values of item keys; a prompt becomes the prompts that it stands for."""
+    return {
+        key: _prompts([node], frame) if key == "prompt" else check(key, node)
+        for key, node in given.items()
+        if key in ITEM_KEYS
+    }
+
+
+def _overrides(overrides: Mapping[str, object], frame: _Frame) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in overrides.items():
+        try:
+            node = yaml_nodes.wrap({key: value}, Location(Path("command line")), plain=True)
+            values = _values(entries(node, ITEM_KEYS), frame)
+        except ManifestError as error:
+            raise SettingError(f"defaults.{key}: {error.message.removeprefix(f'{key}: ')}") from None
+        if not found.keys().isdisjoint(values):
+            raise SettingError(
+                f"defaults.{key}: '{next(iter(values))}' is set twice; only one of its names can be used"
+            )
+        found |= values
+    return found
+
+
+def _name(node: Node | None, path: Path) -> str:
+    name = node.text() if node else path.stem
+    if FOLDER_NAME.fullmatch(name) and len(os.fsencode(name)) <= LONGEST_NAME:
+        return name
+    message = "can't name a folder; use letters, digits and any of ' _.,+=()@-', beginning with a letter or digit"
+    raise (
+        node.error(f"name: {node} {message}")
+        if node
+        else ManifestError(f"the file's own name '{name}' {message}; or add a line 'name: ...'", Location(path))
+    )
+
+
+# ---- prompts
+
+
+def _prompts(nodes: Sequence[Node], frame: _Frame) -> tuple[Prompt, ...]:
+    found: list[Prompt] = []
+    for node in nodes:
+        found += itertools.islice(_prompt(node, frame), MOST_PROMPTS + 1)
+        if len(found) > MOST_PROMPTS:
+            raise node.error(f"more than {MOST_PROMPTS} prompts in one list")
+    return tuple(found)
+
+
+def _prompt(node: Node, frame: _Frame) -> Iterator[Prompt]:
+    if not isinstance(node.value, dict):
+        yield _checked(words(node), node.location)
+        return
+    given = node.mapping(
+        dict.fromkeys(key for kind in PROMPT_KEYS for key in (kind, *PROMPT_KEYS[kind])), hint=QUOTE_HINT
+    )
+    kinds = [kind for kind in PROMPT_KEYS if kind in given]
+    if len(kinds) != 1:
+        raise node.error("a prompt is made of exactly one of text, parts (with weights) or file")
+    kind = kinds[0]
+    for key in given:
+        if key != kind and key not in PROMPT_KEYS[kind]:
+            raise given[key].error(f"'{key}' can't stand beside '{kind}'")
+    negative = words(given["negative"]) if "negative" in given else None
+    label = given["id"].text() if "id" in given else None
+    weighted = given["weighted"].flag() if "weighted" in given else True
+    if kind == "file":
+        yield from _from_file(given["file"], frame, negative, weighted)
+    elif kind == "parts":
+        yield from _from_parts(given, negative, label)
+    else:
+        yield _checked(words(given[kind]), given[kind].location, negative, label, weighted)
+
+
+def _checked(
+    text: str, location: Location, negative: str | None = None, label: str | None = None, weighted: bool = True
+) -> Prompt:
+    if weighted:
+        try:
+            prompts.parse(text)
+        except ValueError as error:
+            raise ManifestError(f"{error}; or set 'weighted: false' on the prompt", location) from None
+    label = text if label is None else label
+    return Prompt(text=text, label=label, weighted=weighted, negative=negative, location=location)
+
+
+def _from_parts(given: Mapping[str, Node], negative: str | None, label: str | None) -> Iterator[Prompt]:
+    parts = [words(node) for node in given["parts"].items()]
+    if "weights" not in given:
+        raise given["parts"].error(f"'weights' is missing; {len(parts)} parts need {len(parts)} weights")
+    rows = given["weights"].items()
+    swept = isinstance(rows[0].value, list)
+    for row in rows if swept else [given["weights"]]:
+        weights = [node.number(-prompts.LARGEST_WEIGHT, prompts.LARGEST_WEIGHT) for node in row.items()]
+        try:
+            prompts.combine(parts, weights)
+        except ValueError as error:
+            raise row.error(str(error)) from None
+        text = prompts.to_text(parts, weights)
+        named = f"{label} ({', '.join(f'{weight:g}' for weight in weights)})" if label and swept else label
+        yield _checked(text, row.location, negative, named)
+
+
+def _from_file(node: Node, frame: _Frame, negative: str | None, weighted: bool) -> Iterator[Prompt]:
+    path = _inside(node, frame)
+    found = False
+    for number, line in enumerate(yaml_nodes.read_text(path, node.location).split("\n"), 1):
+        if text := line.strip():
+            found = True
+            yield _checked(text, Location(path, number, 1), negative, weighted=weighted)
+    if not found:
+        raise node.error(f"the file {node} holds no prompts")
+
+
+def _inside(node: Node, frame: _Frame) -> Path:
+    path = frame.folder / node.text()
+    try:
+        inside = path.resolve().is_relative_to(frame.folder.resolve())
+    except (OSError, RuntimeError):
+        raise node.error(f"{node} can't be followed; is it a link to itself?") from None
+    if not inside and not frame.allow_outside:
+        raise node.error(f"{node} leaves the manifest's folder; allow_outside=true permits it")
+    return path
+
+
+# ---- jobs
+
+
+def _job(node: Node, frame: _Frame) -> Job:
+    given = entries(node, JOB_KEYS)
+    matrix = entries(given["matrix"], ITEM_KEYS) if "matrix" in given else {}
+    _refuse_conflicts({**given, **{f"matrix.{key}": value for key, value in matrix.items()}})
+    values = {**frame.defaults, **_values(given, frame)}
+    axes = [Axis(key=key, values=_axis_values(key, value, frame), named=True) for key, value in matrix.items()]
+    if "prompt" not in matrix:
+        texts = _prompts(given["prompts"].items(), frame) if "prompts" in given else values.get("prompt")
+        if texts is None:
+            raise node.error("a job needs prompts: a list, or a single 'prompt'")
+        axes.insert(0, Axis(key="prompt", values=texts, named=len(texts) > 1))
+    drawn = 0
+    if "seed" not in matrix:
+        seeds, drawn = _job_seeds(given, values.get("seed"))
+        axes += [Axis(key="seed", values=seeds, named=len(seeds) > 1)] if seeds else []
+    if "negative" in matrix:
+        _refuse_own_negatives(axes, matrix["negative"])
+    fixed = {key: value for key, value in values.items() if key in DEFAULTS and key not in matrix}
+    return Job(values=fixed, axes=tuple(axes), drawn=drawn, location=node.location)
+
+
+def _refuse_conflicts(given: Mapping[str, Node]) -> None:
+    for one, other in CONFLICTS:
+        if one in given and other in given:
+            raise given[other].error(f"'{one}' and '{other}' can't stand together in one job")
+
+
+def _refuse_own_negatives(axes: Sequence[Axis], place: Node) -> None:
+    for axis in axes:
+        own = (
+            next((prompt for prompt in axis.values if prompt.negative is not None), None)
+            if axis.key == "prompt"
+            else None
+        )
+        if own:
+            raise place.error(f"'matrix.negative' can't stand together with the 'negative' of a prompt ('{own.label}')")
+
+
+def _job_seeds(given: Mapping[str, Node], first: int | None) -> tuple[Sequence[int], int]:
+    """The seeds of a job, or else the number of those that have yet to be drawn."""
+    if "seeds" in given:
+        return _named("seeds", _seeds, given["seeds"]), 0
+    count = math.prod(_named(key, _count, given[key]) for key in ("n_samples", "n_iter") if key in given)
+    if first is None:
+        return (), count
+    if first > LARGEST_SEED - count + 1:
+        place = next(given[key] for key in ("seed", "n_samples", "n_iter") if key in given)
+        raise place.error(f"{count} seeds from {first} go beyond the largest seed, {LARGEST_SEED}")
+    return range(first, first + count), 0
+
+
+def _count(node: Node) -> int:
+    return node.integer(1, MOST_ITEMS)
+
+
+def _seeds(node: Node) -> Sequence[int]:
+    spans = tuple(_seed_spans(node))
+    ends = tuple(itertools.accumulate(len(span) for span in spans))
+    return spans[0] if len(spans) == 1 else Seeds(spans, ends)
+
+
+def _seed_spans(node: Node) -> Iterator[range]:
+    if isinstance(node.value, list):
+        for entry in node.items():
+            yield from _seed_spans(entry)
+    elif isinstance(node.value, dict):
+        start, step, count = _span(node, _whole)
+        yield _seed_range(node, int(start), int(step), count)
+    else:
+        for piece in node.written.split(","):
+            if not (match := SEEDS.fullmatch(piece)):
+                forms = "7, 27-46, [1, 5, 9], {start: 27, count: 20} or {start: 0, stop: 100, step: 5}"
+                raise node.error(f"{node} are not seeds; write {forms}")
+            first, last = int(match[1]), int(match[2] or match[1])
+            if last < first:
+                raise node.error(f"'{piece.strip()}' runs backwards; write {last}-{first}")
+            yield _seed_range(node, first, 1, last - first + 1)
+
+
+def _seed_range(node: Node, start: int, step: int, count: int) -> range:
+    last = start + (count - 1) * step
+    if min(start, last) < 0 or max(start, last) > LARGEST_SEED:
+        raise node.error(f"the seeds from {start} to {last} leave the range from 0 to {LARGEST_SEED}")
+    if count > MOST_ITEMS:
+        raise node.error(f"{count} seeds; the most is {MOST_ITEMS}")
+    return range(start, start + count * step, step)
+
+
+def _whole(node: Node) -> int:
+    return node.integer(-LARGEST_SEED, LARGEST_SEED)
+
+
+def _any_number(node: Node) -> float:
+    return node.number(-LARGEST_NUMBER, LARGEST_NUMBER)
+
+
+def _span(node: Node, read: Callable[[Node], float]) -> tuple[Decimal, Decimal, int]:
+    """Start, step and count of a range. Decimals are exact in what people write: no drift, no missed stop."""
+    given = node.mapping(("start", "stop", "step", "count"))
+    if "start" not in given or ("stop" in given) == ("count" in given):
+        raise node.error(
+            "a range is written {start: 0, stop: 100, step: 5}, its stop included, or {start: 27, count: 20}"
+        )
+    numbers = {key: Decimal(str(_named(key, read, given[key]))) for key in ("start", "stop", "step") if key in given}
+    start, step = numbers["start"], numbers.get("step", Decimal(1))
+    if abs(step) < LEAST_STEP:
+        raise given["step"].error(f"the step {given['step']} is too small; the least is {LEAST_STEP:g}")
+    if "count" in given:
+        return start, step, _named("count", _count, given["count"])
+    count = math.floor((numbers["stop"] - start) / step) + 1
+    if count < 1:
+        raise given["stop"].error(f"the stop {given['stop']} is never reached from {start} in steps of {step}")
+    return start, step, count
+
+
+def _axis_values(key: str, node: Node, frame: _Frame) -> Sequence[Any]:
+    if key == "prompt":
+        return _prompts(node.items(), frame)
+    if key == "seed":
+        return _named(key, _seeds, node)
+    if isinstance(node.value, list):
+        return tuple(check(key, entry) for entry in node.items())
+    if not isinstance(node.value, dict):
+        raise node.error(f"{key}: expected a list or a range {{start, stop, step}}, not {node}")
+    start, step, count = _span(node, _any_number)
+    if count > MOST_VALUES:
+        raise node.error(f"{key}: a range of {count} values; the most is {MOST_VALUES}")
+    return tuple(check(key, yaml_nodes.wrap(_number(start + n * step), node.location)) for n in range(count))
+
+
+def _number(exact: Decimal) -> int | float:
+    return int(exact) if exact == exact.to_integral_value() else float(exact)

@@ -1,0 +1,119 @@
+"""Readers of a run's events for people: a progress bar on a terminal, plain lines elsewhere, and the log file."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from runner.events import ItemDone, ItemFailed, RunEvent, RunFinished, RunStarted, StepDone, WaveStarted
+
+LINE_SECONDS = 5.0  # between two plain lines
+SHOWN_FAILURES = 10
+log = logging.getLogger("runner")
+
+
+def watch(events: Iterable[RunEvent], folder: Path, console: Console) -> RunFinished:
+    """Shows a run's events on `console` until its last one, which is returned."""
+    logged = _logged(events, folder)
+    finished = _show_bar(logged, console) if console.is_terminal else _show_lines(logged, console)
+    for line in summary(finished, folder):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return finished
+
+
+def summary(finished: RunFinished, folder: Path) -> list[str]:
+    """What is said at the end."""
+    if not finished.done and not finished.failed:
+        return [f"nothing to render: all pictures are in {folder}"]
+    pace = finished.done / finished.seconds if finished.seconds else 0.0
+    lines = [f"{finished.done} pictures in {finished.seconds:.1f} s ({pace:.2f} a second), see {folder}/gallery.html"]
+    if finished.failed:
+        lines.append(f"{len(finished.failed)} failed, see {folder}/records.jsonl; run again to try them again:")
+        lines += [f"  {item.number}: {item.prompt}, seed {item.seed}" for item in finished.failed[:SHOWN_FAILURES]]
+    return lines
+
+
+class _Pace(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Images a second since the start."""
+        pace = task.completed / task.elapsed if task.elapsed else 0.0
+        return Text(f"{pace:.2f} images/s")
+
+
+def _show_bar(events: Iterable[RunEvent], console: Console) -> RunFinished:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Pace(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("loading", total=None)
+        for event in events:
+            match event:
+                case RunStarted():
+                    progress.update(task, total=event.missing, description="rendering")
+                case StepDone():
+                    progress.update(task, description=f"step {event.step}/{event.steps}")
+                case ItemDone() | ItemFailed():
+                    progress.advance(task)
+                case RunFinished():
+                    return event
+    raise AssertionError("a run's last event is RunFinished")
+
+
+def _show_lines(events: Iterable[RunEvent], console: Console) -> RunFinished:
+    total = done = 0
+    begun = said = time.monotonic()
+    for event in events:
+        match event:
+            case RunStarted():
+                total, begun = event.missing, time.monotonic()
+                if total:
+                    console.print(f"{event.missing} of {event.wanted} pictures to render", highlight=False)
+            case ItemDone() | ItemFailed():
+                done += 1
+            case RunFinished():
+                return event
+        now = time.monotonic()
+        if done and now - said >= LINE_SECONDS:
+            said, pace = now, done / (now - begun)
+            line = f"{done}/{total} images, {pace:.2f} images/s, {(total - done) / pace:.0f} s left"
+            console.print(line, highlight=False)
+    raise AssertionError("a run's last event is RunFinished")
+
+
+def _logged(events: Iterable[RunEvent], folder: Path) -> Iterator[RunEvent]:
+    """Passes the events on and writes `runner.log` as soon as there is a run folder."""
+    handler: logging.Handler | None = None
+    try:
+        for event in events:
+            if handler is None and isinstance(event, RunStarted) and event.missing:
+                handler = _open_log(folder)
+            _log(event)
+            yield event
+    finally:
+        if handler:
+            log.removeHandler(handler)
+            handler.close()
+
+
+def _open_log(folder: Path) -> logging.Handler:
+    handler = logging.FileHandler(folder / "runner.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    return handler
+
+
+def _log(event: RunEvent) -> None:
+    match event:
+        case RunStarted():
+            log.info("started: %d of %d pictures to render", event.missing, event.wanted)
+        case WaveStarted():
+            log.info("wave of %d: items %s", len(event.items), [item.number for item in event.items])
+        case ItemFailed():
+            log.error("item %d failed: %s", event.item.number, event.error, exc_info=event.error)
+        case RunFinished():
+            log.info("finished: %d done, %d failed, %.1f s", event.done, len(event.failed), event.seconds)

@@ -1,0 +1,211 @@
+"""The ledger of a run folder: one line an item, appended as it is finished, read to know what is left to do.
+
+It holds the folder's lock, mends a tail that was torn when a process died, and says which items are finished. It does
+not look into pictures, and it does not decide what a record contains.
+
+    with Ledger(folder) as ledger:
+        if not ledger.is_done(identity):
+            ledger.append({"id": identity, "status": "done", "image": "images/...", "bytes": 1234, ...})
+        ledger.flush()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
+
+import orjson
+from filelock import FileLock, Timeout
+
+from runner.errors import NoRunFolder, RunFolderHeld
+from runner.files import flush_folder, write_all, writing_to
+
+RECORDS, TORN, LOCK = "records.jsonl", "records.torn", ".lock"
+log = logging.getLogger(__name__)
+
+
+class Ledger:
+    """The records of one run folder, held by one process at a time; the lock vanishes with the process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # Not bound to a thread: a server may leave the ledger in another thread than it entered it.
+        self._lock = FileLock(folder / LOCK, blocking=False, thread_local=False)
+        self._descriptor = -1
+        # For a million records, so no objects of their own: id -> (path, bytes) of the newest record that is done,
+        # and path -> id of the newest record that wrote it.
+        self._images: dict[str, tuple[str, int]] = {}
+        self._owners: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        with writing_to(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            try:
+                self._read()
+                self._open()
+            except BaseException:
+                self._lock.release()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.flush()
+        finally:
+            os.close(self._descriptor)
+            self._lock.release()
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one record; after a crash of this process it is there or not, never half."""
+        if not _is_record(record):
+            raise ValueError(f"not a record: {dict(record)}")
+        line = orjson.dumps(record) + b"\n"
+        with writing_to(self.folder):
+            start = os.fstat(self._descriptor).st_size
+            try:
+                write_all(self._descriptor, line)
+            except BaseException:
+                # A disk that became full may have taken the beginning of the line.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._descriptor, start)
+                raise
+        self._note(record)
+
+    def flush(self) -> None:
+        """Wait until the disk has every record; once a wave, since for each record it would be the bottleneck."""
+        with writing_to(self.folder):
+            os.fsync(self._descriptor)
+
+    def is_done(self, identity: str) -> bool:
+        """Whether the newest record of this id says so, and its picture is there and still its own."""
+        image = self._images.get(identity)
+        if image is None:
+            return False
+        path, size = image
+        return self._owners.get(path) == identity and _size_of(self.folder / path) == size
+
+    def finished_ids(self) -> set[str]:
+        """Every id that `is_done`."""
+        return {identity for identity in self._images if self.is_done(identity)}
+
+    def image_paths(self) -> Mapping[str, str]:
+        """For each path that a finished item wrote, the id of the newest that did: two must not meet in a file."""
+        return MappingProxyType(self._owners)
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            message = (
+                f"the run folder '{self.folder}' is held by another process; wait for it, or choose another 'out='"
+            )
+            raise RunFolderHeld(message) from None
+
+    def _read(self) -> None:
+        self._images.clear()
+        self._owners.clear()
+        path = self.folder / RECORDS
+        if not path.exists():
+            return
+        end = 0
+        for line in _lines(path):
+            if line.record is not None:
+                self._note(line.record)
+            if not line.torn:
+                end = line.end
+        if end < path.stat().st_size:
+            self._set_aside(path, end)
+
+    def _set_aside(self, path: Path, end: int) -> None:
+        with path.open("r+b") as records, (self.folder / TORN).open("ab") as torn:
+            records.seek(end)
+            tail = records.read()
+            torn.write(tail if tail.endswith(b"\n") else tail + b"\n")
+            torn.flush()
+            os.fsync(torn.fileno())
+            records.truncate(end)
+        log.warning("%s: the last line was torn (%d bytes); it was moved to %s", path, len(tail), TORN)
+
+    def _open(self) -> None:
+        path = self.folder / RECORDS
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        flush_folder(self.folder)
+
+    def _note(self, record: Mapping[str, Any]) -> None:
+        identity = record["id"]
+        before = self._images.pop(identity, None)
+        if before is not None and self._owners.get(before[0]) == identity:
+            del self._owners[before[0]]
+        if record["status"] == "done":
+            self._images[identity] = (record["image"], record["bytes"])
+            self._owners[record["image"]] = identity
+
+
+def iterate_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """The records of a run folder, oldest first; it takes no lock and mends nothing, so a run may be going on."""
+    path = folder / RECORDS
+    if not folder.is_dir():
+        raise NoRunFolder(f"there is no run folder '{folder}'")
+    if not path.is_file():
+        raise NoRunFolder(f"'{folder}' is not a run folder: it has no {RECORDS}")
+    return (line.record for line in _lines(path) if line.record is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    """A line of the records file: its record if it is one; torn if it is the last one and not whole."""
+
+    record: dict[str, Any] | None
+    end: int
+    torn: bool = False
+
+
+def _lines(path: Path) -> Iterator[_Line]:
+    """Every line, read as a stream; broken ones in the middle are reported once, at the end."""
+    broken: list[int] = []
+    end = 0
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for number, text in enumerate(file, start=1):
+            end += len(text)
+            record = _parse(text)
+            torn = record is None and end >= size and bool(text.strip())
+            if record is None and not torn and text.strip():
+                broken.append(number)
+            yield _Line(record=record, end=end, torn=torn)
+    if broken:
+        log.warning("%s: %d broken lines were skipped, the first is line %d", path, len(broken), broken[0])
+
+
+def _parse(text: bytes) -> dict[str, Any] | None:
+    if not text.endswith(b"\n"):
+        return None
+    try:
+        record = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return record if _is_record(record) else None
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, Mapping) or not isinstance(record.get("id"), str):
+        return False
+    if record.get("status") != "done":
+        return record.get("status") == "failed"
+    return isinstance(record.get("image"), str) and isinstance(record.get("bytes"), int)
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):  # ValueError: a path with a NUL
+        return -1

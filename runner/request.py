@@ -1,0 +1,133 @@
+"""What a command is asked for: a manifest's items, in the order to be made, with the model and the run folder.
+
+Everything that can be wrong about it is found here, before anything is loaded or written; torch isn't needed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner import expand, manifest, weights
+from runner.errors import Location, ManifestError, shorten
+from runner.settings import Settings
+from runner.spec import Item, item_id
+from runner.tokens import ROOM, ClipTokenizer
+
+OUTPUTS = Path("outputs")
+RUN_FILE = "run.json"
+LARGEST_DRAWN_SEED = 2**32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """The wishes of one run. `drawn_seeds` are those that the manifest left open, by job."""
+
+    target: Path
+    folder: Path
+    items: Sequence[Item]
+    drawn_seeds: Mapping[int, int]
+    model: weights.ModelFiles
+    fingerprints: Mapping[str, str]
+    settings: Settings
+
+    def identity(self, item: Item) -> str:
+        """The item's id with this model."""
+        return item_id(item, self.fingerprints)
+
+    def wanted(self) -> Iterator[Item]:
+        """The items in the order in which they are to be made: shuffled and limited as the settings say."""
+        order: Sequence[int] = range(len(self.items))
+        if self.settings.shuffle is not None:
+            order = list(order)
+            random.Random(self.settings.shuffle).shuffle(order)
+        return (self.items[number] for number in order[: self.settings.limit])
+
+    def count(self) -> int:
+        """How many items are wanted."""
+        return min(len(self.items), self.settings.limit or len(self.items))
+
+
+def read_request(target: Path, settings: Settings) -> Request:
+    """Reads and checks the target, a manifest or a `.jsonl` of records or items, and finds the model.
+
+    Raises:
+        ManifestError, ModelError: the target or the model is wrong.
+    """
+    if not target.exists():
+        raise ManifestError("there is no such file", Location(target))
+    source = _read_items(target) if target.suffix == ".jsonl" else _read_manifest(target, settings)
+    model = weights.find_model(settings.model.path)
+    _check_lengths(source.texts, ClipTokenizer(model.folder / "tokenizer"))
+    folder = Path(settings.out) if settings.out else OUTPUTS / source.name
+    drawn = _draw_seeds(source.without_seed, folder)
+    return Request(
+        target=target,
+        folder=folder,
+        items=source.items(drawn),
+        drawn_seeds=drawn,
+        model=model,
+        fingerprints=weights.fingerprints(model),
+        settings=settings,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """A target that was read. `texts` are those that must fit into the model's context, with their places."""
+
+    name: str
+    without_seed: Sequence[int]
+    items: Callable[[Mapping[int, int]], Sequence[Item]]
+    texts: Iterable[tuple[str, Location]]
+
+
+def _read_items(target: Path) -> _Source:
+    items = expand.read_items(target)
+    texts = ((text, Location(target)) for item in items if item.long_prompts == "error" for text in item.texts())
+    return _Source(name=target.stem, without_seed=(), items=lambda _: items, texts=texts)
+
+
+def _read_manifest(target: Path, settings: Settings) -> _Source:
+    checked = manifest.load(target, overrides=settings.defaults.given(), allow_outside=settings.allow_outside)
+    return _Source(
+        name=checked.name,
+        without_seed=expand.jobs_without_seed(checked),
+        items=lambda drawn: expand.Items(checked, drawn),
+        texts=(text for job in checked.jobs for text in expand.texts(job)),
+    )
+
+
+def _check_lengths(texts: Iterable[tuple[str, Location]], tokenizer: ClipTokenizer) -> None:
+    checked: set[str] = set()
+    for text, location in texts:
+        # A token has at least one byte, so most prompts needn't be encoded to know that they fit.
+        if len(text.encode()) <= ROOM or text in checked:
+            continue
+        checked.add(text)
+        if lost := tokenizer.encode(text).lost:
+            raise ManifestError(
+                f"the prompt '{shorten(text)}' has more than {ROOM} tokens; these words would be lost: '{lost}'. "
+                "Shorten it, or set long_prompts: truncate",
+                location,
+            )
+
+
+def _draw_seeds(jobs: Sequence[int], folder: Path) -> dict[int, int]:
+    """A seed for each job that names none: the one that this run folder has already, or a new one."""
+    if not jobs:
+        return {}
+    kept = _kept_seeds(folder / RUN_FILE)
+    return {job: kept.get(str(job), secrets.randbelow(LARGEST_DRAWN_SEED)) for job in jobs}
+
+
+def _kept_seeds(run_file: Path) -> Mapping[str, int]:
+    try:
+        kept = json.loads(run_file.read_text(encoding="utf-8"))["drawn_seeds"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {job: seed for job, seed in kept.items() if isinstance(seed, int)}

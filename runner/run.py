@@ -1,0 +1,207 @@
+"""Renders what is missing of a request: items in, pictures and records out, told as a stream of events.
+
+It joins the parts: the ledger says what is missing, `plan` groups it, `execute` makes the pictures, threads write
+them, and a record is appended when a picture is in its file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import PurePosixPath
+from typing import Any
+
+import orjson
+
+from runner import __version__, gallery, plan
+from runner.events import ItemDone, ItemFailed, Rendered, RunEvent, RunFinished, RunStarted
+from runner.execute import Executor, available_devices, free_memory
+from runner.files import atomic_write, writing_to
+from runner.images import Writer, Written, image_path
+from runner.records import Ledger
+from runner.request import RUN_FILE, Request
+from runner.spec import Item
+
+LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
+
+
+def run(request: Request) -> Iterator[RunEvent]:
+    """Renders the items that have no picture yet; closing the iterator stops it and keeps what is finished.
+
+    Raises:
+        RunnerError: nothing can be rendered at all, or nothing more; what was finished is safe.
+    """
+    begun = time.monotonic()
+    with ExitStack() as stack:
+        ledger = stack.enter_context(Ledger(request.folder)) if request.folder.exists() else None
+        missing = _count_missing(request, ledger)
+        if not missing:
+            yield RunStarted(wanted=request.count(), missing=0, settings={})
+            yield RunFinished(done=0, failed=(), seconds=time.monotonic() - begun)
+            return
+        executor = _start_executor(request)
+        ledger = ledger or stack.enter_context(Ledger(request.folder))
+        settings = describe(request, executor)
+        _write_run_files(request, settings)
+        yield RunStarted(wanted=request.count(), missing=missing, settings=settings)
+        session = Session(request, executor, ledger, stack.enter_context(Writer(request.folder)))
+        try:
+            yield from session.render()
+        finally:
+            session.settle()
+        gallery.build(request.folder)
+        yield RunFinished(done=session.done, failed=tuple(session.failed), seconds=time.monotonic() - begun)
+
+
+class Session:
+    """One run under way: pictures on their way into files, and the ledger that follows them."""
+
+    def __init__(self, request: Request, executor: Executor, ledger: Ledger, writer: Writer) -> None:
+        self.request, self.executor, self.ledger, self.writer = request, executor, ledger, writer
+        self.done = 0
+        self.failed: list[Item] = []
+        self._under_way: set[str] = set()  # ids that are grouped, rendered or written, but not in the ledger
+        self._written: list[tuple[Rendered, int, Future[Written]]] = []
+        self._constant = _constant_record(request, executor)
+
+    def render(self) -> Iterator[RunEvent]:
+        """Renders all that is missing, wave by wave."""
+        factor = self.request.model.latent_factor
+        for wave in plan.group(self._missing(), self.executor.execution, factor):
+            for event in self.executor.run(wave):
+                if isinstance(event, Rendered):
+                    self._written.append((event, wave.unet_bs, self._write(event)))
+                elif isinstance(event, ItemFailed):
+                    self._note_failure(event, wave.unet_bs)
+                    yield event
+                else:
+                    yield event
+                yield from self._collect(wait=False)
+            self.ledger.flush()
+        yield from self._collect(wait=True)
+
+    def settle(self) -> None:
+        """Records what is still being written; after an interruption as well."""
+        for _ in self._collect(wait=True):
+            pass
+        self.ledger.flush()
+
+    def _missing(self) -> Iterator[Item]:
+        for item in self.request.wanted():
+            identity = self.request.identity(item)
+            if identity not in self._under_way and not self.ledger.is_done(identity):
+                self._under_way.add(identity)
+                yield item
+
+    def _write(self, event: Rendered) -> Future[Written]:
+        path = self._free_path(event.item)
+        return self.writer.submit(event.pixels, event.item, self.request.model.name, path)
+
+    def _free_path(self, item: Item) -> PurePosixPath:
+        """The item's path; where the picture of another item stands (of an earlier manifest, say), one with its id."""
+        path, identity = image_path(item), self.request.identity(item)
+        if self.ledger.image_paths().get(str(path), identity) == identity:
+            return path
+        return path.with_stem(f"{path.stem}_{identity[:12]}")
+
+    def _collect(self, *, wait: bool) -> Iterator[ItemDone | ItemFailed]:
+        """Appends the records of pictures that are in their files."""
+        waiting, self._written = self._written, []
+        while waiting:
+            event, unet_bs, future = waiting[0]
+            if not wait and not future.done():
+                break
+            waiting.pop(0)
+            try:
+                written = future.result()
+            except BaseException:
+                self._written = waiting
+                raise
+            record = self._record(event.item, unet_bs) | {
+                "status": "done",
+                "image": written.path,
+                "sha256": written.sha256,
+                "pixels": written.pixels_sha256,
+                "bytes": written.bytes,
+                "seconds": {name: round(seconds, 6) for name, seconds in event.seconds.items()},
+                "peak_bytes": event.peak_bytes,
+            }
+            self._append(record)
+            self.done += 1
+            yield ItemDone(item=event.item, record=record)
+        self._written = waiting + self._written
+
+    def _note_failure(self, event: ItemFailed, unet_bs: int) -> None:
+        error = {"class": type(event.error).__name__, "message": str(event.error)}
+        seconds = {name: round(seconds, 6) for name, seconds in event.seconds.items()}
+        self._append(self._record(event.item, unet_bs) | {"status": "failed", "error": error, "seconds": seconds})
+        self.failed.append(event.item)
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        self.ledger.append(record)
+        self._under_way.discard(record["id"])
+
+    def _record(self, item: Item, unet_bs: int) -> dict[str, Any]:
+        constant = self._constant
+        return {
+            "id": self.request.identity(item),
+            "status": "",
+            "item": item.to_dict() | {"model": self.request.model.name},
+            "model": constant["model"],
+            "run": constant["run"] | {"unet_bs": unet_bs},
+            "env": constant["env"],
+        }
+
+
+def _count_missing(request: Request, ledger: Ledger | None) -> int:
+    if ledger is None or not ledger.image_paths():
+        return request.count()
+    return sum(not ledger.is_done(request.identity(item)) for item in request.wanted())
+
+
+def _start_executor(request: Request) -> Executor:
+    device = plan.check_device(request.settings.device, available_devices())
+    return Executor(request.model, plan.decide(request.settings, request.model, device, free_memory(device)))
+
+
+def _constant_record(request: Request, executor: Executor) -> dict[str, Any]:
+    """What is the same in every record of a run."""
+    settings = request.settings
+    run_settings = executor.describe() | {
+        "precision": settings.precision,
+        "memory": settings.memory or "auto",
+        "engine": settings.engine,
+    }
+    return {
+        "model": {"name": request.model.name, "fingerprints": dict(request.fingerprints)},
+        "run": run_settings,
+        "env": environment(),
+    }
+
+
+def environment() -> dict[str, str]:
+    """The versions of what has a say in a picture's bytes."""
+    libraries = {name: version(name) for name in LIBRARIES}
+    return {"runner": __version__, "python": platform.python_version(), **libraries}
+
+
+def describe(request: Request, executor: Executor) -> dict[str, Any]:
+    """The content of `run.json`."""
+    return {
+        "target": str(request.target),
+        "settings": dataclasses.asdict(request.settings),
+        "drawn_seeds": {str(job): seed for job, seed in request.drawn_seeds.items()},
+        **_constant_record(request, executor),
+    }
+
+
+def _write_run_files(request: Request, settings: Mapping[str, Any]) -> None:
+    asked = "manifest.jsonl" if request.target.suffix == ".jsonl" else "manifest.yaml"
+    with writing_to(request.folder):
+        atomic_write(request.folder / asked, request.target.read_bytes())
+        atomic_write(request.folder / RUN_FILE, orjson.dumps(settings, option=orjson.OPT_INDENT_2))

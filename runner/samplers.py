@@ -1,0 +1,186 @@
+"""The samplers: one denoising run as a coroutine that yields the model calls it needs and is sent the predictions.
+
+A sampler knows nothing of guidance, prompts, batches or devices. It works on several images of the same size and
+settings at once, [n, 4, h, w], each with a noise generator of its own, and does nothing that mixes them: an image is
+the same bits whatever stands beside it. The arithmetic is that of diffusers' schedulers, set up so that they agree
+with the original's samplers; `dpm2` and `dpm2_a` are the original's, which diffusers doesn't have.
+
+    run = start("ddim", schedule, steps=50, eta=0.0, noise=noise, generators=generators)
+    call = next(run)
+    while True:
+        call = run.send(predict(call.latents, call.timestep))  # StopIteration.value: the finished latents
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCall:
+    """What a sampler asks of the model: its prediction for `latents` [n, 4, h, w] at `timestep` (0 to 999)."""
+
+    latents: Tensor
+    timestep: float
+
+
+SamplerRun = Generator[ModelCall, Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseSchedule:
+    """The noise that a model was trained with, and what it predicts (`epsilon`, or `v_prediction`)."""
+
+    train_steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    prediction: str = "epsilon"
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
+        """From a diffusers `scheduler_config.json`, whose own scheduler doesn't matter."""
+        return cls(
+            train_steps=int(config["num_train_timesteps"]),
+            beta_start=float(config["beta_start"]),
+            beta_end=float(config["beta_end"]),
+            beta_schedule=str(config["beta_schedule"]),
+            prediction=str(config.get("prediction_type", "epsilon")),
+        )
+
+    def scheduler_settings(self) -> dict[str, Any]:
+        """The same in diffusers' words."""
+        return {
+            "num_train_timesteps": self.train_steps,
+            "beta_start": self.beta_start,
+            "beta_end": self.beta_end,
+            "beta_schedule": self.beta_schedule,
+            "prediction_type": self.prediction,
+        }
+
+
+def start(
+    name: str, schedule: NoiseSchedule, *, steps: int, eta: float, noise: Tensor, generators: Sequence[torch.Generator]
+) -> SamplerRun:
+    """The run of the sampler `name` from `noise` [n, 4, h, w], float32; further noise comes from `generators`."""
+    return TABLE[name](schedule, steps, eta, noise, list(generators))
+
+
+def model_calls(name: str, steps: int) -> int:
+    """How many predictions a run asks for."""
+    return CALLS[name](steps) if name in CALLS else steps
+
+
+def _by_scheduler(scheduler: str, *, noisy: bool = False, **settings: Any) -> Callable[..., SamplerRun]:
+    def run(
+        schedule: NoiseSchedule, steps: int, eta: float, noise: Tensor, generators: list[torch.Generator]
+    ) -> SamplerRun:
+        made = getattr(diffusers, scheduler)(**schedule.scheduler_settings(), **settings)
+        extra: dict[str, Any] = {"generator": generators} if noisy else {}
+        if scheduler == "DDIMScheduler":
+            extra["eta"] = eta
+        made.set_timesteps(steps)
+        latents: Tensor = noise * made.init_noise_sigma
+        for timestep in made.timesteps:
+            prediction = yield ModelCall(made.scale_model_input(latents, timestep), float(timestep))
+            latents = made.step(prediction, timestep, latents, **extra).prev_sample
+        return latents
+
+    return run
+
+
+def dpm2(
+    schedule: NoiseSchedule,
+    steps: int,
+    eta: float,
+    noise: Tensor,
+    generators: list[torch.Generator],
+    *,
+    ancestral: bool = False,
+) -> SamplerRun:
+    """DPM-Solver-2-like steps (Karras et al. 2022, algorithm 2 without churn), the midpoint taken on the cube root.
+
+    After k-diffusion's `sample_dpm_2` and `sample_dpm_2_ancestral` as the original used them: the middle of two sigmas
+    is the cube of the mean of their cube roots (rho = 3), and the last step makes its second evaluation as well.
+    """
+    training = _training_sigmas(schedule)
+    times = np.linspace(0, schedule.train_steps - 1, steps, dtype=np.float64)[::-1]
+    sigmas = [*np.interp(times, np.arange(len(training)), training).tolist(), 0.0]
+    latents: Tensor = noise * sigmas[0]  # [n, 4, h, w]
+    for here, there in itertools.pairwise(sigmas):
+        down, up = _ancestral_step(here, there) if ancestral else (there, 0.0)
+        middle = ((here ** (1 / 3) + down ** (1 / 3)) / 2) ** 3
+        slope = yield from _slope(schedule, training, latents, here)
+        slope = yield from _slope(schedule, training, latents + slope * (middle - here), middle)
+        latents = latents + slope * (down - here)
+        if up:
+            latents = latents + _draw_noise(latents, generators) * up
+    return latents
+
+
+def dpm2_ancestral(*arguments: Any) -> SamplerRun:
+    """`dpm2` with fresh noise after each step."""
+    return dpm2(*arguments, ancestral=True)
+
+
+def _slope(
+    schedule: NoiseSchedule, training: np.ndarray[Any, Any], latents: Tensor, sigma: float
+) -> Generator[ModelCall, Tensor, Tensor]:
+    """d latents / d sigma, which is the predicted noise."""
+    timestep = float(np.interp(sigma, training, np.arange(len(training))))
+    scale = (sigma**2 + 1) ** -0.5
+    prediction: Tensor = yield ModelCall(latents * scale, timestep)
+    if schedule.prediction == "v_prediction":
+        return prediction * scale + latents * (sigma * scale**2)
+    return prediction
+
+
+def _training_sigmas(schedule: NoiseSchedule) -> np.ndarray[Any, Any]:
+    """The noise's standard deviation over the signal's, one for each training step, rising."""
+    made = diffusers.DDPMScheduler(**schedule.scheduler_settings())
+    alphas = made.alphas_cumprod.double().numpy()
+    return np.asarray(((1 - alphas) / alphas) ** 0.5)
+
+
+def _ancestral_step(here: float, there: float) -> tuple[float, float]:
+    """How far down to go, and how much noise to add, to arrive at `there` (k-diffusion's `get_ancestral_step`)."""
+    up = min(there, (there**2 * (here**2 - there**2) / here**2) ** 0.5)
+    return (there**2 - up**2) ** 0.5, up
+
+
+def _draw_noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Noise for each image from its own generator, on the CPU, so that no device or neighbour changes it."""
+    return torch.stack([torch.randn(like.shape[1:], generator=generator) for generator in generators]).to(like.device)
+
+
+TABLE: Mapping[str, Callable[..., SamplerRun]] = {
+    "ddim": _by_scheduler(
+        "DDIMScheduler", noisy=True, timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False,
+        clip_sample=False,
+    ),
+    "plms": _by_scheduler(
+        "PNDMScheduler", timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False, skip_prk_steps=True
+    ),
+    "heun": _by_scheduler("HeunDiscreteScheduler", timestep_spacing="linspace"),
+    "euler": _by_scheduler("EulerDiscreteScheduler", timestep_spacing="linspace"),
+    "euler_a": _by_scheduler("EulerAncestralDiscreteScheduler", noisy=True, timestep_spacing="linspace"),
+    "lms": _by_scheduler("LMSDiscreteScheduler", timestep_spacing="linspace"),
+    "dpm2": dpm2,
+    "dpm2_a": dpm2_ancestral,
+    "dpmpp_2m": _by_scheduler("DPMSolverMultistepScheduler", timestep_spacing="linspace"),
+    "unipc": _by_scheduler("UniPCMultistepScheduler", timestep_spacing="linspace"),
+}  # fmt: skip
+CALLS: Mapping[str, Callable[[int], int]] = {
+    "plms": lambda n: n + 1 if n > 1 else n,
+    "heun": lambda n: 2 * n - 1,
+    "dpm2": lambda n: 2 * n,
+    "dpm2_a": lambda n: 2 * n,
+}

@@ -1,0 +1,187 @@
+"""The settings behind `conf/`: Hydra's configuration as typed dataclasses, checked once.
+
+Default values stand in `conf/*.yaml` only. No Hydra object leaves this module: `compose` takes override strings and
+returns `Settings`. Torch is never imported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from runner.errors import SettingError, did_you_mean
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+UNET_BS_LIMIT = 1024
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelSettings:
+    """Which model: `builtin:NAME` ships with the package, anything else is a path."""
+
+    path: str
+
+
+@dataclass(slots=True, kw_only=True)
+class ItemDefaults:
+    """Replacements for the manifest's defaults; None leaves them. The manifest's own rules check the values."""
+
+    negative: Any
+    seed: Any
+    width: Any
+    height: Any
+    steps: Any
+    scale: Any
+    sampler: Any
+    eta: Any
+    format: Any
+    long_prompts: Any
+
+    def given(self) -> dict[str, Any]:
+        """Only what was set."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {key: value for key, value in values.items() if value is not None}
+
+
+@dataclass(slots=True, kw_only=True)
+class Settings:
+    """How pictures are made. `turbo`, `unet_bs` and `memory` are None for `auto`; `memory` is in bytes."""
+
+    model: ModelSettings
+    defaults: ItemDefaults
+    device: str
+    precision: str
+    turbo: Any
+    unet_bs: Any
+    memory: Any
+    engine: str
+    out: str | None
+    limit: int | None
+    shuffle: int | None
+    allow_outside: bool
+    json: bool
+    debug: bool
+
+    def __post_init__(self) -> None:
+        _check_choice("precision", self.precision, ("autocast", "full"))
+        _check_choice("engine", self.engine, ("local",))
+        if not DEVICE.fullmatch(self.device):
+            raise SettingError(f"device={self.device}: should be auto, cpu, cuda, cuda:N or mps")
+        self.turbo = _parse_turbo(self.turbo)
+        self.unet_bs = _parse_unet_bs(self.unet_bs)
+        self.memory = None if self.memory == "auto" else parse_size(self.memory)
+        if self.limit is not None and self.limit < 1:
+            raise SettingError(f"limit={self.limit}: should be at least 1")
+
+
+def parse_size(text: Any) -> int:
+    """`2GiB`, `1.2GB`, `1200MB` or a number of bytes, in bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", str(text))
+    unit = UNITS.get((match[2] or "B").upper()) if match else None
+    if match is None or unit is None or not (size := int(float(match[1]) * unit)):
+        raise SettingError(f"memory={text}: should be auto, or a size such as 2GiB, 1.2GB or 1200MB")
+    return size
+
+
+def conf_folder() -> Path:
+    """`conf/` beside the package in a checkout, inside it once installed."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "conf"
+
+
+def model_names() -> list[str]:
+    """What `model=` can name."""
+    return sorted(path.stem for path in (conf_folder() / "model").glob("*.yaml"))
+
+
+def compose(overrides: Sequence[str]) -> Settings:
+    """The settings for these overrides (`key=value`).
+
+    Raises:
+        SettingError: an unknown key, a wrong value or an override that isn't one.
+    """
+    return to_settings(compose_config(overrides))
+
+
+def compose_config(overrides: Sequence[str]) -> Any:
+    """The same as Hydra's DictConfig, for `--cfg job`."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    check_overrides(overrides)
+    try:
+        with initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):
+            return hydra_compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingError(_first_line(error)) from error
+
+
+def to_settings(config: Any) -> Settings:
+    """Checked settings from Hydra's DictConfig."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.to_container(config, resolve=True))
+        settings = OmegaConf.to_object(typed)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", "")
+        raise SettingError(f"{key}: {_first_line(error)}" if key else _first_line(error)) from error
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuses unknown keys and added or deleted ones, before Hydra words it in its own way."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    known = _known_keys()
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            raise SettingError(f"'{text}' is not a setting: should be key=value") from error
+        key = override.key_or_group
+        if override.is_add() or override.is_force_add() or override.is_delete():
+            raise SettingError(f"'{text}': settings can be changed, but not added or removed; write {key}=value")
+        if key not in known and not key.startswith("hydra."):
+            raise SettingError(f"'{key}' is not a setting: {did_you_mean(key, known)}")
+        if key == "model" and not override.is_sweep_override() and override.value() not in model_names():
+            hint = did_you_mean(override.value(), model_names())
+            raise SettingError(f"model={override.value()}: no such model; {hint} For a path write model.path=...")
+
+
+def _known_keys() -> set[str]:
+    nested = {"model": ModelSettings, "defaults": ItemDefaults}
+    keys = {field.name for field in fields(Settings)} - {"defaults"}
+    return keys | {f"{name}.{field.name}" for name, node in nested.items() for field in fields(node)}
+
+
+def _check_choice(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise SettingError(f"{key}={value}: {did_you_mean(value, known)}")
+
+
+def _parse_turbo(value: Any) -> bool | None:
+    if value == "auto" or isinstance(value, bool):
+        return None if value == "auto" else value
+    raise SettingError(f"turbo={value}: should be true, false or auto")
+
+
+def _parse_unet_bs(value: Any) -> int | None:
+    if value == "auto":
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= UNET_BS_LIMIT:
+        return value
+    raise SettingError(f"unet_bs={value}: should be auto or a number of rows from 1 to {UNET_BS_LIMIT}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,95 @@
+"""What an item is: one wished picture, resolved to the last number, and the id that follows from it.
+
+An item knows nothing of devices, batches or folders. `item_id` depends on what defines the picture and on nothing
+else, so that the same wish has the same id in any manifest, in any order and on any machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+SIZE_STEP = 64  # pixels; sizes are multiples of it
+MOST_STEPS = 500  # beyond, evenly spaced time steps no longer reach pure noise
+FORMATS = ("png", "jpg")
+ORIGINAL_SAMPLERS = ("ddim", "plms", "heun", "euler", "euler_a", "dpm2", "dpm2_a", "lms")
+SAMPLERS = (*ORIGINAL_SAMPLERS, "dpmpp_2m", "unipc")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A piece of a weighted prompt; the weights of a prompt's parts add up to 1."""
+
+    text: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One wished picture. Sizes are in pixels; `number` is its place in the manifest and in its file's name."""
+
+    number: int
+    prompt: str
+    parts: tuple[Part, ...]
+    negative: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    scale: float
+    sampler: str
+    eta: float
+    format: str
+    long_prompts: str
+    axes: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def guided(self) -> bool:
+        """Whether the picture needs a second row in each call of the UNet."""
+        return self.scale != 1.0
+
+    @property
+    def rows(self) -> int:
+        """Rows in each call of the UNet."""
+        return 2 if self.guided else 1
+
+    def texts(self) -> tuple[str, ...]:
+        """Every text that has to be encoded for this picture."""
+        positive = tuple(part.text for part in self.parts)
+        return (*positive, self.negative) if self.guided else positive
+
+    def to_dict(self) -> dict[str, Any]:
+        """The item as it stands in a record; `expand.read_item` is the way back."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values["parts"] = [{"text": part.text, "weight": part.weight} for part in self.parts]
+        values["axes"] = dict(self.axes)
+        return values
+
+
+# The prompt's own text is not among them: its parts are what is drawn.
+IDENTITY = (
+    "parts",
+    "negative",
+    "seed",
+    "width",
+    "height",
+    "steps",
+    "scale",
+    "sampler",
+    "eta",
+    "format",
+    "long_prompts",
+)
+
+
+def item_id(item: Item, fingerprints: Mapping[str, str]) -> str:
+    """SHA-256 (hexadecimal) over what defines the picture: the resolved item and the weights' fingerprints."""
+    values = item.to_dict()
+    wish = {key: values[key] for key in IDENTITY}
+    document = orjson.dumps({"item": wish, "model": dict(fingerprints)}, option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(document).hexdigest()

@@ -1,0 +1,168 @@
+"""The stages that a wave goes through: encode the texts, draw the noise, denoise, decode.
+
+Each call of a module has a shape that depends on the picture's size and the settings alone, never on how many
+pictures there are: short calls are padded. With a fixed shape the kernels give every row the same bits whatever
+stands in the other rows, so a picture doesn't depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from runner import samplers
+from runner.fragments import Component
+from runner.spec import Item
+from runner.tokens import ClipTokenizer
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+TEXT_ROWS = 4
+DECODED_PIXELS = 1 << 17  # in one call of the decoder; a single picture may be larger
+MOST_DECODED_ROWS = 16
+
+
+def encode_texts(encoder: Component, tokenizer: ClipTokenizer, texts: Sequence[str]) -> dict[str, Tensor]:
+    """Each text's embedding, float32 [77, C]."""
+    ids = torch.tensor(tokenizer.encode_all(texts), device=encoder.device)  # [N, 77]
+    with encoder.visit() as module:
+        encoded = [module(batch).last_hidden_state.float() for batch in _padded_batches(ids, TEXT_ROWS)]
+    return dict(zip(texts, torch.cat(encoded), strict=False))
+
+
+def draw_noise(items: Sequence[Item], factor: int, channels: int) -> tuple[Tensor, list[torch.Generator]]:
+    """Each item's first noise [n, C, H/8, W/8], and its generator, from which later noise is drawn."""
+    generators = [torch.Generator().manual_seed(item.seed) for item in items]
+    shape = (channels, items[0].height // factor, items[0].width // factor)
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]), generators
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """Images that take the same steps: their sampler's run, and how its calls become rows of the UNet.
+
+    Rows are the images' own prompts first, then the negative prompts of those that are guided.
+    """
+
+    items: tuple[Item, ...]
+    run: samplers.SamplerRun
+    call: samplers.ModelCall
+    context: Tensor  # [rows, 77, C]
+    guided: Tensor  # [g], indexes of the guided images
+    scale: Tensor  # [g, 1, 1, 1]
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """The UNet's input [rows, 4, h, w] and its time steps [rows] for the call in hand."""
+        latents = torch.cat([self.call.latents, self.call.latents[self.guided]])
+        return latents, torch.full((len(latents),), self.call.timestep, device=latents.device)
+
+    def guide(self, predicted: Tensor) -> Tensor:
+        """One prediction for each image [n, 4, h, w] from the rows' (Ho & Salimans 2022)."""
+        wanted, unwanted = predicted[: len(self.items)], predicted[len(self.items) :]
+        if not len(self.guided):
+            return wanted
+        guided = unwanted + self.scale * (wanted[self.guided] - unwanted)
+        return wanted.index_copy(0, self.guided, guided)
+
+
+def start_trajectory(
+    items: Sequence[Item], schedule: samplers.NoiseSchedule, embeddings: dict[str, Tensor], unet: Component, factor: int
+) -> Trajectory:
+    """Sets images of one size, sampler, step count and eta on their way."""
+    first, device = items[0], unet.device
+    noise, generators = draw_noise(items, factor, int(unet.config["in_channels"]))
+    run = samplers.start(
+        first.sampler, schedule, steps=first.steps, eta=first.eta, noise=noise.to(device), generators=generators
+    )
+    guided = [index for index, item in enumerate(items) if item.guided]
+    context = [combine(item, embeddings) for item in items] + [embeddings[items[index].negative] for index in guided]
+    return Trajectory(
+        items=tuple(items),
+        run=run,
+        call=next(run),
+        context=torch.stack(context).to(device, unet.dtype),
+        guided=torch.tensor(guided, dtype=torch.long, device=device),
+        scale=torch.tensor([items[index].scale for index in guided], device=device).view(-1, 1, 1, 1),
+    )
+
+
+def combine(item: Item, embeddings: dict[str, Tensor]) -> Tensor:
+    """A weighted prompt's embedding [77, C]: the sum of its parts' by weight."""
+    if len(item.parts) == 1:
+        return embeddings[item.parts[0].text]
+    return torch.stack([embeddings[part.text] * part.weight for part in item.parts]).sum(0)
+
+
+def denoise(
+    unet: Component, trajectories: Sequence[Trajectory], unet_bs: int
+) -> Iterator[list[tuple[Trajectory, Tensor]]]:
+    """Takes all trajectories (of one size) one call further at a time; yields those that finished, and latents."""
+    active = list(trajectories)
+    while active:
+        predicted = _predict(unet, active, unet_bs)
+        finished = []
+        for trajectory, prediction in zip(list(active), predicted, strict=True):
+            try:
+                trajectory.call = trajectory.run.send(trajectory.guide(prediction))
+            except StopIteration as stop:
+                active.remove(trajectory)
+                finished.append((trajectory, stop.value))
+        yield finished
+
+
+def _predict(unet: Component, active: Sequence[Trajectory], unet_bs: int) -> list[Tensor]:
+    """Each trajectory's predictions, float32 [rows, 4, h, w], from UNet calls of exactly `unet_bs` rows."""
+    rows = [trajectory.rows() for trajectory in active]
+    latents = torch.cat([latents for latents, _ in rows]).to(unet.dtype)
+    times = torch.cat([times for _, times in rows])
+    context = torch.cat([trajectory.context for trajectory in active])
+    batches = zip(*(_padded_batches(tensor, unet_bs) for tensor in (latents, times, context)), strict=True)
+    predicted = unet.call_all([_unet_call(*batch) for batch in batches])
+    counts = [len(latents) for latents, _ in rows]
+    return list(torch.split(torch.cat(predicted)[: sum(counts)].float(), counts))
+
+
+def _unet_call(latents: Tensor, times: Tensor, context: Tensor) -> Callable[[nn.Module], Tensor]:
+    return lambda unet: unet(latents, times, encoder_hidden_states=context, return_dict=False)[0]
+
+
+def decode_rows(width: int, height: int) -> int:
+    """How many pictures of this size are decoded in one call."""
+    return min(MOST_DECODED_ROWS, max(1, DECODED_PIXELS // (width * height)))
+
+
+def decode(decoder: Component, latents: Tensor) -> Pixels:
+    """Pictures, uint8 [n, H, W, 3], from finished latents [n, 4, h, w] of one size; bytes are rounded, not cut off."""
+    factor = 2 ** (len(decoder.config["block_out_channels"]) - 1)
+    rows = decode_rows(latents.shape[-1] * factor, latents.shape[-2] * factor)
+    scaled = (latents / decoder.config["scaling_factor"]).to(decoder.dtype)
+    with decoder.visit() as module:
+        vae: Any = module
+        decoded = [_to_bytes(vae.decode(batch).sample) for batch in _padded_batches(scaled, rows)]
+    pictures: Pixels = torch.cat(decoded)[: len(latents)].cpu().numpy()
+    return pictures
+
+
+def _to_bytes(decoded: Tensor) -> Tensor:
+    levels = (decoded.float() / 2 + 0.5).clamp(0, 1) * 255  # [rows, 3, H, W]
+    return levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _padded_batches(tensor: Tensor, rows: int) -> list[Tensor]:
+    """Slices of exactly `rows` rows; the last one is filled up with its own last row."""
+    batches = list(torch.split(tensor, rows))
+    short = rows - len(batches[-1])
+    if short:
+        batches[-1] = torch.cat([batches[-1], batches[-1][-1:].expand(short, *tensor.shape[1:])])
+    return batches
+
+
+def is_finite(latents: Tensor) -> list[bool]:
+    """For each image whether it is free of NaN and infinity."""
+    finite: list[bool] = latents.isfinite().flatten(1).all(1).tolist()
+    return finite

@@ -1,0 +1,82 @@
+"""Turns a prompt into CLIP's tokens, without torch, so that `plan` and `run` see the same ones.
+
+The vocabulary is the model's own (`tokenizer/vocab.json` and `merges.txt`, or `tokenizer.json`), and the one that
+ships with the package where a model has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from runner.errors import ModelError
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+LENGTH = 77  # tokens, the start and the end among them
+ROOM = LENGTH - 2
+SHIPPED = Path(__file__).parent / "models" / "emoji" / "tokenizer"
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """`ids` has `LENGTH` numbers; `lost` is the text beyond them, empty where all of the prompt fits."""
+
+    ids: tuple[int, ...]
+    lost: str
+
+
+class ClipTokenizer:
+    """CLIP's byte-pair encoding (Radford et al. 2021), by the `tokenizers` library."""
+
+    def __init__(self, tokenizer_folder: Path) -> None:
+        self._tokenizer = _load(tokenizer_folder if _has_vocabulary(tokenizer_folder) else SHIPPED)
+        self._start, self._end = (_token_id(self._tokenizer, token) for token in (START, END))
+
+    def encode(self, text: str) -> Tokens:
+        """A prompt's tokens, cut or padded with the end token to `LENGTH`."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        lost = text[encoding.offsets[ROOM][0] :] if len(encoding.ids) > ROOM else ""
+        ids = [self._start, *encoding.ids[:ROOM], self._end]
+        return Tokens(ids=tuple(ids + [self._end] * (LENGTH - len(ids))), lost=lost)
+
+    def encode_all(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """The ids of several prompts."""
+        return [self.encode(text).ids for text in texts]
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
+
+
+def _token_id(tokenizer: Tokenizer, token: str) -> int:
+    number = tokenizer.token_to_id(token)
+    if number is None:
+        raise ModelError(f"the tokenizer has no token {token}: it is not CLIP's")
+    return number
+
+
+def _load(folder: Path) -> Tokenizer:
+    if not (folder / "vocab.json").is_file():
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+    model = models.BPE.from_file(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), end_of_word_suffix="</w>", unk_token=END
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer

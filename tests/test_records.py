@@ -1,0 +1,248 @@
+"""The ledger loses nothing that was finished, whatever happened to the process or to the disk."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+import runner
+from runner.errors import FolderUnwritable, NoRunFolder, RunFolderHeld
+from runner.records import Ledger, iterate_records
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from runner.records import Ledger
+with Ledger(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def done(identity: str, path: str = "", size: int = 3) -> dict[str, Any]:
+    return {"id": identity, "status": "done", "image": path or f"images/{identity}.png", "bytes": size, "prompt": "é🙂"}
+
+
+def failed(identity: str) -> dict[str, Any]:
+    return {"id": identity, "status": "failed", "error": {"class": "BlackPicture", "message": "black"}}
+
+
+def put_image(folder: Path, path: str, data: bytes = b"abc") -> None:
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    (folder / path).write_bytes(data)
+
+
+def written(folder: Path, *records: dict[str, Any]) -> bytes:
+    data = b"".join(orjson.dumps(record) + b"\n" for record in records)
+    (folder / "records.jsonl").write_bytes(data)
+    return data
+
+
+def test_a_record_is_one_line_and_is_read_again(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "new" / "run") as ledger:
+        ledger.append(done("a"))
+        ledger.append(failed("b"))
+    data = (tmp_path / "new" / "run" / "records.jsonl").read_bytes()
+    assert [orjson.loads(line) for line in data.splitlines()] == [done("a"), failed("b")]
+    assert list(iterate_records(tmp_path / "new" / "run")) == [done("a"), failed("b")]
+
+
+def test_finished_is_what_the_newest_record_says_and_the_file_confirms(tmp_path: Path) -> None:
+    records = [done("good"), done("gone"), done("short", size=4), failed("bad"), done("worse"), failed("worse")]
+    written(tmp_path, *records, failed("better"), done("better"))
+    for name in ("good", "short", "bad", "worse", "better"):
+        put_image(tmp_path, f"images/{name}.png")
+    with Ledger(tmp_path) as ledger:
+        assert ledger.finished_ids() == {"good", "better"}
+        assert ledger.is_done("good")
+        assert not any(ledger.is_done(name) for name in ("gone", "short", "bad", "worse", "unknown"))
+
+
+def test_appending_counts_at_once(tmp_path: Path) -> None:
+    put_image(tmp_path, "images/a.png")
+    with Ledger(tmp_path) as ledger:
+        assert not ledger.is_done("a")
+        ledger.append(done("a"))
+        assert ledger.is_done("a")
+        ledger.append(failed("a"))
+        assert not ledger.is_done("a")
+        assert not ledger.image_paths()
+
+
+def test_a_file_that_another_item_wrote_over_is_no_longer_the_first_ones(tmp_path: Path) -> None:
+    put_image(tmp_path, "images/x.png")
+    with Ledger(tmp_path) as ledger:
+        ledger.append(done("a", "images/x.png"))
+        ledger.append(done("b", "images/x.png"))
+        assert dict(ledger.image_paths()) == {"images/x.png": "b"}
+        assert ledger.finished_ids() == {"b"}
+        ledger.append(done("a", "images/y.png"))
+        assert dict(ledger.image_paths()) == {"images/x.png": "b", "images/y.png": "a"}
+
+
+def test_an_item_that_moved_leaves_its_old_path(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ledger.append(done("a", "images/x.png"))
+        ledger.append(done("a", "images/y.png"))
+        assert dict(ledger.image_paths()) == {"images/y.png": "a"}
+
+
+def test_a_tail_torn_at_any_byte_is_set_aside(tmp_path: Path) -> None:
+    whole, last = written(tmp_path, done("a"), failed("b")), orjson.dumps(done("c")) + b"\n"
+    path = tmp_path / "records.jsonl"
+    for cut in range(1, len(last)):
+        path.write_bytes(whole + last[:cut])
+        (tmp_path / "records.torn").unlink(missing_ok=True)
+        with Ledger(tmp_path) as ledger:
+            assert path.read_bytes() == whole
+            assert (tmp_path / "records.torn").read_bytes() == last[:cut] + b"\n"
+            ledger.append(done("d"))
+        assert [record["id"] for record in iterate_records(tmp_path)] == ["a", "b", "d"]
+
+
+@pytest.mark.parametrize("tail", [b"\0\0\0\0", b"\0\0\n", b'{"id": 1}\n', b"17\n", b"\xff\xfe\n", b"[" * 5000 + b"\n"])
+def test_a_last_line_that_is_no_record_is_set_aside(tmp_path: Path, tail: bytes) -> None:
+    whole = written(tmp_path, done("a"))
+    (tmp_path / "records.jsonl").write_bytes(whole + tail)
+    with Ledger(tmp_path):
+        assert (tmp_path / "records.jsonl").read_bytes() == whole
+    assert (tmp_path / "records.torn").read_bytes().rstrip(b"\n") == tail.rstrip(b"\n")
+
+
+def test_torn_tails_gather(tmp_path: Path) -> None:
+    for tail in (b'{"first', b'{"second'):
+        (tmp_path / "records.jsonl").write_bytes(tail)
+        with Ledger(tmp_path):
+            assert (tmp_path / "records.jsonl").read_bytes() == b""
+    assert (tmp_path / "records.torn").read_bytes() == b'{"first\n{"second\n'
+
+
+def test_a_broken_line_in_the_middle_is_skipped_kept_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = [orjson.dumps(done("a")), b'{"id": "b", "sta', b"", b"null", orjson.dumps(done("c")), b""]
+    (tmp_path / "records.jsonl").write_bytes(b"\n".join(lines))
+    with caplog.at_level(logging.WARNING), Ledger(tmp_path) as ledger:
+        assert set(ledger.image_paths().values()) == {"a", "c"}
+    assert (tmp_path / "records.jsonl").read_bytes() == b"\n".join(lines)
+    assert "2 broken lines were skipped, the first is line 2" in caplog.text
+    assert not (tmp_path / "records.torn").exists()
+
+
+def test_reading_for_the_gallery_mends_nothing(tmp_path: Path) -> None:
+    data = written(tmp_path, done("a")) + b'{"id": "b'
+    (tmp_path / "records.jsonl").write_bytes(data)
+    with Ledger(tmp_path / "other"):
+        assert [record["id"] for record in iterate_records(tmp_path)] == ["a"]
+    assert (tmp_path / "records.jsonl").read_bytes() == data
+
+
+def test_no_run_folder_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(NoRunFolder, match="there is no run folder"):
+        iterate_records(tmp_path / "nowhere")
+    with pytest.raises(NoRunFolder, match=r"no records\.jsonl"):
+        iterate_records(tmp_path)
+
+
+def hold(folder: Path) -> subprocess.Popen[str]:
+    root = str(Path(runner.__file__).parents[1])
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": root})
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_lock_holds_between_processes_and_dies_with_its_owner(tmp_path: Path) -> None:
+    with hold(tmp_path) as process:
+        with pytest.raises(RunFolderHeld, match=str(tmp_path)) as caught, Ledger(tmp_path):
+            pass
+        process.kill()
+    assert caught.value.exit_code == 11
+    with Ledger(tmp_path) as ledger:
+        ledger.append(done("a"))
+    assert len(list(iterate_records(tmp_path))) == 1
+
+
+def test_the_lock_holds_within_a_process_and_is_given_back(tmp_path: Path) -> None:
+    with Ledger(tmp_path), pytest.raises(RunFolderHeld), Ledger(tmp_path):
+        pass
+    with pytest.raises(RuntimeError, match="from within"), Ledger(tmp_path):
+        raise RuntimeError("from within")
+    with Ledger(tmp_path) as ledger:
+        assert ledger.finished_ids() == set()
+
+
+def test_the_lock_is_given_back_when_the_records_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "_open", lambda self: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only")))
+        with pytest.raises(FolderUnwritable, match="read-only"), Ledger(tmp_path):
+            pass
+    with Ledger(tmp_path) as ledger:
+        assert not ledger.image_paths()
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_line_keeps_what_was_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, taken = os.write, []
+
+    def nearly_full(descriptor: int, data: Any) -> int:
+        if taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken.append(real(descriptor, bytes(data)[:10]))
+        return taken[0]
+
+    with Ledger(tmp_path) as ledger:
+        ledger.append(done("a"))
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", nearly_full)
+            with pytest.raises(FolderUnwritable, match="disk is full") as caught:
+                ledger.append(done("b"))
+        assert caught.value.exit_code == 12
+        assert taken == [10]
+        assert "b" not in ledger.image_paths().values()
+        ledger.append(done("c"))
+    assert [record["id"] for record in iterate_records(tmp_path)] == ["a", "c"]
+
+
+def test_a_short_write_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.write
+    with Ledger(tmp_path) as ledger:
+        monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, bytes(data)[:7]))
+        ledger.append(done("a"))
+    assert list(iterate_records(tmp_path)) == [done("a")]
+
+
+def test_flushing_reaches_the_disk_and_its_failure_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with Ledger(tmp_path) as ledger:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", fail)
+            with pytest.raises(FolderUnwritable, match="the disk reports an error"):
+                ledger.flush()
+        ledger.flush()
+
+
+@pytest.mark.parametrize("record", [{}, {"id": "a"}, {"id": "a", "status": "done"}, {"id": 1, "status": "failed"}])
+def test_what_is_no_record_is_not_written(tmp_path: Path, record: dict[str, Any]) -> None:
+    with Ledger(tmp_path) as ledger, pytest.raises(ValueError, match="not a record"):
+        ledger.append(record)
+    assert (tmp_path / "records.jsonl").read_bytes() == b""
+
+
+def test_a_hostile_path_in_a_record_is_only_not_done(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ledger.append(done("a", "nul\0nul"))
+        ledger.append(done("b", "x" * 5000))
+        assert ledger.finished_ids() == set()
