@@ -204,7 +204,7 @@ def _gallery(target: Path, settings: Any) -> int:
     from runner import gallery
 
     files = gallery.build(target)
-    print(files.page, files.grid, sep="\n")
+    print(files.html, files.grid, sep="\n")
     return 0
 
 

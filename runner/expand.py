@@ -2,7 +2,7 @@
 
 The order: jobs, then prompts, then the matrix with its last key varying fastest, then seeds fastest of all. An item is
 computed from its number alone, so a million of them cost nothing until they are asked for. Values are checked by the
-rules of `manifest`; what is done with the items is not known here.
+rules of `values`; what is done with the items is not known here.
 
     items = Items(manifest, drawn_seeds={0: 1234})
     items[999_999].seed
@@ -21,8 +21,9 @@ import orjson
 
 from runner import prompts
 from runner.errors import Location, ManifestError
-from runner.manifest import DEFAULTS, ITEM_KEYS, LARGEST_SEED, Axis, Job, Manifest, Prompt, check, entries, words
+from runner.manifest import Axis, Job, Manifest, Prompt
 from runner.spec import Item, Part
+from runner.values import DEFAULTS, ITEM_KEYS, LARGEST_SEED, check, entries, words
 from runner.yaml_nodes import Node, wrap
 
 LONGEST_LINE = 2**20  # bytes

@@ -220,20 +220,22 @@ class Writer:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)
 
-    def submit(self, pixels: Pixels, item: Item, model_name: str) -> Future[Written]:
-        """Have a picture written; its pixels must stay as they are until then. Waits while too many are waiting."""
+    def submit(self, pixels: Pixels, item: Item, model_name: str, path: PurePosixPath) -> Future[Written]:
+        """Have a picture written to `path` in the folder; its pixels must stay as they are until then.
+
+        Waits while too many are waiting.
+        """
         self._places.acquire()
         try:
-            future = self._pool.submit(self._write, pixels, item, model_name)
+            future = self._pool.submit(self._write, pixels, item, model_name, path)
         except BaseException:
             self._places.release()
             raise
-        future.add_done_callback(lambda _: None)
+        future.add_done_callback(lambda _: self._places.release())
         return future
 
-    def _write(self, pixels: Pixels, item: Item, model_name: str) -> Written:
+    def _write(self, pixels: Pixels, item: Item, model_name: str, path: PurePosixPath) -> Written:
         data = encode(pixels, item, model_name, item.format)
-        path = image_path(item)
         with writing_to(self.folder):
             atomic_write(self.folder / path, data, durable=self._durable)
         sha256 = hashlib.sha256(data).hexdigest()

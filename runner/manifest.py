@@ -1,8 +1,7 @@
 """From a manifest, version 1, to a checked one: every value in its range, every prompt read, every place known.
 
 The result holds descriptions, not items: a range of seeds stays a range, and `expand` makes the items. Models, memory
-and devices are not known here. The rules for values (`RULES`) and the built-in defaults (`DEFAULTS`) stand here for
-everyone who reads items.
+and devices are not known here, and the rules for single values stand in `values`.
 
     manifest = load(Path("alps.yaml"), overrides={"steps": 4}, allow_outside=False)
 """
@@ -13,41 +12,35 @@ import itertools
 import math
 import os
 import re
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any
 
 from runner import prompts, yaml_nodes
 from runner.errors import Location, ManifestError, SettingError
-from runner.spec import FORMATS, MOST_STEPS, SAMPLERS, SIZE_STEP, Part
+from runner.spec import Part
+from runner.values import (
+    DEFAULTS,
+    ITEM_KEYS,
+    LARGEST_SEED,
+    LATER,
+    MOST_ITEMS,
+    check,
+    entries,
+    read_axis,
+    read_count,
+    read_seeds,
+    words,
+)
 from runner.yaml_nodes import Node
 
-DEFAULTS: Mapping[str, Any] = {
-    "negative": "",
-    "width": 512,
-    "height": 512,
-    "steps": 50,
-    "scale": 7.5,
-    "sampler": "ddim",
-    "eta": 0.0,
-    "format": "png",
-    "long_prompts": "error",
-}
-ITEM_KEYS = ("prompt", "seed", *DEFAULTS)
-ALIASES = {"W": "width", "H": "height", "ddim_steps": "steps", "ddim_eta": "eta"}
 JOB_KEYS = (*ITEM_KEYS, "prompts", "seeds", "n_samples", "n_iter", "matrix")
 PROMPT_KEYS = {  # the kind of prompt, and what may stand beside it
     "text": ("weighted", "id", "negative"),
     "prompt": ("weighted", "id", "negative"),
     "parts": ("weights", "id", "negative"),
     "file": ("weighted", "negative"),
-}
-LATER = {
-    key: f"'{key}' comes with a later version of runner"
-    for key in ("zip", "exclude", "include", "init", "crop", "strength", "fixed_code", "models", "model")
 }
 CONFLICTS = (
     ("prompts", "prompt"),
@@ -56,15 +49,11 @@ CONFLICTS = (
     *((other, "matrix.seed") for other in ("n_samples", "n_iter")),
     *((key, f"matrix.{key}") for key in ITEM_KEYS),
 )
-T = TypeVar("T")
 QUOTE_HINT = "; a prompt that holds a colon and a space needs quotes"
 
-LARGEST_SEED = 2**63 - 1  # of torch's generators
-LARGEST_NUMBER, LEAST_STEP = 1e9, 1e-9
-MOST_ITEMS, MOST_PROMPTS, MOST_VALUES = 10**9, 5 * 10**6, 10**5
+MOST_PROMPTS = 5 * 10**6
 FOLDER_NAME = re.compile(r"\w[\w .,+=()@-]*(?<![ .])")
 LONGEST_NAME = 200  # bytes; file systems allow 255
-SEEDS = re.compile(r"\s*([0-9]{1,19})\s*(?:-\s*([0-9]{1,19})\s*)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,28 +68,6 @@ class Prompt:
 
     def parts(self) -> tuple[Part, ...]:
         return prompts.parse(self.text) if self.weighted else (Part(text=self.text, weight=1.0),)
-
-
-@dataclass(frozen=True, slots=True)
-class Seeds(Sequence[int]):
-    """Spans of seeds, one after the other; `ends` are the counts of seeds up to the end of each span."""
-
-    spans: tuple[range, ...]
-    ends: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    @overload
-    def __getitem__(self, place: int) -> int: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[int]: ...
-    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
-        if isinstance(place, slice):
-            return [self[n] for n in range(*place.indices(len(self)))]
-        place = range(len(self))[place]
-        span = bisect_right(self.ends, place)
-        return self.spans[span][place - self.ends[span]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,78 +129,6 @@ def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) ->
     if (size := sum(job.size for job in jobs)) > MOST_ITEMS:
         raise given["jobs"].error(f"the jobs make {size} items; the most is {MOST_ITEMS}")
     return Manifest(path=path, name=_name(given.get("name"), path), jobs=jobs)
-
-
-def entries(node: Node, known: Sequence[str]) -> dict[str, Node]:
-    """The entries of a mapping of item keys, under their real names."""
-    aliases = [alias for alias, real in ALIASES.items() if real in known]
-    given = node.mapping((*known, *aliases), refused=LATER)
-    for alias in aliases:
-        if alias in given and ALIASES[alias] in given:
-            raise given[alias].error(
-                f"'{alias}' is another name of '{ALIASES[alias]}'; only one of them can stand here"
-            )
-    return {ALIASES.get(key, key): value for key, value in given.items()}
-
-
-def check(key: str, node: Node) -> Any:
-    """The value of an item key by its rule."""
-    return _named(key, RULES[key], node)
-
-
-def _named(key: str, read: Callable[[Node], T], node: Node) -> T:
-    """What `read` reads, with the key before the message of its error."""
-    try:
-        return read(node)
-    except ManifestError as error:
-        raise ManifestError(f"{key}: {error.message}", error.location) from None
-
-
-# ---- values
-
-
-def words(node: Node) -> str:
-    """The text of a prompt."""
-    text = node.text().strip()
-    if node.comment_follows:
-        raise node.error(
-            f"a '#' after a space begins a comment, which cuts this text to {node}; "
-            "quote the whole text, or move the comment to a line of its own"
-        )
-    return text
-
-
-def _size(node: Node) -> int:
-    low, high = SIZE_STEP, 64 * SIZE_STEP
-    value = node.integer(low, high)
-    if rest := value % SIZE_STEP:
-        raise node.error(f"{node} is not a multiple of {SIZE_STEP}; {value - rest} and {value - rest + SIZE_STEP} are")
-    return value
-
-
-def _sampler(node: Node) -> str:
-    return node.choice(SAMPLERS, likely=node.text().removeprefix("k_"))
-
-
-def _long_prompts(node: Node) -> str:
-    if node.text() == "chunk":
-        raise node.error("'chunk' comes with a later version of runner; use error or truncate")
-    return node.choice(("error", "truncate"))
-
-
-RULES: Mapping[str, Callable[[Node], Any]] = {
-    "prompt": words,
-    "negative": words,
-    "seed": lambda node: node.integer(0, LARGEST_SEED),
-    "width": _size,
-    "height": _size,
-    "steps": lambda node: node.integer(1, MOST_STEPS),
-    "scale": lambda node: node.number(0, 100),
-    "sampler": _sampler,
-    "eta": lambda node: node.number(0, 1),
-    "format": lambda node: node.choice(FORMATS),
-    "long_prompts": _long_prompts,
-}
 
 
 def _values(given: Mapping[str, Node], frame: _Frame) -> dict[str, Any]:
@@ -405,8 +300,8 @@ def _refuse_own_negatives(axes: Sequence[Axis], place: Node) -> None:
 def _job_seeds(given: Mapping[str, Node], first: int | None) -> tuple[Sequence[int], int]:
     """The seeds of a job, or else the number of those that have yet to be drawn."""
     if "seeds" in given:
-        return _named("seeds", _seeds, given["seeds"]), 0
-    count = math.prod(_named(key, _count, given[key]) for key in ("n_samples", "n_iter") if key in given)
+        return read_seeds("seeds", given["seeds"]), 0
+    count = math.prod(read_count(key, given[key]) for key in ("n_samples", "n_iter") if key in given)
     if first is None:
         return (), count
     if first > LARGEST_SEED - count + 1:
@@ -415,84 +310,7 @@ def _job_seeds(given: Mapping[str, Node], first: int | None) -> tuple[Sequence[i
     return range(first, first + count), 0
 
 
-def _count(node: Node) -> int:
-    return node.integer(1, MOST_ITEMS)
-
-
-def _seeds(node: Node) -> Sequence[int]:
-    spans = tuple(_seed_spans(node))
-    ends = tuple(itertools.accumulate(len(span) for span in spans))
-    return spans[0] if len(spans) == 1 else Seeds(spans, ends)
-
-
-def _seed_spans(node: Node) -> Iterator[range]:
-    if isinstance(node.value, list):
-        for entry in node.items():
-            yield from _seed_spans(entry)
-    elif isinstance(node.value, dict):
-        start, step, count = _span(node, _whole)
-        yield _seed_range(node, int(start), int(step), count)
-    else:
-        for piece in node.written.split(","):
-            if not (match := SEEDS.fullmatch(piece)):
-                forms = "7, 27-46, [1, 5, 9], {start: 27, count: 20} or {start: 0, stop: 100, step: 5}"
-                raise node.error(f"{node} are not seeds; write {forms}")
-            first, last = int(match[1]), int(match[2] or match[1])
-            if last < first:
-                raise node.error(f"'{piece.strip()}' runs backwards; write {last}-{first}")
-            yield _seed_range(node, first, 1, last - first + 1)
-
-
-def _seed_range(node: Node, start: int, step: int, count: int) -> range:
-    last = start + (count - 1) * step
-    if min(start, last) < 0 or max(start, last) > LARGEST_SEED:
-        raise node.error(f"the seeds from {start} to {last} leave the range from 0 to {LARGEST_SEED}")
-    if count > MOST_ITEMS:
-        raise node.error(f"{count} seeds; the most is {MOST_ITEMS}")
-    return range(start, start + count * step, step)
-
-
-def _whole(node: Node) -> int:
-    return node.integer(-LARGEST_SEED, LARGEST_SEED)
-
-
-def _any_number(node: Node) -> float:
-    return node.number(-LARGEST_NUMBER, LARGEST_NUMBER)
-
-
-def _span(node: Node, read: Callable[[Node], float]) -> tuple[Decimal, Decimal, int]:
-    """Start, step and count of a range. Decimals are exact in what people write: no drift, no missed stop."""
-    given = node.mapping(("start", "stop", "step", "count"))
-    if "start" not in given or ("stop" in given) == ("count" in given):
-        raise node.error(
-            "a range is written {start: 0, stop: 100, step: 5}, its stop included, or {start: 27, count: 20}"
-        )
-    numbers = {key: Decimal(str(_named(key, read, given[key]))) for key in ("start", "stop", "step") if key in given}
-    start, step = numbers["start"], numbers.get("step", Decimal(1))
-    if abs(step) < LEAST_STEP:
-        raise given["step"].error(f"the step {given['step']} is too small; the least is {LEAST_STEP:g}")
-    if "count" in given:
-        return start, step, _named("count", _count, given["count"])
-    count = math.floor((numbers["stop"] - start) / step) + 1
-    if count < 1:
-        raise given["stop"].error(f"the stop {given['stop']} is never reached from {start} in steps of {step}")
-    return start, step, count
-
-
 def _axis_values(key: str, node: Node, frame: _Frame) -> Sequence[Any]:
     if key == "prompt":
         return _prompts(node.items(), frame)
-    if key == "seed":
-        return _named(key, _seeds, node)
-    if isinstance(node.value, list):
-        return tuple(check(key, entry) for entry in node.items())
-    if not isinstance(node.value, dict):
-        raise node.error(f"{key}: expected a list or a range {{start, stop, step}}, not {node}")
-    start, step, count = _span(node, _any_number)
-    if count > MOST_VALUES:
-        raise node.error(f"{key}: a range of {count} values; the most is {MOST_VALUES}")
-    return tuple(check(key, yaml_nodes.wrap(_number(start + n * step), node.location)) for n in range(count))
-
-
-def _number(exact: Decimal) -> int | float:
-    return int(exact) if exact == exact.to_integral_value() else float(exact)
+    return read_seeds(key, node) if key == "seed" else read_axis(key, node)

@@ -30,18 +30,51 @@ RECORDS, TORN, LOCK = "records.jsonl", "records.torn", ".lock"
 log = logging.getLogger(__name__)
 
 
-class Ledger:
-    """The records of one run folder, held by one process at a time; the lock vanishes with the process."""
+class Index:
+    """What the records of a run folder say is finished; `read_index` makes one from the file."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # Not bound to a thread: a server may leave the ledger in another thread than it entered it.
-        self._lock = FileLock(folder / LOCK, blocking=False, thread_local=False)
-        self._descriptor = -1
         # For a million records, so no objects of their own: id -> (path, bytes) of the newest record that is done,
         # and path -> id of the newest record that wrote it.
         self._images: dict[str, tuple[str, int]] = {}
         self._owners: dict[str, str] = {}
+
+    def is_done(self, identity: str) -> bool:
+        """Whether the newest record of this id says so, and its picture is there and still its own."""
+        image = self._images.get(identity)
+        if image is None:
+            return False
+        path, size = image
+        return self._owners.get(path) == identity and _size_of(self.folder / path) == size
+
+    def finished_ids(self) -> set[str]:
+        """Every id that `is_done`."""
+        return {identity for identity in self._images if self.is_done(identity)}
+
+    def image_paths(self) -> Mapping[str, str]:
+        """For each path that a finished item wrote, the id of the newest that did: two must not meet in a file."""
+        return MappingProxyType(self._owners)
+
+    def note(self, record: Mapping[str, Any]) -> None:
+        """Take a record into account."""
+        identity = record["id"]
+        before = self._images.pop(identity, None)
+        if before is not None and self._owners.get(before[0]) == identity:
+            del self._owners[before[0]]
+        if record["status"] == "done":
+            self._images[identity] = (record["image"], record["bytes"])
+            self._owners[record["image"]] = identity
+
+
+class Ledger(Index):
+    """The records of one run folder, held by one process at a time; the lock vanishes with the process."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        # Not bound to a thread: a server may leave the ledger in another thread than it entered it.
+        self._lock = FileLock(folder / LOCK, blocking=False, thread_local=False)
+        self._descriptor = -1
 
     def __enter__(self) -> Self:
         with writing_to(self.folder):
@@ -78,28 +111,12 @@ class Ledger:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._descriptor, start)
                 raise
-        self._note(record)
+        self.note(record)
 
     def flush(self) -> None:
         """Wait until the disk has every record; once a wave, since for each record it would be the bottleneck."""
         with writing_to(self.folder):
             os.fsync(self._descriptor)
-
-    def is_done(self, identity: str) -> bool:
-        """Whether the newest record of this id says so, and its picture is there and still its own."""
-        image = self._images.get(identity)
-        if image is None:
-            return False
-        path, size = image
-        return self._owners.get(path) == identity and _size_of(self.folder / path) == size
-
-    def finished_ids(self) -> set[str]:
-        """Every id that `is_done`."""
-        return {identity for identity in self._images if self.is_done(identity)}
-
-    def image_paths(self) -> Mapping[str, str]:
-        """For each path that a finished item wrote, the id of the newest that did: two must not meet in a file."""
-        return MappingProxyType(self._owners)
 
     def _take_lock(self) -> None:
         try:
@@ -119,7 +136,7 @@ class Ledger:
         end = 0
         for line in _lines(path):
             if line.record is not None:
-                self._note(line.record)
+                self.note(line.record)
             if not line.torn:
                 end = line.end
         if end < path.stat().st_size:
@@ -140,14 +157,14 @@ class Ledger:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         flush_folder(self.folder)
 
-    def _note(self, record: Mapping[str, Any]) -> None:
-        identity = record["id"]
-        before = self._images.pop(identity, None)
-        if before is not None and self._owners.get(before[0]) == identity:
-            del self._owners[before[0]]
-        if record["status"] == "done":
-            self._images[identity] = (record["image"], record["bytes"])
-            self._owners[record["image"]] = identity
+
+def read_index(folder: Path) -> Index:
+    """What is finished in a folder, which needn't be there; it takes no lock and mends nothing."""
+    index = Index(folder)
+    if (folder / RECORDS).is_file():
+        for record in iterate_records(folder):
+            index.note(record)
+    return index
 
 
 def iterate_records(folder: Path) -> Iterator[dict[str, Any]]:

@@ -139,7 +139,7 @@ def _slope(
     scale = (sigma**2 + 1) ** -0.5
     prediction: Tensor = yield ModelCall(latents * scale, timestep)
     if schedule.prediction == "v_prediction":
-        return prediction * scale + latents * (sigma * scale**2)
+        prediction = prediction * scale + latents * (sigma * scale**2)
     return prediction
 
 

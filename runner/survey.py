@@ -13,7 +13,7 @@ from rich.text import Text
 
 from runner import plan
 from runner.plan import Execution
-from runner.records import finished_ids
+from runner.records import read_index
 from runner.request import Request
 from runner.spec import Item, Part
 
@@ -61,13 +61,13 @@ def make_survey(request: Request) -> Survey:
     device = plan.guess_device(request.settings.device)
     execution = plan.decide(request.settings, request.model, device, None)
     answer = Survey(execution=execution)
-    finished = finished_ids(request.folder)
+    index = read_index(request.folder)
     missing: list[Item] = []
     for item in request.wanted():
         answer.images += 1
         if len(answer.prompts) < PROMPTS_SHOWN:
             answer.prompts[item.prompt] = item.parts
-        if request.identity(item) not in finished:
+        if not index.is_done(request.identity(item)):
             missing.append(item)
     for wave in plan.group(missing, execution, request.model.latent_factor):
         answer.waves += 1

@@ -71,7 +71,7 @@ class Node:
             raise self.error(f"expected a mapping (key: value), not {self}")
         known = tuple(known)
         for key in self.value:
-            if refused and key.written in refused:
+            if refused and key.written in refused and key.written not in known:
                 raise key.error(refused[key.written])
             if key.written not in known:
                 raise key.error(f"unknown key {key}, {did_you_mean(key.written, known)}{hint}")

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import orjson
+
+from runner.images import encode, image_path
 from runner.spec import Item, Part
 
 
@@ -27,3 +32,32 @@ def make_item(**changes: Any) -> Item:
         long_prompts="error",
     )
     return dataclasses.replace(item, **changes)
+
+
+def matrix(prompts: int, seeds: int, **changes: Any) -> list[Item]:
+    """Every prompt with every seed."""
+    pairs = [(prompt, seed) for prompt in range(prompts) for seed in range(seeds)]
+    return [make_item(number=n, prompt=f"prompt {p}", seed=s, **changes) for n, (p, s) in enumerate(pairs)]
+
+
+def record(item: Item, **changes: Any) -> dict[str, Any]:
+    """The record of a finished item."""
+    common = {"id": f"{item.number:064x}", "item": item.to_dict(), "model": {"name": "emoji", "fingerprints": {}}}
+    return common | {"status": "done", "image": str(image_path(item)), "bytes": 1} | changes
+
+
+def failure(item: Item) -> dict[str, Any]:
+    return record(item, status="failed", error={"class": "BlackPicture", "message": "came out <black>"})
+
+
+def run_folder(folder: Path, items: list[Item], *more: dict[str, Any]) -> Path:
+    """A run's records and pictures, each picture in the colour of its number; `more` are further records."""
+    folder.mkdir(exist_ok=True)
+    for item in items:
+        colour = np.full((item.height, item.width, 3), (item.number * 20 % 200, 90, 200), dtype=np.uint8)
+        path = folder / image_path(item)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(colour, item, "emoji", item.format))
+    records = [*(record(item) for item in items), *more]
+    (folder / "records.jsonl").write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in records))
+    return folder

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from runner import expand
 from runner.errors import Location, ManifestError
 from runner.expand import Items, jobs_without_seed, read_item, read_items
-from runner.manifest import DEFAULTS, LARGEST_SEED, load
+from runner.manifest import load
 from runner.prompts import combine
 from runner.spec import FORMATS, SAMPLERS, Item, Part, item_id
+from runner.values import DEFAULTS, LARGEST_SEED
 
 HERE = Location(Path("items.jsonl"), 3, 1)
 

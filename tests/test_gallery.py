@@ -7,20 +7,15 @@ import json
 import os
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
-import numpy as np
-import orjson
 import pytest
-from builders import make_item
+from builders import failure, make_item, matrix, run_folder
 from PIL import Image
 
-import runner.gallery as gallery
 from runner.errors import FolderUnwritable, NoRunFolder
-from runner.gallery import build, read_pictures, render_grid
-from runner.images import encode, image_path
-from runner.spec import Item
+from runner.gallery import build
+from runner.images import image_path
 
 HOSTILE = [
     "</script><script>alert(1)</script>",
@@ -60,40 +55,10 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def record(item: Item, **changes: Any) -> dict[str, Any]:
-    common = {"id": f"{item.number:064x}", "item": item.to_dict(), "model": {"name": "emoji", "fingerprints": {}}}
-    return common | {"status": "done", "image": str(image_path(item)), "bytes": 1} | changes
-
-
-def failure(item: Item) -> dict[str, Any]:
-    return record(item, status="failed", error={"class": "BlackPicture", "message": "came out <black>"})
-
-
-def run_folder(folder: Path, items: list[Item], *more: dict[str, Any]) -> Path:
-    folder.mkdir(exist_ok=True)
-    for item in items:
-        colour = np.full((item.height, item.width, 3), (item.number * 20 % 200, 90, 200), dtype=np.uint8)
-        path = folder / image_path(item)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(colour, item, "emoji", item.format))
-    records = [*(record(item) for item in items), *more]
-    (folder / "records.jsonl").write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in records))
-    return folder
-
-
 def width_of(path: Path) -> int:
     with Image.open(path) as image:
         image.load()
         return image.width
-
-
-def matrix(prompts: int, seeds: int, **changes: Any) -> list[Item]:
-    pairs = [(prompt, seed) for prompt in range(prompts) for seed in range(seeds)]
-    return [make_item(number=n, prompt=f"prompt {p}", seed=s, **changes) for n, (p, s) in enumerate(pairs)]
-
-
-def sheet(folder: Path) -> gallery.Sheet:
-    return gallery._arrange(read_pictures(folder))
 
 
 def test_the_page_has_every_picture_whatever_the_prompts_are(tmp_path: Path) -> None:
@@ -167,21 +132,6 @@ def test_failed_and_missing_items_are_shown_as_such(tmp_path: Path) -> None:
     assert width_of(made.grid) >= 480
 
 
-def test_the_newest_record_counts(tmp_path: Path) -> None:
-    item = make_item()
-    made = build(run_folder(tmp_path, [item], failure(item), record(item)))
-    assert (made.items, made.failed) == (1, 0)
-    assert len(Page(made.html).all("img")) == 1
-
-
-@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "images/../../x.png", "", "a\0b", "images"])
-def test_a_path_that_leaves_the_folder_is_no_picture(tmp_path: Path, path: str) -> None:
-    (tmp_path / "secret.png").write_bytes(b"")
-    folder = run_folder(tmp_path / "run", [], record(make_item(), image=path))
-    (picture,) = read_pictures(folder)
-    assert picture.file is None and picture.problem.startswith("missing")
-
-
 def test_records_that_lack_nearly_everything_are_shown(tmp_path: Path) -> None:
     bare = [{"id": "a", "status": "failed"}, {"id": "b", "status": "done", "image": "x", "bytes": 1, "item": "odd"}]
     made = build(run_folder(tmp_path, [], *bare))
@@ -219,95 +169,3 @@ def test_building_again_gives_the_same_bytes(tmp_path: Path) -> None:
     before = first.html.read_bytes(), first.grid.read_bytes()
     again = build(tmp_path)
     assert (again.html.read_bytes(), again.grid.read_bytes()) == before
-
-
-def test_rows_are_the_first_axis_and_columns_the_others(tmp_path: Path) -> None:
-    items = []
-    for sampler in ("plms", "ddim"):
-        for scale in (5.0, 7.5):
-            for prompt in ("a", "b"):
-                axes = (("sampler", sampler), ("scale", scale), ("prompt", prompt))
-                items.append(make_item(number=len(items), prompt=prompt, sampler=sampler, scale=scale, axes=axes))
-    found = sheet(run_folder(tmp_path, items))
-    assert found.rows == ["sampler plms", "sampler ddim"]
-    assert found.columns == [("scale 5", "a"), ("scale 5", "b"), ("scale 7.5", "a"), ("scale 7.5", "b")]
-    assert [found.cells[divmod(number, 4)].item["number"] for number in range(8)] == list(range(8))
-    assert gallery._spans(found.columns, 0) == [(0, 1), (2, 3)]
-
-
-def test_prompt_and_seed_are_axes_without_being_named(tmp_path: Path) -> None:
-    found = sheet(run_folder(tmp_path, matrix(2, 3)))
-    assert (found.rows, found.columns) == (["prompt 0", "prompt 1"], [("seed 0",), ("seed 1",), ("seed 2",)])
-    assert not found.loose
-
-
-def test_an_item_without_a_place_is_appended(tmp_path: Path) -> None:
-    extra = make_item(number=4, prompt="prompt 0", seed=0, negative="blurry")
-    found = sheet(run_folder(tmp_path, [*matrix(2, 2), extra]))
-    assert len(found.cells) == 4
-    assert [picture.item["number"] for picture in found.loose] == [4]
-    assert found.captions == ["blurry · seed 0 · prompt 0"]
-
-
-@pytest.mark.parametrize(("prompts", "seeds"), [(1, 9), (9, 1), (1, 1)])
-def test_one_axis_makes_a_square(tmp_path: Path, prompts: int, seeds: int) -> None:
-    found = sheet(run_folder(tmp_path, matrix(prompts, seeds)))
-    assert not found.rows and not found.cells
-    assert len(found.loose) == prompts * seeds and found.wide**2 == prompts * seeds
-
-
-def test_a_matrix_of_holes_makes_a_square(tmp_path: Path) -> None:
-    items = [make_item(number=number, prompt=f"p{number}", seed=number) for number in range(9)]
-    found = sheet(run_folder(tmp_path, items))
-    assert found.wide == 3 and not found.cells
-    assert found.captions[4] == "seed 4 · p4"
-
-
-def test_the_sheet_shows_the_pictures_in_their_places(tmp_path: Path) -> None:
-    pictures = read_pictures(run_folder(tmp_path, matrix(2, 3)))
-    found = gallery._arrange(pictures)
-    measures, image = gallery._fit(found, pictures), render_grid(pictures)
-    for (row, column), picture in found.cells.items():
-        x, y = gallery._corner((row, column), found, measures)
-        middle = image.getpixel((x + measures.box[0] // 2, y + measures.box[1] // 2))
-        assert middle == (picture.item["number"] * 20 % 200, 90, 200)
-    assert measures.box == (128, 128)
-    assert image.getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_a_large_sheet_is_scaled_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = read_pictures(run_folder(tmp_path, matrix(4, 5)))
-    whole = render_grid(pictures)
-    monkeypatch.setattr(gallery, "MAX_PIXELS", 200_000)
-    image = render_grid(pictures)
-    assert image.width * image.height <= 200_000 < whole.width * whole.height
-
-
-def test_a_sheet_too_large_shows_the_first_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gallery, "MAX_SIDE", 3)
-    pictures = read_pictures(run_folder(tmp_path, matrix(4, 5)))
-    found = gallery._arrange(pictures)
-    assert (len(found.rows), len(found.columns), len(found.cells), len(found.loose)) == (3, 3, 9, 0)
-    assert gallery._footer(pictures, 9).startswith("the first 9 of 20 items")
-    monkeypatch.setattr(gallery, "MAX_PICTURES", 4)
-    assert len(gallery._arrange(pictures).cells) == 3
-    assert len(gallery._arrange(read_pictures(run_folder(tmp_path / "one", matrix(1, 9)))).loose) == 4
-
-
-@pytest.mark.parametrize(
-    "text", ["one", "a long line of several words", "x" * 300, "word " * 300, "", "é" * 90, "🙂 家"]
-)
-@pytest.mark.parametrize("most", [0, 1, 3])
-def test_labels_stay_in_their_place(text: str, most: int) -> None:
-    font = gallery._font(12)
-    lines = gallery._wrap(text, font, 80, most)
-    assert len(lines) <= most
-    assert all(font.getlength(line) <= 80 for line in lines)
-
-
-def test_a_label_cut_short_says_so() -> None:
-    font = gallery._font(12)
-    assert gallery._wrap("a cat", font, 80, 2) == ["a cat"]
-    assert gallery._wrap("a cat that sits on a mat", font, 80, 9) == ["a cat that sits", "on a mat"]
-    assert gallery._wrap("a cat that sits on a mat", font, 80, 1) == ["a cat that sit…"]
-    assert gallery._wrap("Käse", font, 80, 1) == ["Kase"]

@@ -9,6 +9,7 @@ import os
 import re
 import threading
 import unicodedata
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from runner.images import (
     Metadata,
     Pixels,
     Writer,
+    Written,
     encode,
     folder_name,
     image_path,
@@ -229,10 +231,14 @@ def test_metadata_that_is_no_item_is_none(tmp_path: Path) -> None:
     assert read_metadata(tmp_path / "plain.png") == Metadata()
 
 
+def submit(writer: Writer, item: Item) -> Future[Written]:
+    return writer.submit(noise(), item, "emoji", image_path(item))
+
+
 def test_a_writer_writes_and_says_what(tmp_path: Path) -> None:
     items = [make_item(number=number, format=("png", "jpg")[number % 2]) for number in range(20)]
     with Writer(tmp_path, threads=3, waiting=2) as writer:
-        futures = [writer.submit(noise(), item, "emoji") for item in items]
+        futures = [submit(writer, item) for item in items]
     for item, future in zip(items, futures, strict=True):
         written = future.result()
         data = (tmp_path / written.path).read_bytes()
@@ -249,7 +255,7 @@ def test_who_submits_too_fast_has_to_wait(tmp_path: Path, monkeypatch: pytest.Mo
 
     def submit_all(writer: Writer) -> None:
         for number in range(6):
-            accepted.append(writer.submit(noise(), make_item(number=number), "emoji"))
+            accepted.append(submit(writer, make_item(number=number)))
 
     with Writer(tmp_path, threads=2, waiting=1) as writer:
         thread = threading.Thread(target=submit_all, args=(writer,))
@@ -271,8 +277,8 @@ def test_a_full_disk_is_in_the_future_and_the_next_picture_is_not_blocked(
         with monkeypatch.context() as patched:
             patched.setattr(os, "replace", full)
             with pytest.raises(FolderUnwritable, match="disk is full"):
-                writer.submit(noise(), make_item(), "emoji").result()
-        assert writer.submit(noise(), make_item(), "emoji").result().bytes > 0
+                submit(writer, make_item()).result()
+        assert submit(writer, make_item()).result().bytes > 0
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["seed_27_00000.png"]
 
 
@@ -287,7 +293,7 @@ def test_an_error_around_a_writer_gives_up_what_is_waiting(tmp_path: Path, monke
     monkeypatch.setattr("runner.images.encode", slow)
     futures = []
     with pytest.raises(KeyboardInterrupt), Writer(tmp_path, threads=1, waiting=4) as writer:
-        futures = [writer.submit(noise(), make_item(number=number), "emoji") for number in range(4)]
+        futures = [submit(writer, make_item(number=number)) for number in range(4)]
         started.wait(10)
         threading.Timer(0.1, gate.set).start()
         raise KeyboardInterrupt

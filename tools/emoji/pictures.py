@@ -89,8 +89,13 @@ def random_caption(random: np.random.Generator, name: str) -> tuple[str, str]:
     if random.random() < 0.35:
         return name, "white"
     colour = str(random.choice(list(COLOURS)))
+    return caption(name, colour), colour
+
+
+def caption(name: str, colour: str) -> str:
+    """The caption of an emoji on a coloured background."""
     article = "an" if colour[0] in "aeiou" else "a"
-    return f"{name} on {article} {colour} background", colour
+    return f"{name} on {article} {colour} background"
 
 
 def _points() -> list[int]:

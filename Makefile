@@ -1,0 +1,40 @@
+MANIFEST ?= manifests/quickstart.yaml
+FOLDER ?= outputs/$(basename $(notdir $(MANIFEST)))
+ARGS ?=
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run plan gallery test check clean
+
+help: ## show these lines
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  variables: MANIFEST=manifests/quickstart.yaml  FOLDER=outputs/quickstart  ARGS="unet_bs=4 ..."'
+
+setup: .venv/ready ## install everything into .venv
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: .venv/ready ## render what is missing of MANIFEST
+	$(BIN)/runner run $(MANIFEST) $(ARGS)
+
+plan: .venv/ready ## say what a run of MANIFEST would do
+	$(BIN)/runner plan $(MANIFEST) $(ARGS)
+
+gallery: .venv/ready ## rebuild the gallery of FOLDER
+	$(BIN)/runner gallery $(FOLDER) $(ARGS)
+
+test: .venv/ready check ## run all checks and tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/ready ## lint, format and types only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove everything that can be made again, but no pictures
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

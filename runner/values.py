@@ -1,0 +1,232 @@
+"""The rules that every value of an item obeys, wherever it is written: in a manifest, on a line of JSON, as a setting.
+
+Here are the keys of an item, their defaults and limits, and the forms of seeds and of ranges. A value is read from a
+node, which knows its place, so that an error can name it. Files and jobs, and what makes an item complete, are not
+known here.
+
+    check("width", wrap(512, Location(path)))
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, TypeVar, overload
+
+from runner.errors import ManifestError
+from runner.spec import FORMATS, MOST_STEPS, SAMPLERS, SIZE_STEP
+from runner.yaml_nodes import Node, wrap
+
+DEFAULTS: Mapping[str, Any] = {
+    "negative": "",
+    "width": 512,
+    "height": 512,
+    "steps": 50,
+    "scale": 7.5,
+    "sampler": "ddim",
+    "eta": 0.0,
+    "format": "png",
+    "long_prompts": "error",
+}
+ITEM_KEYS = ("prompt", "seed", *DEFAULTS)
+ALIASES = {"W": "width", "H": "height", "ddim_steps": "steps", "ddim_eta": "eta"}
+LATER = {
+    key: f"'{key}' comes with a later version of runner"
+    for key in ("zip", "exclude", "include", "init", "crop", "strength", "fixed_code", "models", "model")
+}
+T = TypeVar("T")
+
+LARGEST_SEED = 2**63 - 1  # of torch's generators
+LARGEST_NUMBER, LEAST_STEP = 1e9, 1e-9
+MOST_ITEMS, MOST_VALUES = 10**9, 10**5
+SEEDS = re.compile(r"\s*([0-9]{1,19})\s*(?:-\s*([0-9]{1,19})\s*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Seeds(Sequence[int]):
+    """Spans of seeds, one after the other; `ends` are the counts of seeds up to the end of each span."""
+
+    spans: tuple[range, ...]
+    ends: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[int]: ...
+    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
+        if isinstance(place, slice):
+            return [self[n] for n in range(*place.indices(len(self)))]
+        place = range(len(self))[place]
+        span = bisect_right(self.ends, place)
+        return self.spans[span][place - self.ends[span]]
+
+
+def entries(node: Node, known: Sequence[str]) -> dict[str, Node]:
+    """The entries of a mapping of item keys, under their real names."""
+    aliases = [alias for alias, real in ALIASES.items() if real in known]
+    given = node.mapping((*known, *aliases), refused=LATER)
+    for alias in aliases:
+        if alias in given and ALIASES[alias] in given:
+            raise given[alias].error(
+                f"'{alias}' is another name of '{ALIASES[alias]}'; only one of them can stand here"
+            )
+    return {ALIASES.get(key, key): value for key, value in given.items()}
+
+
+def check(key: str, node: Node) -> Any:
+    """The value of an item key by its rule."""
+    return _named(key, RULES[key], node)
+
+
+def read_axis(key: str, node: Node) -> Sequence[Any]:
+    """The values of an item key: a list of them, or a range of numbers."""
+    if isinstance(node.value, list):
+        return tuple(check(key, entry) for entry in node.items())
+    if not isinstance(node.value, dict):
+        raise node.error(f"{key}: expected a list or a range {{start, stop, step}}, not {node}")
+    start, step, count = _span(node, _any_number)
+    if count > MOST_VALUES:
+        raise node.error(f"{key}: a range of {count} values; the most is {MOST_VALUES}")
+    return tuple(check(key, wrap(_number(start + n * step), node.location)) for n in range(count))
+
+
+def read_seeds(key: str, node: Node) -> Sequence[int]:
+    return _named(key, _seeds, node)
+
+
+def read_count(key: str, node: Node) -> int:
+    """How many items, or how many of something that items are made of."""
+    return _named(key, lambda node: node.integer(1, MOST_ITEMS), node)
+
+
+def _named(key: str, read: Callable[[Node], T], node: Node) -> T:
+    """What `read` reads, with the key before the message of its error."""
+    try:
+        return read(node)
+    except ManifestError as error:
+        raise ManifestError(f"{key}: {error.message}", error.location) from None
+
+
+# ---- single values
+
+
+def words(node: Node) -> str:
+    """The text of a prompt."""
+    text = node.text().strip()
+    if node.comment_follows:
+        raise node.error(
+            f"a '#' after a space begins a comment, which cuts this text to {node}; "
+            "quote the whole text, or move the comment to a line of its own"
+        )
+    return text
+
+
+def _size(node: Node) -> int:
+    low, high = SIZE_STEP, 64 * SIZE_STEP
+    value = node.integer(low, high)
+    if rest := value % SIZE_STEP:
+        raise node.error(f"{node} is not a multiple of {SIZE_STEP}; {value - rest} and {value - rest + SIZE_STEP} are")
+    return value
+
+
+def _sampler(node: Node) -> str:
+    return node.choice(SAMPLERS, likely=node.text().removeprefix("k_"))
+
+
+def _long_prompts(node: Node) -> str:
+    if node.text() == "chunk":
+        raise node.error("'chunk' comes with a later version of runner; use error or truncate")
+    return node.choice(("error", "truncate"))
+
+
+RULES: Mapping[str, Callable[[Node], Any]] = {
+    "prompt": words,
+    "negative": words,
+    "seed": lambda node: node.integer(0, LARGEST_SEED),
+    "width": _size,
+    "height": _size,
+    "steps": lambda node: node.integer(1, MOST_STEPS),
+    "scale": lambda node: node.number(0, 100),
+    "sampler": _sampler,
+    "eta": lambda node: node.number(0, 1),
+    "format": lambda node: node.choice(FORMATS),
+    "long_prompts": _long_prompts,
+}
+
+
+# ---- seeds
+
+
+def _seeds(node: Node) -> Sequence[int]:
+    spans = tuple(_seed_spans(node))
+    ends = tuple(itertools.accumulate(len(span) for span in spans))
+    return spans[0] if len(spans) == 1 else Seeds(spans, ends)
+
+
+def _seed_spans(node: Node) -> Iterator[range]:
+    if isinstance(node.value, list):
+        for entry in node.items():
+            yield from _seed_spans(entry)
+    elif isinstance(node.value, dict):
+        start, step, count = _span(node, _whole)
+        yield _seed_range(node, int(start), int(step), count)
+    else:
+        for piece in node.written.split(","):
+            if not (match := SEEDS.fullmatch(piece)):
+                forms = "7, 27-46, [1, 5, 9], {start: 27, count: 20} or {start: 0, stop: 100, step: 5}"
+                raise node.error(f"{node} are not seeds; write {forms}")
+            first, last = int(match[1]), int(match[2] or match[1])
+            if last < first:
+                raise node.error(f"'{piece.strip()}' runs backwards; write {last}-{first}")
+            yield _seed_range(node, first, 1, last - first + 1)
+
+
+def _seed_range(node: Node, start: int, step: int, count: int) -> range:
+    last = start + (count - 1) * step
+    if min(start, last) < 0 or max(start, last) > LARGEST_SEED:
+        raise node.error(f"the seeds from {start} to {last} leave the range from 0 to {LARGEST_SEED}")
+    if count > MOST_ITEMS:
+        raise node.error(f"{count} seeds; the most is {MOST_ITEMS}")
+    return range(start, start + count * step, step)
+
+
+def _whole(node: Node) -> int:
+    return node.integer(-LARGEST_SEED, LARGEST_SEED)
+
+
+# ---- ranges of numbers
+
+
+def _span(node: Node, read: Callable[[Node], float]) -> tuple[Decimal, Decimal, int]:
+    """Start, step and count of a range. Decimals are exact in what people write: no drift, no missed stop."""
+    given = node.mapping(("start", "stop", "step", "count"))
+    if "start" not in given or ("stop" in given) == ("count" in given):
+        raise node.error(
+            "a range is written {start: 0, stop: 100, step: 5}, its stop included, or {start: 27, count: 20}"
+        )
+    numbers = {key: Decimal(str(_named(key, read, given[key]))) for key in ("start", "stop", "step") if key in given}
+    start, step = numbers["start"], numbers.get("step", Decimal(1))
+    if abs(step) < LEAST_STEP:
+        raise given["step"].error(f"the step {given['step']} is too small; the least is {LEAST_STEP:g}")
+    if "count" in given:
+        return start, step, read_count("count", given["count"])
+    count = math.floor((numbers["stop"] - start) / step) + 1
+    if count < 1:
+        raise given["stop"].error(f"the stop {given['stop']} is never reached from {start} in steps of {step}")
+    return start, step, count
+
+
+def _any_number(node: Node) -> float:
+    return node.number(-LARGEST_NUMBER, LARGEST_NUMBER)
+
+
+def _number(exact: Decimal) -> int | float:
+    return int(exact) if exact == exact.to_integral_value() else float(exact)

@@ -1,0 +1,165 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny
+
+from runner import __version__, cli
+
+MANIFEST = "version: 1\nname: small\njobs: [{prompts: [cat, dog], seeds: 1-3, width: 64, height: 64, steps: 2}]\n"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def manifest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.yaml").write_text(MANIFEST)
+    return "m.yaml"
+
+
+def test_help_names_every_verb(capsys):
+    assert cli.main(["--help"]) == cli.main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {verb} " in text for verb in cli.VERBS)
+    assert set(cli.VERB_HELP) == set(cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", list(cli.VERBS))
+def test_a_verbs_help_shows_the_settings(capsys, verb):
+    assert cli.main([verb, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: runner {verb} ")
+    assert "unet_bs: auto" in text
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"runner {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["rnu", "m.yaml"], 2, "did you mean 'run'?"),
+        (["run"], 2, "needs a target"),
+        (["run", "a.yaml", "b.yaml"], 2, "two targets: a.yaml and b.yaml"),
+        (["run", "m.yaml", "--dry"], 2, "'--dry' is not an option"),
+        (["run", "m.yaml", "unetbs=4"], 2, "did you mean 'unet_bs'?"),
+        (["run", "m.yaml", "model.path=nowhere"], 2, "there is nothing at nowhere"),
+        (["run", "m.yaml", "device=cuda:9"], 2, "this machine has no such device"),
+        (["run", "missing.yaml"], 4, "missing.yaml: there is no such file"),
+        (["run", "wrong.yaml"], 4, "wrong.yaml:2:3: "),
+        (["plan", "wrong.yaml"], 4, "did you mean 'prompts'?"),
+        (["gallery", "nowhere"], 10, "no run folder"),
+    ],
+)
+def test_a_user_error_is_one_message_and_its_code(manifest, tmp_path, capsys, words, code, said):
+    (tmp_path / "wrong.yaml").write_text("jobs:\n- promts: [cat]\n  seeds: 1\nversion: 1\n")
+    assert cli.main(words) == code
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.yaml", "wrong.yaml"]
+
+
+def test_debug_shows_where(manifest, capsys):
+    assert cli.main(["run", "missing.yaml", "debug=true"]) == 4
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_runner_is_code_1(manifest, monkeypatch, capsys):
+    def broken(target, settings):
+        raise RuntimeError("unexpected")
+
+    monkeypatch.setitem(cli.VERBS, "run", broken)
+    assert cli.main(["run", "m.yaml"]) == 1
+    assert "RuntimeError: unexpected; debug=true" in capsys.readouterr().err
+
+
+def test_plan_as_a_table_and_as_json(manifest, capsys):
+    assert cli.main(["plan", "m.yaml"]) == 0
+    assert "6 images, 0 done, 6 to render" in capsys.readouterr().out
+    assert cli.main(["plan", "m.yaml", "json=true", "defaults.steps=9"]) == 0
+    out = capsys.readouterr()
+    answer = json.loads(out.out)
+    assert answer["images"] == answer["missing"] == 6
+    assert answer["groups"] == [{"size": "64x64", "sampler": "ddim", "steps": 2, "unet_bs": 16, "images": 6}]
+    assert answer["memory_bytes"] > answer["disk_bytes"] > 0
+    assert answer["prompts"][0] == {"prompt": "cat", "parts": [{"text": "cat", "weight": 1.0}]}
+    assert out.err == ""
+
+
+def test_run_then_plan_then_gallery(manifest, model, tmp_path, capsys):
+    assert cli.main(["run", "m.yaml", f"model.path={model}"]) == 0
+    error = capsys.readouterr().err
+    assert "6 of 6 pictures to render" in error
+    assert re.search(r"6 pictures in [\d.]+ s \([\d.]+ a second\), see outputs/small/gallery.html", error)
+    assert "finished: 6 done, 0 failed" in (tmp_path / "outputs/small/runner.log").read_text()
+    assert cli.main(["plan", "m.yaml", f"model.path={model}", "json=true"]) == 0
+    assert json.loads(capsys.readouterr().out)["missing"] == 0
+    assert cli.main(["run", "m.yaml", f"model.path={model}"]) == 0
+    assert "nothing to render: all pictures are in outputs/small" in capsys.readouterr().err
+    (tmp_path / "outputs/small/gallery.html").unlink()
+    assert cli.main(["gallery", "outputs/small"]) == 0
+    assert (tmp_path / "outputs/small/gallery.html").exists()
+
+
+def test_failed_items_are_named_and_are_code_3(manifest, model, monkeypatch, capsys):
+    from runner import stages
+
+    def draw(*_):
+        raise ValueError("no noise today")
+
+    monkeypatch.setattr(stages, "draw_noise", draw)
+    assert cli.main(["run", "m.yaml", f"model.path={model}", "limit=2"]) == 3
+    error = capsys.readouterr().err
+    assert "2 failed" in error
+    assert "  1: cat, seed 2" in error
+
+
+def test_multirun_makes_a_folder_for_each_value(manifest, model, tmp_path, capsys):
+    assert cli.main(["run", "m.yaml", "-m", f"model.path={model}", "unet_bs=2,4", "limit=2"]) == 0
+    folders = sorted(path.name for path in (tmp_path / "outputs/m-multirun").iterdir())
+    assert len(folders) == 2
+    assert "unet_bs=2" in folders[0]
+    assert "unet_bs=4" in folders[1]
+    assert not (tmp_path / "multirun").exists()
+    assert not (tmp_path / ".hydra").exists()
+    assert cli.main(["run", "m.yaml", "-m", "uent_bs=2,4"]) == 2
+    assert cli.main(["run", "m.yaml", "-m", f"model.path={model}", "device=cuda:8,cpu", "limit=1"]) == 2
+
+
+def test_cfg_job_shows_the_whole_configuration(manifest, capsys):
+    assert cli.main(["run", "m.yaml", "--cfg", "job", "unet_bs=4"]) == 0
+    text = capsys.readouterr().out
+    assert "unet_bs: 4" in text
+    assert "path: builtin:emoji" in text
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_a_run_and_keep_what_is_finished(manifest, model, tmp_path, number, code):
+    (tmp_path / "m.yaml").write_text(MANIFEST.replace("seeds: 1-3", "seeds: 1-500").replace("steps: 2", "steps: 20"))
+    command = [sys.executable, "-m", "runner", "run", "m.yaml", f"model.path={model}", "unet_bs=4"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ)
+    records = tmp_path / "outputs/small/records.jsonl"
+    deadline = time.monotonic() + 60
+    while not (records.exists() and records.stat().st_size > 2000):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == code, error
+    assert "Traceback" not in error
+    for line in records.read_text().splitlines():
+        record = json.loads(line)
+        assert (tmp_path / "outputs/small" / record["image"]).stat().st_size == record["bytes"]

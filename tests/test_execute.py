@@ -1,0 +1,185 @@
+import hashlib
+import random
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from builders import make_item
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from transformers import CLIPTokenizer
+
+from runner import stages, weights
+from runner.events import ItemFailed, Rendered, StepDone, WaveStarted
+from runner.execute import Executor
+from runner.plan import Execution, Wave, group
+from runner.spec import SAMPLERS, Part
+from runner.tokens import SHIPPED
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return weights.find_model(str(tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")))
+
+
+def make_executor(model, **changes):
+    settings = {"device": "cpu", "dtype": "float32", "turbo": True, "unet_bs": 4} | changes
+    return Executor(model, Execution(**settings))
+
+
+def many_items():
+    """Every sampler, guided or not, several sizes, step counts and prompts."""
+    return [
+        make_item(
+            number=number,
+            seed=number,
+            prompt=f"cat {number % 5}",
+            sampler=SAMPLERS[number % len(SAMPLERS)],
+            steps=2 + number % 3,
+            scale=(7.5, 1.0, 3.0)[number % 3],
+            width=128 if number % 7 == 0 else 64,
+        )
+        for number in range(26)
+    ]
+
+
+def render(executor, items):
+    """SHA-256 of each item's pixels, by the item's number."""
+    hashes = {}
+    for wave in group(items, executor.execution, 8):
+        for event in executor.run(wave):
+            assert not isinstance(event, ItemFailed), event.error
+            if isinstance(event, Rendered):
+                hashes[event.item.number] = hashlib.sha256(event.pixels.tobytes()).hexdigest()
+    assert set(hashes) == {item.number for item in items}
+    return hashes
+
+
+@pytest.fixture(scope="module")
+def whole(model):
+    return render(make_executor(model), many_items())
+
+
+def test_pictures_are_the_same_bytes_in_any_order(model, whole):
+    items = many_items()
+    random.Random(5).shuffle(items)
+    assert render(make_executor(model), items) == whole
+
+
+def test_pictures_are_the_same_bytes_alone(model, whole):
+    executor = make_executor(model)
+    for item in many_items()[::6]:
+        assert render(executor, [item]) == {item.number: whole[item.number]}
+
+
+def test_pictures_are_the_same_bytes_when_the_unet_is_streamed(model, whole):
+    executor = make_executor(model, turbo=False)
+    assert render(executor, many_items()) == whole
+    assert len(set(executor.components["unet"].walk.loads.values())) == 1
+
+
+def test_rows_in_a_call_change_no_more_than_the_rounding(model):
+    pixels = {}
+    for unet_bs in (1, 4, 7):
+        wave = Wave(items=tuple(make_item(number=n, seed=n, steps=3) for n in range(4)), unet_bs=unet_bs)
+        rendered = [event for event in make_executor(model).run(wave) if isinstance(event, Rendered)]
+        pixels[unet_bs] = np.stack([event.pixels for event in rendered]).astype(int)
+    assert np.abs(pixels[1] - pixels[4]).max() <= 1
+    assert np.abs(pixels[7] - pixels[4]).max() <= 1
+
+
+def test_the_picture_is_that_of_stock_diffusers(model):
+    """Equal weights, noise, steps and scale, float32: ours is the stock pipeline's picture to the last bit but one."""
+    text, unet, vae = tiny.components()
+    pipeline = StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=CLIPTokenizer.from_pretrained(str(SHIPPED)), unet=unet,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+            set_alpha_to_one=False, steps_offset=1,
+        ),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(27))
+    stock = pipeline(
+        "white duck", num_inference_steps=50, guidance_scale=7.5, latents=noise, output_type="np", height=64, width=64,
+        negative_prompt="blurry",
+    ).images[0]  # fmt: skip
+    item = make_item(prompt="white duck", negative="blurry", seed=27, steps=50)
+    ours = [event for event in make_executor(model).run(Wave(items=(item,), unet_bs=2)) if isinstance(event, Rendered)]
+    assert np.abs(ours[0].pixels - stock * 255).max() <= 0.6
+
+
+def test_prompts_weights_seeds_and_scales_all_have_their_say(model):
+    parts = (Part(text="cat", weight=0.5), Part(text="duck", weight=0.5))
+    changed = [
+        {}, {"prompt": "dog"}, {"seed": 28}, {"scale": 9.0}, {"scale": 1.0}, {"negative": "blurry"}, {"parts": parts},
+        {"sampler": "euler"}, {"steps": 4}, {"eta": 1.0},
+    ]  # fmt: skip
+    items = [make_item(**({"steps": 3, "number": n} | change)) for n, change in enumerate(changed)]
+    assert len(set(render(make_executor(model), items).values())) == len(changed)
+
+
+def test_a_text_is_encoded_once(model, monkeypatch):
+    executor, encoded = make_executor(model), []
+    original = stages.encode_texts
+    monkeypatch.setattr(stages, "encode_texts", lambda e, t, texts: encoded.extend(texts) or original(e, t, texts))
+    render(executor, [make_item(number=n, seed=n, steps=1, prompt=f"cat {n % 2}") for n in range(20)])
+    assert sorted(encoded) == ["", "cat 0", "cat 1"]
+
+
+def test_events_tell_the_story_of_a_wave(model):
+    items = (make_item(number=0, steps=2), make_item(number=1, steps=4))
+    events = list(make_executor(model).run(Wave(items=items, unet_bs=4)))
+    assert isinstance(events[0], WaveStarted)
+    assert [(e.step, e.steps) for e in events if isinstance(e, StepDone)] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    rendered = [event for event in events if isinstance(event, Rendered)]
+    assert {event.item.number for event in rendered} == {0, 1}
+    assert all(set(event.seconds) == {"encode", "denoise", "decode"} for event in rendered)
+    assert all(event.peak_bytes > 0 for event in rendered)
+
+
+def test_a_picture_that_overflows_fails_alone(model, monkeypatch):
+    original = stages.start_trajectory
+
+    def start(items, *rest):
+        started = original(items, *rest)
+        for index, item in enumerate(items):
+            if item.number == 1:
+                started.call.latents[index] = float("nan")
+        return started
+
+    monkeypatch.setattr(stages, "start_trajectory", start)
+    executor = make_executor(model)
+    items = tuple(make_item(number=n, seed=n, steps=3) for n in range(4))
+    events = list(executor.run(Wave(items=items, unet_bs=4)))
+    failed = [event for event in events if isinstance(event, ItemFailed)]
+    assert [event.item.number for event in failed] == [1]
+    assert "precision=full" in str(failed[0].error)
+    monkeypatch.undo()
+    good = {e.item.number: hashlib.sha256(e.pixels.tobytes()).hexdigest() for e in events if isinstance(e, Rendered)}
+    assert good == {n: h for n, h in render(executor, list(items)).items() if n != 1}
+
+
+def test_an_error_in_one_picture_does_not_take_its_wave_down(model, monkeypatch):
+    original = stages.draw_noise
+
+    def draw(items, *rest):
+        if any(item.number == 2 for item in items):
+            raise ValueError("no noise today")
+        return original(items, *rest)
+
+    monkeypatch.setattr(stages, "draw_noise", draw)
+    items = tuple(make_item(number=n, seed=n, steps=2) for n in range(4))
+    events = list(make_executor(model).run(Wave(items=items, unet_bs=4)))
+    assert {e.item.number for e in events if isinstance(e, Rendered)} == {0, 1, 3}
+    assert [(e.item.number, str(e.error)) for e in events if isinstance(e, ItemFailed)] == [(2, "no noise today")]
+
+
+def test_half_precision_differs_by_rounding_only(model):
+    item = make_item(steps=3)
+    pictures = []
+    for dtype in ("float32", "bfloat16"):
+        events = make_executor(model, dtype=dtype).run(Wave(items=(item,), unet_bs=2))
+        pictures += [event.pixels.astype(int) for event in events if isinstance(event, Rendered)]
+    assert 0 < np.abs(pictures[0] - pictures[1]).max() < 40

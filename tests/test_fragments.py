@@ -1,0 +1,99 @@
+import pytest
+import tiny
+import torch
+
+from runner import fragments, weights
+from runner.checkpoint import build_module
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return weights.find_model(str(tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")))
+
+
+def make(model, *, stays, name="unet"):
+    cpu = torch.device("cpu")
+    module = build_module(model, name)
+    return fragments.Component(module, model.tensors[name], device=cpu, dtype=torch.float32, stays=stays)
+
+
+def unet_calls(count, size=8):
+    generator = torch.Generator().manual_seed(1)
+    for index in range(count):
+        latents = torch.randn((2, 4, size + 8 * (index % 2), size), generator=generator)
+        context = torch.randn((2, 77, 16), generator=generator)
+        times = torch.full((2,), 100.0 * index)
+        yield lambda unet, x=latents, t=times, c=context: unet(x, t, encoder_hidden_states=c).sample
+
+
+def test_weights_are_there_during_a_visit_only(model):
+    component = make(model, stays=False)
+    with component.visit() as unet:
+        assert not any(parameter.is_meta for parameter in unet.parameters())
+    assert all(parameter.is_meta for parameter in component.module.parameters())
+
+
+def test_a_component_that_stays_is_read_once(model, monkeypatch):
+    component = make(model, stays=True)
+    with component.visit():
+        pass
+    monkeypatch.setattr(component, "read", lambda *_: pytest.fail("read again"))
+    with component.visit() as unet:
+        assert not any(parameter.is_meta for parameter in unet.parameters())
+
+
+@torch.inference_mode()
+def test_a_walk_gives_the_same_bits_as_the_resident_module(model):
+    stays, walks = make(model, stays=True), make(model, stays=False)
+    for count in (1, 4):
+        calls = list(unet_calls(count))
+        for resident, walked in zip(stays.call_all(calls), walks.call_all(calls), strict=True):
+            assert torch.equal(resident, walked)
+
+
+@torch.inference_mode()
+def test_each_unit_is_brought_once_for_all_calls(model):
+    component = make(model, stays=False)
+    for walk in range(1, 4):
+        component.call_all(list(unet_calls(5)))
+        assert set(component.walk.loads.values()) == {walk}
+    assert len(component.walk.loads) > 10
+
+
+@torch.inference_mode()
+def test_no_more_than_a_unit_is_there_during_a_walk(model):
+    component = make(model, stays=False)
+    most = 0
+
+    def watch(*_):
+        nonlocal most
+        most = max(most, sum(p.numel() for p in component.module.parameters() if not p.is_meta))
+
+    for unit in component.walk.units.values():
+        unit.register_forward_hook(watch)
+    component.call_all(list(unet_calls(3)))
+    largest = max(sum(p.numel() for p in unit.parameters()) for unit in component.walk.units.values())
+    assert most == largest < model.parameters("unet") / 4
+    assert all(parameter.is_meta for parameter in component.module.parameters())
+
+
+def test_every_parameter_is_in_exactly_one_unit(model):
+    for name in ("unet", "vae", "text_encoder"):
+        module = build_module(model, name)
+        units = fragments.find_units(module)
+        found = [f"{unit}.{name}" for unit, part in units.items() for name, _ in part.named_parameters()]
+        assert sorted(found) == sorted(name for name, _ in module.named_parameters())
+
+
+@torch.inference_mode()
+def test_an_error_in_a_call_is_passed_on_and_the_next_walk_is_whole(model):
+    component = make(model, stays=False)
+    calls = list(unet_calls(2))
+
+    def broken(unet):
+        calls[0](unet)
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        component.call_all([calls[1], broken])
+    assert torch.equal(component.call_all(calls)[1], make(model, stays=True).call_all(calls)[1])

@@ -1,0 +1,125 @@
+import json
+
+import pytest
+import tiny
+from builders import make_item
+
+from runner import settings
+from runner.errors import ManifestError, ModelError
+from runner.request import RUN_FILE, read_request
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def ask(tmp_path, model):
+    """Reads a request for a manifest's text, or for the lines of a records file."""
+
+    def read(text, *overrides, name="m.yaml"):
+        target = tmp_path / name
+        target.write_text(text)
+        out = [f"out={tmp_path / 'out'}"] if not any(word.startswith("out=") for word in overrides) else []
+        return read_request(target, settings.compose([f"model.path={model}", *out, *overrides]))
+
+    return read
+
+
+MANIFEST = "version: 1\nname: alps\njobs: [{prompts: [cat, dog], seeds: 1-5, width: 64, height: 64}]\n"
+
+
+def test_items_in_order(ask):
+    request = ask(MANIFEST)
+    assert [item.number for item in request.wanted()] == list(range(10))
+    assert request.count() == 10
+
+
+def test_limit_and_shuffle(ask):
+    assert [item.number for item in ask(MANIFEST, "limit=3").wanted()] == [0, 1, 2]
+    shuffled = [item.number for item in ask(MANIFEST, "shuffle=1").wanted()]
+    assert sorted(shuffled) == list(range(10)) != shuffled
+    assert shuffled == [item.number for item in ask(MANIFEST, "shuffle=1").wanted()]
+    assert [item.number for item in ask(MANIFEST, "shuffle=1", "limit=4").wanted()] == shuffled[:4]
+    assert ask(MANIFEST, "limit=99").count() == 10
+
+
+def test_the_run_folder_has_the_manifests_name(ask):
+    assert str(ask(MANIFEST, "out=null").folder) == "outputs/alps"
+    assert str(ask(MANIFEST, "out=elsewhere/x").folder) == "elsewhere/x"
+
+
+def test_defaults_from_the_command_line(ask):
+    assert {item.steps for item in ask(MANIFEST, "defaults.steps=4").wanted()} == {4}
+
+
+def test_ids_are_of_the_wish_and_the_weights(ask, model, tmp_path_factory):
+    first = ask(MANIFEST)
+    same = ask("version: 1\njobs: [{prompts: ['dog:3'], seeds: [2], W: 64, H: 64, steps: 50}]\n")
+    wanted = next(item for item in first.wanted() if (item.prompt, item.seed) == ("dog", 2))
+    assert same.identity(same.items[0]) == first.identity(wanted)
+    assert len({first.identity(item) for item in first.wanted()}) == 10
+    other = tiny.save_model(tmp_path_factory.mktemp("models") / "other", seed=1)
+    changed = ask(MANIFEST, f"model.path={other}")
+    assert changed.identity(wanted) != first.identity(wanted)
+
+
+def test_an_id_is_the_same_for_ever():
+    from runner.spec import item_id
+
+    fingerprints = {"text_encoder": "a", "unet_encode": "b", "unet_decode": "c", "vae": "d"}
+    expected = "5469ee43388f1ead7cbfb06ee9abad5ca7ccd4bcc890f06e73b4a11f105a5de2"
+    assert item_id(make_item(), fingerprints) == expected
+    assert item_id(make_item(number=9, axes=(("seed", 27),)), fingerprints) == expected
+
+
+def test_a_drawn_seed_is_kept_with_the_run_folder(ask, tmp_path):
+    text = "version: 1\njobs: [{prompts: [cat], n_samples: 3, width: 64, height: 64}]\n"
+    request = ask(text)
+    seeds = [item.seed for item in request.wanted()]
+    assert seeds == [seeds[0], seeds[0] + 1, seeds[0] + 2]
+    assert request.drawn_seeds == {0: seeds[0]}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / RUN_FILE).write_text(json.dumps({"drawn_seeds": {"0": 77}}))
+    assert [item.seed for item in ask(text).wanted()] == [77, 78, 79]
+    (tmp_path / "out" / RUN_FILE).write_text("{torn")
+    assert ask(text).count() == 3
+
+
+def test_records_are_a_target(ask):
+    item = make_item(number=5, prompt="cat:0.25 dog:0.75", seed=9)
+    lines = [
+        json.dumps({"id": "x", "status": "done", "item": item.to_dict() | {"model": "emoji"}}),
+        '{"prompt": "a", "seed": 3}',
+    ]
+    request = ask("\n".join(lines), name="records.jsonl")
+    assert [wanted.seed for wanted in request.wanted()] == [9, 3]
+    assert request.identity(request.items[0]) == request.identity(item)
+
+
+def test_a_prompt_too_long_shows_what_would_be_lost(ask):
+    long = " ".join(["cat"] * 75 + ["white duck"])
+    text = (
+        f"version: 1\njobs:\n  - prompts:\n      - short\n      - {long}\n    seeds: 1\n    width: 64\n    height: 64\n"
+    )
+    with pytest.raises(ManifestError) as caught:
+        ask(text)
+    assert "m.yaml:5:9" in str(caught.value)
+    assert "'white duck'" in str(caught.value)
+    assert "long_prompts: truncate" in str(caught.value)
+    assert ask(text + "    long_prompts: truncate\n").count() == 2
+    with pytest.raises(ManifestError, match="would be lost"):
+        ask(json.dumps({"prompt": long, "seed": 1}), name="items.jsonl")
+
+
+def test_the_manifest_is_looked_at_before_the_model(ask):
+    with pytest.raises(ManifestError):
+        ask("version: 1\njobs: []\n", "model.path=/nowhere")
+    with pytest.raises(ModelError):
+        ask(MANIFEST, "model.path=/nowhere")
+
+
+def test_a_missing_target(tmp_path, model):
+    with pytest.raises(ManifestError, match="there is no such file"):
+        read_request(tmp_path / "no.yaml", settings.compose([f"model.path={model}"]))

@@ -1,0 +1,256 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from runner import execute, settings, stages
+from runner import run as running
+from runner.errors import ModelError, RunFolderHeld, SettingError
+from runner.events import ItemDone, ItemFailed, RunFinished, RunStarted, WaveStarted
+from runner.records import Ledger, iterate_records
+from runner.request import read_request
+
+MANIFEST = """
+version: 1
+name: small
+defaults: {width: 64, height: 64, steps: 3}
+jobs:
+  - prompts: [cat, "cat:1 dog:3", a tall tree]
+    seeds: 1-4
+  - prompts: [dog]
+    seeds: 9
+    matrix: {sampler: [euler_a, plms], scale: [1, 7.5], format: [png, jpg]}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def ask(tmp_path, model):
+    def read(*overrides, text=MANIFEST, name="m.yaml", out="out"):
+        (tmp_path / name).write_text(text)
+        given = [f"model.path={model}", f"out={tmp_path / out}", "unet_bs=4", *overrides]
+        return read_request(tmp_path / name, settings.compose(given))
+
+    return read
+
+
+def hashes(folder):
+    """What each finished item's id became."""
+    return {record["id"]: record["pixels"] for record in iterate_records(folder) if record["status"] == "done"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, model):
+    """The hashes of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "m.yaml").write_text(MANIFEST)
+    given = [f"model.path={model}", f"out={folder / 'out'}", "unet_bs=4"]
+    list(running.run(read_request(folder / "m.yaml", settings.compose(given))))
+    return hashes(folder / "out")
+
+
+def test_a_run_folder_has_everything(ask):
+    request = ask()
+    events = list(running.run(request))
+    assert events[0].missing == events[0].wanted == 20
+    assert events[-1].done == 20
+    assert not events[-1].failed
+    names = {path.name for path in request.folder.iterdir()}
+    assert names >= {"manifest.yaml", "run.json", "records.jsonl", "images", "gallery.html", "grid.png"}
+    assert (request.folder / "manifest.yaml").read_text() == MANIFEST
+    for record in iterate_records(request.folder):
+        file = request.folder / record["image"]
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == record["sha256"]
+        assert file.stat().st_size == record["bytes"]
+        picture = np.asarray(Image.open(file).convert("RGB"))
+        if record["item"]["format"] == "png":
+            assert hashlib.sha256(picture.tobytes()).hexdigest() == record["pixels"]
+        assert record["run"]["unet_bs"] == 4
+        assert record["item"]["model"] == "tiny"
+        assert set(record["model"]["fingerprints"]) == {"text_encoder", "unet_encode", "unet_decode", "vae"}
+        assert record["env"]["torch"]
+        assert record["item"]["axes"]
+    assert (request.folder / "images/cat/seed_1_00000.png").exists()
+
+
+def test_a_second_run_renders_nothing(ask, monkeypatch):
+    list(running.run(ask()))
+    monkeypatch.setattr(running, "_start_executor", lambda _: pytest.fail("the model was loaded"))
+    events = list(running.run(ask()))
+    assert [type(event) for event in events] == [RunStarted, RunFinished]
+    assert events[0].missing == 0
+
+
+@pytest.mark.parametrize(
+    "overrides", [["shuffle=3"], ["turbo=false"], ["shuffle=8", "limit=7"], ["turbo=false", "shuffle=2", "limit=5"]]
+)
+def test_pictures_do_not_depend_on_order_mode_or_company(ask, whole, overrides):
+    request = ask(*overrides)
+    list(running.run(request))
+    made = hashes(request.folder)
+    assert len(made) == request.count()
+    assert made.items() <= whole.items()
+
+
+def test_two_halves_are_the_whole(ask, whole):
+    text = MANIFEST.replace("seeds: 1-4", "seeds: 3-4").replace(
+        "matrix: {sampler: [euler_a, plms]", "matrix: {sampler: [plms]"
+    )
+    request = ask(text=text)
+    list(running.run(request))
+    assert hashes(request.folder).items() <= whole.items()
+    assert len(hashes(request.folder)) == 10
+
+
+def test_a_run_stopped_between_waves_goes_on(ask, whole):
+    events = running.run(ask())
+    waves = 0
+    for event in events:
+        waves += isinstance(event, WaveStarted)
+        if waves == 2:
+            break
+    events.close()
+    folder = ask().folder
+    assert 0 < len(hashes(folder)) < 20
+    rest = list(running.run(ask()))
+    assert rest[0].missing == 20 - rest[0].wanted + rest[-1].done
+    assert hashes(folder) == whole
+
+
+def test_what_a_picture_was_made_of_makes_it_again(ask, whole):
+    request = ask()
+    list(running.run(request))
+    records = (request.folder / "records.jsonl").read_text()
+    again = ask(text=records, name="records.jsonl", out="again")
+    list(running.run(again))
+    assert hashes(again.folder) == whole
+
+
+def test_a_picture_that_was_lost_or_cut_is_made_again(ask, whole):
+    request = ask()
+    list(running.run(request))
+    files = sorted((request.folder / "images").rglob("*.png"))
+    before = files[0].read_bytes()
+    files[0].unlink()
+    files[1].write_bytes(b"cut")
+    events = list(running.run(ask()))
+    assert events[0].missing == 2
+    assert files[0].read_bytes() == before
+    assert hashes(request.folder) == whole
+
+
+def test_new_items_of_a_changed_manifest_overwrite_nobody(ask):
+    text = "version: 1\njobs: [{prompts: [cat], seeds: 1, matrix: {scale: [3, 5]}, width: 64, height: 64, steps: 2}]\n"
+    request = ask(text=text)
+    list(running.run(request))
+    before = {path: path.read_bytes() for path in (request.folder / "images").rglob("*.png")}
+    request = ask(text=text.replace("[3, 5]", "[1, 3, 5]"))
+    events = list(running.run(request))
+    assert events[0].missing == 1
+    assert all(path.read_bytes() == data for path, data in before.items())
+    assert len(list((request.folder / "images").rglob("*.png"))) == 3
+
+
+def test_an_item_that_occurs_twice_is_made_once(ask):
+    request = ask(text="version: 1\njobs: [{prompts: [cat, cat], seeds: [1, 1], width: 64, height: 64, steps: 2}]\n")
+    events = list(running.run(request))
+    assert sum(isinstance(event, ItemDone) for event in events) == 1
+    assert next(running.run(request)).missing == 0
+
+
+def test_a_failure_is_recorded_and_tried_again(ask, monkeypatch, whole):
+    original = stages.draw_noise
+
+    def draw(items, *rest):
+        if any(item.seed == 3 for item in items):
+            raise ValueError("no noise today")
+        return original(items, *rest)
+
+    monkeypatch.setattr(stages, "draw_noise", draw)
+    request = ask()
+    events = list(running.run(request))
+    failed = [event.item.seed for event in events if isinstance(event, ItemFailed)]
+    assert failed == [3, 3, 3]
+    assert [item.seed for item in events[-1].failed] == [3, 3, 3]
+    records = [record for record in iterate_records(request.folder) if record["status"] == "failed"]
+    assert [record["error"] for record in records] == [{"class": "ValueError", "message": "no noise today"}] * 3
+    monkeypatch.undo()
+    assert list(running.run(ask()))[-1].done == 3
+    assert hashes(request.folder) == whole
+
+
+def test_nothing_is_written_where_nothing_can_be_rendered(ask, model, tmp_path):
+    with pytest.raises(SettingError):
+        list(running.run(ask("device=cuda:7")))
+    assert not (tmp_path / "out").exists()
+    broken = tmp_path / "broken"
+    import shutil
+
+    shutil.copytree(model, broken)
+    config = json.loads((broken / "unet/config.json").read_text())
+    (broken / "unet/config.json").write_text(json.dumps(config | {"block_out_channels": [32, 64, 96]}))
+    with pytest.raises(ModelError, match="don't fit"):
+        list(running.run(ask(f"model.path={broken}")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_held_folder_is_refused(ask):
+    request = ask()
+    with Ledger(request.folder), pytest.raises(RunFolderHeld):
+        list(running.run(request))
+
+
+def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(ask, whole, monkeypatch):
+    from runner import images
+    from runner.errors import FolderUnwritable
+
+    written = 0
+    original = images.atomic_write
+
+    def write(path: Path, data: bytes, **options: bool) -> None:
+        nonlocal written
+        written += 1
+        if written > 6:
+            raise OSError(28, os.strerror(28), str(path))
+        original(path, data, **options)
+
+    monkeypatch.setattr(images, "atomic_write", write)
+    request = ask()
+    with pytest.raises(FolderUnwritable, match="the disk is full"):
+        list(running.run(request))
+    monkeypatch.undo()
+    done = hashes(request.folder)
+    assert 0 < len(done) <= 6
+    list(running.run(ask()))
+    assert hashes(request.folder) == whole
+
+
+def test_a_killed_run_goes_on(ask, whole, tmp_path, model):
+    request = ask()
+    command = [sys.executable, "-m", "runner", "run", str(request.target), f"model.path={model}", "unet_bs=4"]
+    process = subprocess.Popen([*command, f"out={request.folder}"], stderr=subprocess.DEVNULL)
+    records = request.folder / "records.jsonl"
+    while process.poll() is None and not (records.exists() and records.stat().st_size > 3000):
+        pass
+    process.kill()
+    process.wait()
+    list(running.run(ask()))
+    assert hashes(request.folder) == whole
+
+
+def test_devices_of_this_machine():
+    assert execute.available_devices()[-1] == "cpu"
+    assert execute.device_name("cpu")
+    execute.reset_peak("cpu")
+    assert execute.peak_bytes("cpu") >= 0

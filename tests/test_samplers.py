@@ -1,0 +1,108 @@
+import pytest
+import torch
+
+from runner import samplers
+from runner.spec import SAMPLERS
+
+SCHEDULE = samplers.NoiseSchedule()
+
+
+def play(name, steps, seeds, *, predict=None, eta=0.0, schedule=SCHEDULE):
+    """Runs a sampler with a made-up model; returns the latents and the time steps that were asked for."""
+    predict = predict or (lambda call: torch.sin(call.latents * 1.3 + call.timestep / 300))
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise = torch.stack([torch.randn((4, 8, 8), generator=generator) for generator in generators])
+    run = samplers.start(name, schedule, steps=steps, eta=eta, noise=noise, generators=generators)
+    call, times = next(run), []
+    while True:
+        times.append(call.timestep)
+        try:
+            call = run.send(predict(call))
+        except StopIteration as stop:
+            return stop.value, times
+
+
+def perfect(picture, schedule=SCHEDULE):
+    """A model that knows the one picture there is: it predicts exactly the noise in what it is shown."""
+    training = samplers._training_sigmas(schedule)
+
+    def predict(call):
+        low = min(int(call.timestep), 998)
+        sigma = training[low] + (call.timestep - low) * (training[low + 1] - training[low])
+        alpha = (sigma**2 + 1) ** -0.5
+        noise = (call.latents - picture * alpha) / (sigma * alpha)
+        if schedule.prediction == "v_prediction":
+            return alpha * noise - sigma * alpha * picture
+        return noise
+
+    return predict
+
+
+def test_every_sampler_of_the_interface_is_there():
+    assert set(samplers.TABLE) == set(SAMPLERS)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 30, 50])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_an_image_is_the_same_bits_alone_and_among_others(name, steps):
+    eta = 0.5 if name == "ddim" else 0.0
+    together, times = play(name, steps, [5, 9, 2, 7], eta=eta)
+    alone, _ = play(name, steps, [2], eta=eta)
+    assert torch.equal(together[2:3], alone)
+    assert together.isfinite().all()
+    assert len(times) == samplers.model_calls(name, steps)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_perfect_model_leads_to_the_picture(name, prediction):
+    schedule = samplers.NoiseSchedule(prediction=prediction)
+    picture = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(3)) * 0.7
+    made, _ = play(name, 30, [1], predict=perfect(picture, schedule), schedule=schedule)
+    assert (made - picture).abs().max() < 0.12  # the last step leaves what little noise the schedule starts with
+
+
+def test_ddim_is_its_formula():
+    """Song et al. 2021, equation 12, with the original's time steps: multiples of 20, and one more."""
+    predict = lambda call: torch.sin(call.latents + call.timestep / 300)  # noqa: E731
+    made, times = play("ddim", 50, [4], predict=predict)
+    assert times == [float(t) for t in range(981, 0, -20)]
+    sigmas = torch.tensor(samplers._training_sigmas(SCHEDULE))
+    alphas = 1 / (1 + sigmas**2)
+    x = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(4)).double()
+    for t in range(981, 0, -20):
+        here, there = alphas[t], alphas[t - 20] if t > 20 else alphas[0]
+        noise = predict(samplers.ModelCall(x, t))
+        picture = (x - (1 - here).sqrt() * noise) / here.sqrt()
+        x = there.sqrt() * picture + (1 - there).sqrt() * noise
+    assert (made - x).abs().max() < 1e-4
+
+
+def test_dpm2_takes_the_middle_on_the_cube_root():
+    _, times = play("dpm2", 10, [0])
+    assert len(times) == 20
+    sigmas = samplers._training_sigmas(SCHEDULE)
+    first, second = (
+        float(sigmas[int(t)] + (t % 1) * (sigmas[min(int(t) + 1, 999)] - sigmas[int(t)])) for t in times[:2]
+    )
+    after = float(sigmas[888])
+    assert second == pytest.approx(((first ** (1 / 3) + after ** (1 / 3)) / 2) ** 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler_a", "dpm2_a"])
+def test_noise_on_the_way_continues_the_images_own_generator(name):
+    eta = 1.0 if name == "ddim" else 0.0
+    torch.manual_seed(0)
+    first, _ = play(name, 5, [8], eta=eta)
+    torch.manual_seed(99)
+    second, _ = play(name, 5, [8], eta=eta)
+    assert torch.equal(first, second)
+    if name == "ddim":
+        assert not torch.equal(first, play(name, 5, [8], eta=0.0)[0])
+
+
+def test_the_schedule_is_read_from_the_models_own_configuration():
+    config = {"num_train_timesteps": 500, "beta_start": 0.001, "beta_end": 0.02, "beta_schedule": "linear",
+              "prediction_type": "v_prediction", "_class_name": "DDIMScheduler"}  # fmt: skip
+    schedule = samplers.NoiseSchedule.from_config(config)
+    assert (schedule.train_steps, schedule.beta_schedule, schedule.prediction) == (500, "linear", "v_prediction")

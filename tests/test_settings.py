@@ -1,0 +1,88 @@
+import pytest
+from omegaconf import OmegaConf
+
+from runner import settings
+from runner.errors import SettingError
+from runner.values import ITEM_KEYS
+
+
+def test_the_defaults_are_those_of_the_documentation():
+    made = settings.compose([])
+    assert (made.device, made.precision, made.engine) == ("auto", "autocast", "local")
+    assert (made.turbo, made.unet_bs, made.memory, made.out, made.limit, made.shuffle) == (None,) * 6
+    assert made.model.path == "builtin:emoji"
+    assert made.defaults.given() == {}
+
+
+def test_overrides():
+    made = settings.compose(
+        [
+            "turbo=false",
+            "unet_bs=4",
+            "memory=2GiB",
+            "model.path=/some/folder",
+            "defaults.steps=4",
+            "limit=3",
+            "shuffle=0",
+        ]
+    )
+    assert (made.turbo, made.unet_bs, made.memory, made.limit, made.shuffle) == (False, 4, 2 << 30, 3, 0)
+    assert made.model.path == "/some/folder"
+    assert made.defaults.given() == {"steps": 4}
+    assert settings.compose(["model=sd15"]).model.path == "weights/stable-diffusion-v1-5"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GiB", 2 << 30), ("1.2GB", 1_200_000_000), ("1200MB", 1_200_000_000), ("512mib", 512 << 20), ("4096", 4096)],
+)
+def test_sizes(text, size):
+    assert settings.parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("uent_bs=4", ["'uent_bs' is not a setting", "did you mean 'unet_bs'"]),
+        ("defaults.stesp=4", ["'defaults.stesp'", "did you mean 'defaults.steps'"]),
+        ("model.pth=x", ["did you mean 'model.path'"]),
+        ("+speed=9", ["can be changed, but not added"]),
+        ("++speed=9", ["can be changed, but not added"]),
+        ("~device", ["can be changed, but not added"]),
+        ("model=emojy", ["no such model", "did you mean 'emoji'"]),
+        ("device=gpu", ["device=gpu", "cuda:N"]),
+        ("precision=half", ["precision=half", "autocast, full"]),
+        ("turbo=1", ["turbo=1", "true, false or auto"]),
+        ("turbo=yes", ["turbo=yes", "true, false or auto"]),
+        ("unet_bs=0", ["unet_bs=0", "from 1"]),
+        ("unet_bs=2.5", ["unet_bs=2.5", "from 1"]),
+        ("unet_bs=true", ["unet_bs=True", "from 1"]),
+        ("memory=lots", ["memory=lots", "2GiB"]),
+        ("memory=0", ["memory=0", "2GiB"]),
+        ("memory=2PB", ["memory=2PB", "2GiB"]),
+        ("limit=0", ["limit=0", "at least 1"]),
+        ("limit=abc", ["limit", "abc"]),
+        ("shuffle=abc", ["shuffle", "abc"]),
+        ("engine=rays", ["engine=rays", "local"]),
+        ("allow_outside=perhaps", ["allow_outside", "perhaps"]),
+        ("steps=4", ["'steps' is not a setting"]),
+        ("=4", ["is not a setting"]),
+    ],
+)
+def test_wrong_settings_are_refused_with_what_would_be_right(override, words):
+    with pytest.raises(SettingError) as caught:
+        settings.compose([override])
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+    assert caught.value.exit_code == 2
+
+
+def test_every_default_of_an_item_can_be_overridden():
+    keys = set(OmegaConf.to_container(settings.compose_config([]))["defaults"])
+    assert keys == set(ITEM_KEYS) - {"prompt"}
+
+
+def test_only_what_conf_says_is_a_setting():
+    config = OmegaConf.to_container(settings.compose_config([]))
+    assert set(config) == {field.name for field in settings.fields(settings.Settings)}

@@ -1,0 +1,104 @@
+import pytest
+import tiny
+import torch
+from builders import make_item
+
+from runner import samplers, stages, weights
+from runner.checkpoint import build_module
+from runner.fragments import Component
+from runner.spec import Part
+from runner.tokens import SHIPPED, ClipTokenizer
+
+
+@pytest.fixture(scope="module")
+def components(tmp_path_factory):
+    model = weights.find_model(str(tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")))
+    settings = {"device": torch.device("cpu"), "dtype": torch.float32, "stays": True}
+    return {name: Component(build_module(model, name), model.tensors[name], **settings) for name in model.tensors}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return ClipTokenizer(SHIPPED)
+
+
+@torch.inference_mode()
+def test_a_text_is_the_same_bits_among_any_others(components, tokenizer):
+    texts = ["cat", "white duck", "", "alps", "tiger face on a blue background"]
+    together = stages.encode_texts(components["text_encoder"], tokenizer, texts)
+    for text in texts:
+        assert torch.equal(together[text], stages.encode_texts(components["text_encoder"], tokenizer, [text])[text])
+    assert together["cat"].shape == (77, 16)
+
+
+@torch.inference_mode()
+def test_the_texts_are_those_of_the_stock_encoder(components, tokenizer):
+    text = tiny.components()[0]
+    wanted = text(torch.tensor([tokenizer.encode("white duck").ids])).last_hidden_state[0]
+    made = stages.encode_texts(components["text_encoder"], tokenizer, ["white duck"])["white duck"]
+    assert (made - wanted).abs().max() < 1e-5
+
+
+def test_the_first_noise_is_that_of_the_original():
+    items = [make_item(seed=27), make_item(seed=28)]
+    noise, generators = stages.draw_noise(items, 8, 4)
+    torch.manual_seed(28)
+    assert torch.equal(noise[1:], torch.randn((1, 4, 8, 8)))
+    assert torch.equal(torch.randn(3, generator=generators[1]), torch.randn(3))
+
+
+def test_a_weighted_prompt_is_the_sum_of_its_parts():
+    embeddings = {"cat": torch.ones(77, 2), "dog": torch.full((77, 2), 5.0)}
+    parts = (Part(text="cat", weight=0.75), Part(text="dog", weight=0.25))
+    assert torch.equal(stages.combine(make_item(parts=parts), embeddings), torch.full((77, 2), 2.0))
+
+
+def trajectory(items, components, tokenizer):
+    texts = [text for item in items for text in item.texts()]
+    embeddings = stages.encode_texts(components["text_encoder"], tokenizer, texts)
+    return stages.start_trajectory(items, samplers.NoiseSchedule(), embeddings, components["unet"], 8)
+
+
+@torch.inference_mode()
+def test_only_guided_images_have_a_second_row(components, tokenizer):
+    items = [make_item(scale=1.0), make_item(seed=2, scale=3.0), make_item(seed=3, scale=0.0)]
+    started = trajectory(items, components, tokenizer)
+    latents, times = started.rows()
+    assert latents.shape == (5, 4, 8, 8)
+    assert times.shape == (5,)
+    assert torch.equal(latents[3:], latents[1:3])
+    predicted = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 4, 8, 8)
+    guided = started.guide(predicted)[:, 0, 0, 0].tolist()
+    assert guided == [0.0, 3 + 3 * (1 - 3), 4.0]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("unet_bs", [1, 2, 3, 8])
+def test_every_call_of_the_unet_has_the_same_shape(components, tokenizer, unet_bs):
+    items = [make_item(seed=seed, steps=2 + seed % 2, scale=[1.0, 7.5][seed % 2]) for seed in range(5)]
+    started = [trajectory([item], components, tokenizer) for item in items]
+    shapes = set()
+    hook = components["unet"].module.conv_in.register_forward_pre_hook(lambda _, given: shapes.add(given[0].shape))
+    finished = [pair for step in stages.denoise(components["unet"], started, unet_bs) for pair in step]
+    hook.remove()
+    assert shapes == {(unet_bs, 4, 8, 8)}
+    assert len(finished) == 5
+    assert len(finished[0][0].items) == 1
+
+
+@torch.inference_mode()
+def test_pictures_are_rounded_and_the_same_among_others(components):
+    latents = torch.randn((18, 4, 8, 8), generator=torch.Generator().manual_seed(0))
+    together = stages.decode(components["vae"], latents)
+    assert together.shape == (18, 64, 64, 3)
+    for index in (0, 7, 17):
+        assert (stages.decode(components["vae"], latents[index : index + 1])[0] == together[index]).all()
+    vae = tiny.components()[2]
+    exact = (vae.decode(latents[:1] / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1) * 255
+    difference = torch.from_numpy(together[:1]).permute(0, 3, 1, 2) - exact
+    assert difference.abs().max() <= 0.51
+
+
+def test_large_pictures_are_decoded_one_at_a_time():
+    assert stages.decode_rows(512, 512) == stages.decode_rows(2048, 2048) == 1
+    assert stages.decode_rows(64, 64) == 16

@@ -1,0 +1,52 @@
+import json
+
+import pytest
+from transformers import CLIPTokenizer
+
+from runner.tokens import LENGTH, ROOM, SHIPPED, ClipTokenizer
+
+TEXTS = [
+    "", "a photograph of an astronaut riding a horse", "Tiger FACE  on\ta blue\n background", "naïve café — 日本語 🐯",
+    "it's 1999!! don't 'S", "ﬁ ½ İ ß e\u0301", "(word:1.2) {a|b} <lora:x:1>", "supercalifragilistic " * 30,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return ClipTokenizer(SHIPPED)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_tokens_are_those_of_transformers(tokenizer, text):
+    stock = CLIPTokenizer.from_pretrained(str(SHIPPED))
+    wanted = stock(text, padding="max_length", max_length=LENGTH, truncation=True).input_ids
+    assert list(tokenizer.encode(text).ids) == wanted
+
+
+def test_the_known_example_of_clip(tokenizer):
+    assert tokenizer.encode("a photograph of an astronaut riding a horse").ids[:10] == (
+        49406, 320, 8853, 539, 550, 18376, 6765, 320, 4558, 49407,
+    )  # fmt: skip
+
+
+def test_what_does_not_fit_is_named(tokenizer):
+    fits = " ".join(["cat"] * ROOM)
+    assert tokenizer.encode(fits).lost == ""
+    assert tokenizer.encode(fits + " white Duck").lost == "white Duck"
+
+
+def test_special_tokens_in_a_prompt_are_plain_text(tokenizer):
+    assert tokenizer.encode("<|endoftext|> cat").ids.index(49407) > 5
+
+
+def test_a_tokenizer_json_serves_as_well(tokenizer, tmp_path):
+    CLIPTokenizer.from_pretrained(str(SHIPPED)).save_pretrained(tmp_path)
+    (tmp_path / "vocab.json").unlink(missing_ok=True)
+    (tmp_path / "merges.txt").unlink(missing_ok=True)
+    assert json.loads((tmp_path / "tokenizer.json").read_text())
+    other = ClipTokenizer(tmp_path)
+    assert [other.encode(text) for text in TEXTS[1:3]] == [tokenizer.encode(text) for text in TEXTS[1:3]]
+
+
+def test_a_model_without_a_vocabulary_takes_the_shipped_one(tokenizer, tmp_path):
+    assert ClipTokenizer(tmp_path / "missing").encode("a cat") == tokenizer.encode("a cat")

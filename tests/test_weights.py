@@ -1,0 +1,143 @@
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from runner import weights
+from runner.errors import ModelError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(folder, target))
+
+
+def test_a_diffusers_folder_is_found_whole(folder):
+    model = weights.find_model(str(folder))
+    assert model.name == "tiny"
+    assert model.latent_factor == 8
+    assert set(model.tensors) == {"text_encoder", "unet", "vae"}
+    unet = tiny.components()[1]
+    assert model.parameters("unet") == sum(p.numel() for p in unet.parameters())
+
+
+def test_fingerprints_are_of_the_weights_and_not_of_the_files(folder, tmp_path):
+    before = weights.fingerprints(weights.find_model(str(folder)))
+    moved = copy_of(folder, tmp_path / "moved")
+    file = moved / "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    file.unlink()
+    half = len(tensors) // 2
+    shards = {"a.safetensors": dict(list(tensors.items())[half:]), "b.safetensors": dict(list(tensors.items())[:half])}
+    for name, part in shards.items():
+        save_file(part, moved / "unet" / name, metadata={"format": "pt", "note": "another header"})
+    index = {"weight_map": {tensor: name for name, part in shards.items() for tensor in part}}
+    (moved / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    assert weights.fingerprints(weights.find_model(str(moved))) == before
+
+
+def test_old_names_are_the_same_weights(folder, tmp_path):
+    old = copy_of(folder, tmp_path / "old")
+    text = old / "text_encoder/model.safetensors"
+    renamed = {f"text_model.{name}": tensor for name, tensor in load_file(text).items()}
+    save_file(renamed | {"text_model.embeddings.position_ids": torch.arange(77)}, text)
+    vae = old / "vae/diffusion_pytorch_model.safetensors"
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = {}
+    for name, tensor in load_file(vae).items():
+        for new, older in names.items():
+            name = name.replace(f".{new}.", f".{older}.")
+        tensors[name] = tensor
+    assert any(".query." in name for name in tensors)
+    save_file(tensors, vae)
+    assert weights.fingerprints(weights.find_model(str(old))) == weights.fingerprints(weights.find_model(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "fragment"),
+    [
+        ("unet/up_blocks.2.resnets.0.conv1.weight", "unet_decode"),
+        ("unet/mid_block.resnets.0.conv1.weight", "unet_encode"),
+        ("unet/conv_in.weight", "unet_encode"),
+        ("vae/decoder.conv_out.bias", "vae"),
+        ("text_encoder/final_layer_norm.weight", "text_encoder"),
+    ],
+)
+def test_one_changed_number_changes_one_fingerprint(folder, tmp_path, tensor, fragment):
+    changed = copy_of(folder, tmp_path / "changed")
+    component, name = tensor.split("/")
+    file = next((changed / component).glob("*.safetensors"))
+    tensors = load_file(file)
+    tensors[name].view(-1)[0] += 1
+    save_file(tensors, file)
+    before = weights.fingerprints(weights.find_model(str(folder)))
+    after = weights.fingerprints(weights.find_model(str(changed)))
+    assert {key for key in before if before[key] != after[key]} == {fragment}
+
+
+def test_fingerprints_of_large_models_are_remembered_until_a_file_changes(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(weights, "CACHED_SIZE", 0)
+    large = copy_of(folder, tmp_path / "large")
+    first = weights.fingerprints(weights.find_model(str(large)))
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "_hash_fragments", lambda _: pytest.fail("hashed again"))
+        assert weights.fingerprints(weights.find_model(str(large))) == first
+    file = large / "vae/diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["decoder.conv_out.bias"] += 1
+    save_file(tensors, file)
+    assert weights.fingerprints(weights.find_model(str(large)))["vae"] != first["vae"]
+
+
+def damage_header(file: Path) -> None:
+    header = b'{"x": {"dtype": "F32", "shape": [4], "data_offsets": [0, 1000000]}}'
+    file.write_bytes(struct.pack("<Q", len(header)) + header)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda f: (f / "unet/config.json").unlink(), ["unet/config.json", "is missing"]),
+        (lambda f: (f / "unet/config.json").write_text("{"), ["unet/config.json", "can't be read"]),
+        (lambda f: (f / "unet/config.json").write_text("[]"), ["JSON object"]),
+        (lambda f: (f / "vae/config.json").write_text('{"_class_name": "VQModel"}'), ["VQModel", "AutoencoderKL"]),
+        (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(), ["vae", "no .safetensors file"]),
+        (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").rename(f / "vae/x.bin"), [".bin", "pickles"]),
+        (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"PK\3\4" + b"x" * 90), ["cut off"]),
+        (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").write_bytes(b""), ["cut off"]),
+        (lambda f: damage_header(f / "vae/diffusion_pytorch_model.safetensors"), ["outside the file"]),
+        (lambda f: (f / "scheduler/scheduler_config.json").unlink(), ["scheduler_config.json", "is missing"]),
+    ],
+)
+def test_a_damaged_folder_is_refused_by_name(folder, tmp_path, harm, words):
+    damaged = copy_of(folder, tmp_path / "damaged")
+    harm(damaged)
+    with pytest.raises(ModelError) as caught:
+        weights.find_model(str(damaged))
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "builtin:emojy", __file__, str(Path(__file__).parent)])
+def test_what_is_no_model_is_refused(path):
+    with pytest.raises(ModelError, match=r"model\.path="):
+        weights.find_model(path)
+
+
+def test_a_cut_off_file_is_refused(folder, tmp_path):
+    cut = copy_of(folder, tmp_path / "cut")
+    file = cut / "unet/diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="cut off"):
+        weights.find_model(str(cut))
