@@ -121,10 +121,10 @@ def _named(key: str, read: Callable[[Node], T], node: Node) -> T:
 def words(node: Node) -> str:
     """The text of a prompt."""
     text = node.text().strip()
-    if node.comment_follows:
+    if node.doubtful_comment:
         raise node.error(
             f"a '#' after a space begins a comment, which cuts this text to {node}; "
-            "quote the whole text, or move the comment to a line of its own"
+            "quote the whole text, or put two spaces before the comment"
         )
     return text
 

@@ -32,7 +32,8 @@ OTHER_BASE = re.compile(r"0o[0-7]{1,400}|0x[0-9a-fA-F]{1,400}")
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 WORDS = {word: value for text, value in (("null", None), ("true", True), ("false", False))
          for word in (text, text.title(), text.upper())} | {"~": None, "": None}  # fmt: skip
-COMMENT = re.compile(r"[ \t]+#")
+# Who means a comment sets it off by more than one space; behind a single one the text may have been meant to go on.
+DOUBTFUL_COMMENT = re.compile(r" #")
 NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")
 UNWRITABLE = re.compile("[\x00\ud800-\udfff]")  # reachable by escapes; no file and no encoder takes them
 HINTS = {
@@ -51,7 +52,7 @@ class Node:
     location: Location
     written: str = ""
     plain: bool = False
-    comment_follows: bool = False
+    doubtful_comment: bool = False
 
     def __str__(self) -> str:
         if isinstance(self.value, list | dict):
@@ -265,7 +266,7 @@ class _Composer:
             location=place,
             written=event.value,
             plain=plain,
-            comment_follows=plain and COMMENT.match(self.text, event.end_mark.index) is not None,
+            doubtful_comment=plain and DOUBTFUL_COMMENT.match(self.text, event.end_mark.index) is not None,
         )
 
     def _until(self, end: type) -> Iterator[Any]:

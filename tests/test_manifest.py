@@ -228,7 +228,7 @@ def test_more_that_can_not_stand_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prompt", "column", "parts"),
     [
-        ("a cat # black", 5, ["cuts this text to 'a cat'", "quote", "line of its own"]),
+        ("a cat # black", 5, ["cuts this text to 'a cat'", "quote", "two spaces"]),
         ("portrait: oil", 5, ["unknown key 'portrait'", "needs quotes"]),
         ("", None, ["expected a text, not nothing"]),
         ("[a, b]", 5, ["expected a text, not a list"]),

@@ -90,6 +90,7 @@ def test_a_plain_scalar_is_the_text_as_it_is_written(written: str) -> None:
     ("text", "follows"),
     [
         ("a: a cat # black", True),
+        ("a: a cat  # black", False),
         ("a: a cat  \nb: 1", False),
         ("# above\na: a cat\n# below", False),
         ("a: a cat#1", False),
@@ -105,7 +106,7 @@ def test_a_comment_behind_a_plain_scalar_is_noticed(text: str, follows: bool) ->
     root = parse(text, PATH).value
     assert isinstance(root, dict)
     node = next(iter(root.values()))
-    assert (node.items()[0] if isinstance(node.value, list) else node).comment_follows is follows
+    assert (node.items()[0] if isinstance(node.value, list) else node).doubtful_comment is follows
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_harmless(tmp_path: Path) ->
     path = tmp_path / "m.yaml"
     path.write_bytes(b"\xef\xbb\xbfa: 1\r\nb: x # y\r\n")
     entries = read(path).mapping("ab")
-    assert (entries["a"].value, entries["b"].comment_follows) == (1, True)
+    assert (entries["a"].value, entries["b"].doubtful_comment) == (1, True)
     assert entries["b"].location == Location(path, 2, 4)
 
 

@@ -1,0 +1,50 @@
+"""The README tells the truth: its manifest is read, its commands are known, its settings exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from runner import cli, expand, manifest, settings
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_manifest_of_the_readme_is_read(tmp_path):
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts/animals.txt").write_text("a lion\na gnu\n")
+    (tmp_path / "alps.yaml").write_text(text)
+    read = manifest.load(tmp_path / "alps.yaml", overrides={}, allow_outside=False)
+    assert read.name == "alps"
+    assert [job.size for job in read.jobs] == [(1 + 1 + 3 + 2) * 3 * 3 * 20, 20]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "manifests").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_manifest_is_read(path):
+    read = manifest.load(path, overrides={}, allow_outside=False)
+    items = expand.Items(read, dict.fromkeys(expand.jobs_without_seed(read), 1))
+    assert len(items) == len({(item.prompt, item.seed, item.scale, item.sampler) for item in items})
+
+
+def test_every_command_of_the_readme_is_known():
+    commands = re.findall(
+        r"runner ([a-z]+) [A-Za-z]", " ".join(re.findall(r"`(runner [^`]*)`|\$ (runner .*)", README)[0])
+    )
+    commands += re.findall(r"`runner ([a-z]+) ", README)
+    assert commands
+    assert set(commands) <= set(cli.VERBS)
+
+
+def test_every_setting_of_the_readme_exists_and_the_other_way_round():
+    table = README.partition("| key | values | default |")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`([a-z_]+)`", " ".join(re.findall(r"^\| (.*?) \|", table, re.MULTILINE))))
+    fields = {field.name for field in settings.fields(settings.Settings)}
+    assert fields - named == {"engine", "defaults"}
+    assert named <= fields
+
+
+def test_every_make_target_of_the_readme_exists():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|\$ )make ([a-z]+)", README)) <= targets
