@@ -5,11 +5,10 @@ What goes wrong with one picture is an event; what goes wrong with a whole wave 
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner import stages
+from runner import inits, stages
 from runner.checkpoint import build_module
 from runner.errors import RunnerError
 from runner.events import ItemFailed, Rendered, StepDone, WaveEvent, WaveStarted
@@ -28,7 +27,7 @@ from runner.spec import Item
 from runner.tokens import ClipTokenizer
 from runner.weights import COMPONENTS, FRAGMENTS, ModelFiles
 
-EMBEDDINGS_KEPT = 4096
+EMBEDDINGS_KEPT, PICTURES_KEPT = 4096, 256
 
 
 class NotFinite(RunnerError):
@@ -75,6 +74,7 @@ class Executor:
             for name in COMPONENTS
         }
         self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
+        self._pictures: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
 
     def describe(self) -> dict[str, Any]:
         """How pictures are made, as the record's `run` says it."""
@@ -112,31 +112,41 @@ class Executor:
     @torch.inference_mode()
     def _start(self, wave: Wave) -> list[stages.Trajectory]:
         embeddings = self._encode([text for item in wave.items for text in item.texts()])
-        alike: dict[tuple[str, int, float], list[Item]] = {}
+        alike: dict[tuple[object, ...], list[Item]] = {}
         for item in wave.items:
-            alike.setdefault((item.sampler, item.steps, item.eta), []).append(item)
-        return [
-            stages.start_trajectory(items, self.schedule, embeddings, self.components["unet"], self.model.latent_factor)
-            for items in alike.values()
-        ]
+            key = (item.sampler, item.steps, item.eta, item.init is None, item.skipped_steps)
+            alike.setdefault(key, []).append(item)
+        return [self._start_alike(items, embeddings) for items in alike.values()]
+
+    def _start_alike(self, items: Sequence[Item], embeddings: Mapping[str, Tensor]) -> stages.Trajectory:
+        pictures = [self._encode_init(item) for item in items if item.init is not None]
+        unet, factor = self.components["unet"], self.model.latent_factor
+        return stages.start_trajectory(items, self.schedule, embeddings, pictures, unet, factor)
+
+    def _encode_init(self, item: Item) -> Tensor:
+        """The latents of the picture that an item begins with, encoded once as long as they are remembered."""
+        key = (item.init_sha256, item.crop, item.width, item.height)
+        if key not in self._pictures:
+            assert item.init and item.init_sha256
+            pixels = inits.load(Path(item.init), item.init_sha256, item.crop, item.width, item.height)
+            self._pictures[key] = stages.encode_picture(self.components["vae"], pixels)
+            if len(self._pictures) > PICTURES_KEPT:
+                self._pictures.popitem(last=False)
+        return self._pictures[key]
 
     def _render(self, wave: Wave) -> Iterator[WaveEvent]:
         reset_peak(self.execution.device)
         clock = Clock()
         with clock.stage("encode"):
             trajectories = self._start(wave)
-        finished: list[tuple[stages.Trajectory, Tensor]] = []
         steps = stages.denoise(self.components["unet"], trajectories, wave.unet_bs)
-        calls = max(model_calls(item.sampler, item.steps) for item in wave.items)
-        for call in itertools.count(1):
+        calls = max(model_calls(item.sampler, item.steps - item.skipped_steps) for item in wave.items)
+        for call in range(1, calls + 1):
             with clock.stage("denoise"), torch.inference_mode():
-                arrived = next(steps, None)
-            if arrived is None:
-                break
-            finished += arrived
+                next(steps)
             yield StepDone(step=call, steps=calls)
-        items = [item for trajectory, _ in finished for item in trajectory.items]
-        latents = torch.cat([latents for _, latents in finished])
+        items = [item for trajectory in trajectories for item in trajectory.items]
+        latents = torch.cat([trajectory.latents for trajectory in trajectories if trajectory.latents is not None])
         with clock.stage("decode"), torch.inference_mode():
             finite = stages.is_finite(latents)
             pictures = stages.decode(self.components["vae"], latents.nan_to_num())

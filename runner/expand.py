@@ -21,14 +21,16 @@ import orjson
 
 from runner import prompts
 from runner.errors import Location, ManifestError
-from runner.manifest import Axis, Job, Manifest, Prompt
+from runner.inits import Init, InitError
+from runner.manifest import Axis, Job, Manifest, Prompt, find_init
 from runner.spec import Item, Part
-from runner.values import DEFAULTS, ITEM_KEYS, LARGEST_SEED, check, entries, words
+from runner.values import DEFAULTS, ITEM_KEYS, LARGEST_SEED, OWN_SIZE, check, entries, words
 from runner.yaml_nodes import Node, wrap
 
 LONGEST_LINE = 2**20  # bytes
 BOM = b"\xef\xbb\xbf"
-RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "model")
+NULLABLE = ("init", "init_sha256", "crop", "strength")  # as records of pictures from noise alone have them
+RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "model", "init_sha256")
 
 
 def jobs_without_seed(manifest: Manifest) -> tuple[int, ...]:
@@ -104,26 +106,53 @@ def _item(job: Job, axes: Sequence[Axis], place: int, number: int) -> Item:
 
 
 def _shown(value: Any) -> Any:
+    if isinstance(value, Init):
+        return value.path.name
     return value.label if isinstance(value, Prompt) else value
 
 
 def _resolved(values: Mapping[str, Any], **others: Any) -> Item:
-    eta = values["eta"] if values["sampler"] == "ddim" else 0.0  # the other samplers don't know it
-    return Item(**{**values, "eta": eta}, **others)
+    init: Init | None = values["init"]
+    crop = values["crop"] if init else None
+    width, height = init.own_size(crop) if init else (OWN_SIZE, OWN_SIZE)
+    resolved = {
+        "eta": values["eta"] if values["sampler"] == "ddim" else 0.0,  # the other samplers don't know it
+        "width": values["width"] or width,
+        "height": values["height"] or height,
+        "init": str(init.path) if init else None,
+        "init_sha256": init.sha256 if init else None,
+        "crop": crop,
+        "strength": values["strength"] if init else None,
+    }
+    return Item(**{**values, **resolved}, **others)
 
 
 # ---- JSON lines
 
 
-def read_item(record: object, *, number: int, location: Location) -> Item:
+def read_item(record: object, *, number: int, location: Location, allow_outside: bool = False) -> Item:
     """The item that `Item.to_dict` wrote, or one written by hand, where all but a prompt and a seed may be missing."""
     given = entries(wrap(record, location), RECORD_KEYS)
+    given = {key: node for key, node in given.items() if node.value is not None or key not in NULLABLE}
     if "seed" not in given:
         raise ManifestError("'seed' is missing; an item in a file of JSON lines needs one", location)
     values = {**DEFAULTS, **{key: check(key, node) for key, node in given.items() if key in ITEM_KEYS}}
+    if "init" in given:
+        values["init"] = _read_init(given, location, allow_outside)
     parts = _read_parts(given, location)
     values.setdefault("prompt", prompts.to_text([part.text for part in parts], [part.weight for part in parts]))
     return _resolved(values, number=number, parts=parts, axes=_read_axes(given.get("axes")))
+
+
+def _read_init(given: Mapping[str, Node], location: Location, allow_outside: bool) -> Init:
+    init = find_init(given["init"], location.path.parent, allow_outside)
+    if "init_sha256" in given and given["init_sha256"].text() != init.sha256:
+        raise given["init"].error(f"init: {init.path} is another picture than the one that the item was made with")
+    try:
+        init.own_size(check("crop", given["crop"]) if "crop" in given else None)
+    except InitError as error:
+        raise given["init"].error(f"{init.path}: {error}") from None
+    return init
 
 
 def _read_parts(given: Mapping[str, Node], location: Location) -> tuple[Part, ...]:
@@ -152,8 +181,8 @@ def _read_axes(node: Node | None) -> tuple[tuple[str, Any], ...]:
 class _Lines(_Lazy):
     """The items in a file of JSON lines, of which only the places are kept."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, allow_outside: bool) -> None:
+        self._path, self._allow_outside = path, allow_outside
         self._places, self._lines = array("Q"), array("Q")
         for place, line, text in _json_lines(path):
             self._read(text, len(self._places), line)
@@ -180,7 +209,8 @@ class _Lines(_Lazy):
             raise ManifestError(f"not valid JSON: {error.msg}", Location(self._path, line, error.colno)) from None
         if not isinstance(record, dict):
             raise ManifestError("each line is one JSON object: a record, or an item", location)
-        return read_item(record.get("item", record), number=number, location=location)
+        item = record.get("item", record)
+        return read_item(item, number=number, location=location, allow_outside=self._allow_outside)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -199,10 +229,10 @@ def _json_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
                 yield start, line, text
 
 
-def read_items(path: Path) -> Sequence[Item]:
+def read_items(path: Path, *, allow_outside: bool = False) -> Sequence[Item]:
     """The items of a file of JSON lines, all of them checked, none of them kept."""
     try:
-        items = _Lines(path)
+        items = _Lines(path, allow_outside)
     except OSError as error:
         raise ManifestError(f"can't read the file: {error.strerror or error}", Location(path)) from None
     if not items:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner import prompts, yaml_nodes
+from runner import inits, prompts, yaml_nodes
 from runner.errors import Location, ManifestError, SettingError
+from runner.inits import Init
 from runner.spec import Part
 from runner.values import (
     DEFAULTS,
@@ -132,12 +133,22 @@ def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) ->
 
 
 def _values(given: Mapping[str, Node], frame: _Frame) -> dict[str, Any]:
-    """The checked values of item keys; a prompt becomes the prompts that it stands for."""
-    return {
-        key: _prompts([node], frame) if key == "prompt" else check(key, node)
-        for key, node in given.items()
-        if key in ITEM_KEYS
-    }
+    """The checked values of item keys; a prompt becomes the prompts that it stands for, an init its picture."""
+    return {key: _value(key, node, frame) for key, node in given.items() if key in ITEM_KEYS}
+
+
+def _value(key: str, node: Node, frame: _Frame) -> Any:
+    if key == "prompt":
+        return _prompts([node], frame)
+    return find_init(node, frame.folder, frame.allow_outside) if key == "init" else check(key, node)
+
+
+def find_init(node: Node, folder: Path, allow_outside: bool) -> Init:
+    """The picture that an `init` names; it is looked at as a whole."""
+    try:
+        return inits.examine(find_inside(node, folder, allow_outside))
+    except inits.InitError as error:
+        raise node.error(f"init: {error}") from None
 
 
 def _overrides(overrides: Mapping[str, object], frame: _Frame) -> dict[str, Any]:
@@ -235,7 +246,7 @@ def _from_parts(given: Mapping[str, Node], negative: str | None, label: str | No
 
 
 def _from_file(node: Node, frame: _Frame, negative: str | None, weighted: bool) -> Iterator[Prompt]:
-    path = _inside(node, frame)
+    path = find_inside(node, frame.folder, frame.allow_outside)
     found = False
     for number, line in enumerate(yaml_nodes.read_text(path, node.location).split("\n"), 1):
         if text := line.strip():
@@ -245,13 +256,14 @@ def _from_file(node: Node, frame: _Frame, negative: str | None, weighted: bool) 
         raise node.error(f"the file {node} holds no prompts")
 
 
-def _inside(node: Node, frame: _Frame) -> Path:
-    path = frame.folder / node.text()
+def find_inside(node: Node, folder: Path, allow_outside: bool) -> Path:
+    """The path of a file that is named relative to `folder`, and may not leave it unless that is allowed."""
+    path = folder / node.text()
     try:
-        inside = path.resolve().is_relative_to(frame.folder.resolve())
+        inside = path.resolve().is_relative_to(folder.resolve())
     except (OSError, RuntimeError):
         raise node.error(f"{node} can't be followed; is it a link to itself?") from None
-    if not inside and not frame.allow_outside:
+    if not inside and not allow_outside:
         raise node.error(f"{node} leaves the manifest's folder; allow_outside=true permits it")
     return path
 
@@ -276,8 +288,23 @@ def _job(node: Node, frame: _Frame) -> Job:
         axes += [Axis(key="seed", values=seeds, named=len(seeds) > 1)] if seeds else []
     if "negative" in matrix:
         _refuse_own_negatives(axes, matrix["negative"])
+    _check_crops(values, axes, node)
     fixed = {key: value for key, value in values.items() if key in DEFAULTS and key not in matrix}
     return Job(values=fixed, axes=tuple(axes), drawn=drawn, location=node.location)
+
+
+def _check_crops(values: Mapping[str, Any], axes: Sequence[Axis], node: Node) -> None:
+    """Every crop that the job can have has to be within every picture."""
+    varied = {axis.key: axis.values for axis in axes}
+    for init in varied.get("init", [values["init"]]):
+        for crop in varied.get("crop", [values["crop"]]):
+            if init is None and crop is not None:
+                raise node.error("'crop' needs an 'init', the picture that it cuts")
+            try:
+                if init is not None:
+                    init.own_size(crop)
+            except inits.InitError as error:
+                raise node.error(f"{init.path}: {error}") from None
 
 
 def _refuse_conflicts(given: Mapping[str, Node]) -> None:
@@ -313,4 +340,8 @@ def _job_seeds(given: Mapping[str, Node], first: int | None) -> tuple[Sequence[i
 def _axis_values(key: str, node: Node, frame: _Frame) -> Sequence[Any]:
     if key == "prompt":
         return _prompts(node.items(), frame)
+    if key == "init":
+        return [find_init(entry, frame.folder, frame.allow_outside) for entry in node.items()]
+    if key == "crop":
+        return [check(key, entry) for entry in node.items()]
     return read_seeds(key, node) if key == "seed" else read_axis(key, node)

@@ -60,7 +60,8 @@ def read_request(target: Path, settings: Settings) -> Request:
     """
     if not target.exists():
         raise ManifestError("there is no such file", Location(target))
-    source = _read_items(target) if target.suffix == ".jsonl" else _read_manifest(target, settings)
+    read = _read_items if target.suffix == ".jsonl" else _read_manifest
+    source = read(target, settings)
     model = weights.find_model(settings.model.path)
     _check_lengths(source.texts, ClipTokenizer(model.folder / "tokenizer"))
     folder = Path(settings.out) if settings.out else OUTPUTS / source.name
@@ -86,8 +87,8 @@ class _Source:
     texts: Iterable[tuple[str, Location]]
 
 
-def _read_items(target: Path) -> _Source:
-    items = expand.read_items(target)
+def _read_items(target: Path, settings: Settings) -> _Source:
+    items = expand.read_items(target, allow_outside=settings.allow_outside)
     texts = ((text, Location(target)) for item in items if item.long_prompts == "error" for text in item.texts())
     return _Source(name=target.stem, without_seed=(), items=lambda _: items, texts=texts)
 

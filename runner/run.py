@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from importlib.metadata import version
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import orjson
@@ -27,6 +27,7 @@ from runner.records import Ledger
 from runner.request import RUN_FILE, Request
 from runner.spec import Item
 
+INITS = "inits"  # in a run folder, beside its records
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
 
@@ -100,7 +101,18 @@ class Session:
 
     def _write(self, event: Rendered) -> Future[Written]:
         path = self._free_path(event.item)
-        return self.writer.submit(event.pixels, event.item, self.request.model.name, path)
+        return self.writer.submit(event.pixels, self._keep_init(event.item), self.request.model.name, path)
+
+    def _keep_init(self, item: Item) -> Item:
+        """The item with its init picture as a copy in the run folder, so that the folder is whole on its own."""
+        if item.init is None:
+            return item
+        name = f"{INITS}/{item.init_sha256}{Path(item.init).suffix.lower()}"
+        copy = self.request.folder / name
+        if not copy.exists():
+            with writing_to(self.request.folder):
+                atomic_write(copy, Path(item.init).read_bytes())
+        return dataclasses.replace(item, init=name)
 
     def _free_path(self, item: Item) -> PurePosixPath:
         """The item's path; where the picture of another item stands (of an earlier manifest, say), one with its id."""
@@ -151,7 +163,7 @@ class Session:
         return {
             "id": self.request.identity(item),
             "status": "",
-            "item": item.to_dict() | {"model": self.request.model.name},
+            "item": self._keep_init(item).to_dict() | {"model": self.request.model.name},
             "model": constant["model"],
             "run": constant["run"] | {"unet_bs": unet_bs},
             "env": constant["env"],

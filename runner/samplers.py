@@ -5,7 +5,7 @@ settings at once, [n, 4, h, w], each with a noise generator of its own, and does
 the same bits whatever stands beside it. The arithmetic is that of diffusers' schedulers, set up so that they agree
 with the original's samplers; `dpm2` and `dpm2_a` are the original's, which diffusers doesn't have.
 
-    run = start("ddim", schedule, steps=50, eta=0.0, noise=noise, generators=generators)
+    run = start("ddim", schedule, steps=50, eta=0.0, begin=Start(noise=noise, generators=generators))
     call = next(run)
     while True:
         call = run.send(predict(call.latents, call.timestep))  # StopIteration.value: the finished latents
@@ -32,6 +32,13 @@ class ModelCall:
     timestep: float
 
 
+# Schedulers that count noise on top of the picture; the others keep the variance of the sum at 1.
+EXPLODING = (
+    diffusers.EulerDiscreteScheduler,
+    diffusers.EulerAncestralDiscreteScheduler,
+    diffusers.HeunDiscreteScheduler,
+    diffusers.LMSDiscreteScheduler,
+)
 SamplerRun = Generator[ModelCall, Tensor, Tensor]
 
 
@@ -67,28 +74,52 @@ class NoiseSchedule:
         }
 
 
-def start(
-    name: str, schedule: NoiseSchedule, *, steps: int, eta: float, noise: Tensor, generators: Sequence[torch.Generator]
-) -> SamplerRun:
-    """The run of the sampler `name` from `noise` [n, 4, h, w], float32; further noise comes from `generators`."""
-    return TABLE[name](schedule, steps, eta, noise, list(generators))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where a run begins: `noise` [n, 4, h, w], float32, and the generators that further noise comes from.
+
+    With `pictures` [n, 4, h, w], finished latents, the run leaves out its first `skip` steps and begins with the
+    pictures, as noisy as they would be then; without any step left it is them.
+    """
+
+    noise: Tensor
+    generators: list[torch.Generator]
+    pictures: Tensor | None = None
+    skip: int = 0
+
+    def latents(self, sigma: float) -> Tensor:
+        """The latents at the noise level `sigma` (standard deviation over the signal's) to begin with."""
+        if self.pictures is None or not self.skip:
+            return self.noise * sigma
+        return self.pictures + self.noise * sigma
+
+
+def start(name: str, schedule: NoiseSchedule, *, steps: int, eta: float, begin: Start) -> SamplerRun:
+    """The run of the sampler `name`."""
+    if begin.pictures is not None and begin.skip >= steps:
+        return _nothing_to_do(begin.pictures)
+    return TABLE[name](schedule, steps, eta, begin)
+
+
+def _nothing_to_do(pictures: Tensor) -> SamplerRun:
+    yield from ()
+    return pictures
 
 
 def model_calls(name: str, steps: int) -> int:
-    """How many predictions a run asks for."""
-    return CALLS[name](steps) if name in CALLS else steps
+    """How many predictions a run of so many steps asks for."""
+    return CALLS[name](steps) if name in CALLS and steps else steps
 
 
 def _by_scheduler(scheduler: str, *, noisy: bool = False, **settings: Any) -> Callable[..., SamplerRun]:
-    def run(
-        schedule: NoiseSchedule, steps: int, eta: float, noise: Tensor, generators: list[torch.Generator]
-    ) -> SamplerRun:
+    def run(schedule: NoiseSchedule, steps: int, eta: float, begin: Start) -> SamplerRun:
         made = getattr(diffusers, scheduler)(**schedule.scheduler_settings(), **settings)
-        extra: dict[str, Any] = {"generator": generators} if noisy else {}
+        extra: dict[str, Any] = {"generator": begin.generators} if noisy else {}
         if scheduler == "DDIMScheduler":
             extra["eta"] = eta
         made.set_timesteps(steps)
-        latents: Tensor = noise * made.init_noise_sigma
+        _leave_out(made, begin.skip)
+        latents = _first_latents(made, begin)
         for timestep in made.timesteps:
             prediction = yield ModelCall(made.scale_model_input(latents, timestep), float(timestep))
             latents = made.step(prediction, timestep, latents, **extra).prev_sample
@@ -97,15 +128,37 @@ def _by_scheduler(scheduler: str, *, noisy: bool = False, **settings: Any) -> Ca
     return run
 
 
-def dpm2(
-    schedule: NoiseSchedule,
-    steps: int,
-    eta: float,
-    noise: Tensor,
-    generators: list[torch.Generator],
-    *,
-    ancestral: bool = False,
-) -> SamplerRun:
+def _leave_out(scheduler: Any, skip: int) -> None:
+    """Lets a scheduler's run begin after its first `skip` steps, as if it began there: with no steps remembered."""
+    if not skip:
+        return
+    if isinstance(scheduler, diffusers.PNDMScheduler):
+        # Its second prediction is at the second time step, and made twice; that has to stay so in what is left.
+        times = scheduler.timesteps.unique().flip(0)[skip:]
+        scheduler.timesteps = torch.cat([times[:2], times[1:]])
+        return
+    entries = skip * scheduler.order  # a second-order scheduler lists each step twice
+    scheduler.timesteps = scheduler.timesteps[entries:]
+    if hasattr(scheduler, "sigmas"):
+        scheduler.sigmas = scheduler.sigmas[entries:]
+
+
+def _first_latents(scheduler: Any, begin: Start) -> Tensor:
+    """What a scheduler begins with: noise, or the pictures with as much noise as its first step expects."""
+    latents: Tensor = begin.noise * scheduler.init_noise_sigma
+    if begin.pictures is None or not begin.skip:
+        return latents
+    if hasattr(scheduler, "sigmas"):
+        sigma = float(scheduler.sigmas[0])
+    else:
+        alpha = float(scheduler.alphas_cumprod[int(scheduler.timesteps[0])])
+        sigma = ((1 - alpha) / alpha) ** 0.5
+    latents = begin.latents(sigma)
+    explodes = isinstance(scheduler, EXPLODING)
+    return latents if explodes else latents * (sigma**2 + 1) ** -0.5
+
+
+def dpm2(schedule: NoiseSchedule, steps: int, eta: float, begin: Start, *, ancestral: bool = False) -> SamplerRun:
     """DPM-Solver-2-like steps (Karras et al. 2022, algorithm 2 without churn), the midpoint taken on the cube root.
 
     After k-diffusion's `sample_dpm_2` and `sample_dpm_2_ancestral` as the original used them: the middle of two sigmas
@@ -113,8 +166,8 @@ def dpm2(
     """
     training = _training_sigmas(schedule)
     times = np.linspace(0, schedule.train_steps - 1, steps, dtype=np.float64)[::-1]
-    sigmas = [*np.interp(times, np.arange(len(training)), training).tolist(), 0.0]
-    latents: Tensor = noise * sigmas[0]  # [n, 4, h, w]
+    sigmas = [*np.interp(times, np.arange(len(training)), training).tolist(), 0.0][begin.skip :]
+    latents = begin.latents(sigmas[0])  # [n, 4, h, w]
     for here, there in itertools.pairwise(sigmas):
         down, up = _ancestral_step(here, there) if ancestral else (there, 0.0)
         middle = ((here ** (1 / 3) + down ** (1 / 3)) / 2) ** 3
@@ -122,7 +175,7 @@ def dpm2(
         slope = yield from _slope(schedule, training, latents + slope * (middle - here), middle)
         latents = latents + slope * (down - here)
         if up:
-            latents = latents + _draw_noise(latents, generators) * up
+            latents = latents + _draw_noise(latents, begin.generators) * up
     return latents
 
 

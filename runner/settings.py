@@ -40,6 +40,9 @@ class ItemDefaults:
     eta: Any
     format: Any
     long_prompts: Any
+    init: Any
+    crop: Any
+    strength: Any
 
     def given(self) -> dict[str, Any]:
         """Only what was set."""

@@ -31,7 +31,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One wished picture. Sizes are in pixels; `number` is its place in the manifest and in its file's name."""
+    """One wished picture. Sizes are in pixels; `number` is its place in the manifest and in its file's name.
+
+    `init` is the path of the picture that img2img begins with; it, `crop` (left, top, right, bottom) and `strength` are
+    None where the picture is made from noise alone.
+    """
 
     number: int
     prompt: str
@@ -46,6 +50,10 @@ class Item:
     eta: float
     format: str
     long_prompts: str
+    init: str | None = None
+    init_sha256: str | None = None
+    crop: tuple[int, int, int, int] | None = None
+    strength: float | None = None
     axes: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -57,6 +65,12 @@ class Item:
     def rows(self) -> int:
         """Rows in each call of the UNet."""
         return 2 if self.guided else 1
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many of the steps are not made, since the picture is there already."""
+        # A product such as 0.29 * 100 is a little less than what was meant.
+        return self.steps - int(self.steps * self.strength + 1e-6) if self.strength is not None else 0
 
     def texts(self) -> tuple[str, ...]:
         """Every text that has to be encoded for this picture."""
@@ -71,7 +85,8 @@ class Item:
         return values
 
 
-# The prompt's own text is not among them: its parts are what is drawn.
+# The prompt's own text is not among them: its parts are what is drawn. A key that is None doesn't count, so that keys
+# which come later leave the ids of older items as they are.
 IDENTITY = (
     "parts",
     "negative",
@@ -83,13 +98,15 @@ IDENTITY = (
     "sampler",
     "eta",
     "format",
-    "long_prompts",
+    "init_sha256",
+    "crop",
+    "strength",
 )
 
 
 def item_id(item: Item, fingerprints: Mapping[str, str]) -> str:
     """SHA-256 (hexadecimal) over what defines the picture: the resolved item and the weights' fingerprints."""
     values = item.to_dict()
-    wish = {key: values[key] for key in IDENTITY}
+    wish = {key: values[key] for key in IDENTITY if values[key] is not None}
     document = orjson.dumps({"item": wish, "model": dict(fingerprints)}, option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(document).hexdigest()

@@ -7,7 +7,7 @@ stands in the other rows, so a picture doesn't depend on its neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,22 +42,41 @@ def draw_noise(items: Sequence[Item], factor: int, channels: int) -> tuple[Tenso
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators]), generators
 
 
+def encode_picture(encoder: Component, pixels: Pixels) -> Tensor:
+    """A picture's latents [4, H/8, W/8], float32, from uint8 [H, W, 3]: the most likely ones, without noise."""
+    levels = torch.from_numpy(pixels.copy()).to(encoder.device).permute(2, 0, 1)[None]
+    with encoder.visit() as module:
+        vae: Any = module
+        latents: Tensor = vae.encode((levels.float() / 127.5 - 1).to(encoder.dtype)).latent_dist.mode()
+    return latents[0].float() * float(encoder.config["scaling_factor"])
+
+
 @dataclass(slots=True)
 class Trajectory:
     """Images that take the same steps: their sampler's run, and how its calls become rows of the UNet.
 
-    Rows are the images' own prompts first, then the negative prompts of those that are guided.
+    Rows are the images' own prompts first, then the negative prompts of those that are guided. `call` is None where no
+    step is left to make; then the `latents` are there.
     """
 
     items: tuple[Item, ...]
     run: samplers.SamplerRun
-    call: samplers.ModelCall
     context: Tensor  # [rows, 77, C]
     guided: Tensor  # [g], indexes of the guided images
     scale: Tensor  # [g, 1, 1, 1]
+    call: samplers.ModelCall | None = None
+    latents: Tensor | None = None  # [n, 4, h, w]
+
+    def advance(self, predicted: Tensor | None) -> None:
+        """Hands the rows' predictions to the sampler and takes its next call, or its result; None begins the run."""
+        try:
+            self.call = next(self.run) if predicted is None else self.run.send(self.guide(predicted))
+        except StopIteration as stop:
+            self.call, self.latents = None, stop.value
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """The UNet's input [rows, 4, h, w] and its time steps [rows] for the call in hand."""
+        assert self.call is not None, "a run that has finished has no rows"
         latents = torch.cat([self.call.latents, self.call.latents[self.guided]])
         return latents, torch.full((len(latents),), self.call.timestep, device=latents.device)
 
@@ -71,48 +90,52 @@ class Trajectory:
 
 
 def start_trajectory(
-    items: Sequence[Item], schedule: samplers.NoiseSchedule, embeddings: dict[str, Tensor], unet: Component, factor: int
+    items: Sequence[Item],
+    schedule: samplers.NoiseSchedule,
+    embeddings: Mapping[str, Tensor],
+    pictures: Sequence[Tensor],
+    unet: Component,
+    factor: int,
 ) -> Trajectory:
-    """Sets images of one size, sampler, step count and eta on their way."""
+    """Sets images of one size, sampler, step count and eta on their way, all of them from noise or from `pictures`.
+
+    `pictures` are latents [4, h, w], one for each item; there are none where the images begin as noise.
+    """
     first, device = items[0], unet.device
     noise, generators = draw_noise(items, factor, int(unet.config["in_channels"]))
-    run = samplers.start(
-        first.sampler, schedule, steps=first.steps, eta=first.eta, noise=noise.to(device), generators=generators
+    begin = samplers.Start(
+        noise=noise.to(device),
+        generators=generators,
+        pictures=torch.stack(list(pictures)).to(device) if pictures else None,
+        skip=first.skipped_steps,
     )
+    run = samplers.start(first.sampler, schedule, steps=first.steps, eta=first.eta, begin=begin)
     guided = [index for index, item in enumerate(items) if item.guided]
     context = [combine(item, embeddings) for item in items] + [embeddings[items[index].negative] for index in guided]
-    return Trajectory(
+    trajectory = Trajectory(
         items=tuple(items),
         run=run,
-        call=next(run),
         context=torch.stack(context).to(device, unet.dtype),
         guided=torch.tensor(guided, dtype=torch.long, device=device),
         scale=torch.tensor([items[index].scale for index in guided], device=device).view(-1, 1, 1, 1),
     )
+    trajectory.advance(None)
+    return trajectory
 
 
-def combine(item: Item, embeddings: dict[str, Tensor]) -> Tensor:
+def combine(item: Item, embeddings: Mapping[str, Tensor]) -> Tensor:
     """A weighted prompt's embedding [77, C]: the sum of its parts' by weight."""
     if len(item.parts) == 1:
         return embeddings[item.parts[0].text]
     return torch.stack([embeddings[part.text] * part.weight for part in item.parts]).sum(0)
 
 
-def denoise(
-    unet: Component, trajectories: Sequence[Trajectory], unet_bs: int
-) -> Iterator[list[tuple[Trajectory, Tensor]]]:
-    """Takes all trajectories (of one size) one call further at a time; yields those that finished, and latents."""
-    active = list(trajectories)
-    while active:
-        predicted = _predict(unet, active, unet_bs)
-        finished = []
-        for trajectory, prediction in zip(list(active), predicted, strict=True):
-            try:
-                trajectory.call = trajectory.run.send(trajectory.guide(prediction))
-            except StopIteration as stop:
-                active.remove(trajectory)
-                finished.append((trajectory, stop.value))
-        yield finished
+def denoise(unet: Component, trajectories: Sequence[Trajectory], unet_bs: int) -> Iterator[None]:
+    """Takes all trajectories (of one size) to their ends, one call further at each step of the iterator."""
+    while active := [trajectory for trajectory in trajectories if trajectory.call]:
+        for trajectory, predicted in zip(active, _predict(unet, active, unet_bs), strict=True):
+            trajectory.advance(predicted)
+        yield
 
 
 def _predict(unet: Component, active: Sequence[Trajectory], unet_bs: int) -> list[Tensor]:

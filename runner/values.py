@@ -24,20 +24,24 @@ from runner.yaml_nodes import Node, wrap
 
 DEFAULTS: Mapping[str, Any] = {
     "negative": "",
-    "width": 512,
-    "height": 512,
+    "width": None,  # the init picture's own, or else OWN_SIZE
+    "height": None,
     "steps": 50,
     "scale": 7.5,
     "sampler": "ddim",
     "eta": 0.0,
     "format": "png",
     "long_prompts": "error",
+    "init": None,
+    "crop": None,
+    "strength": 0.75,
 }
+OWN_SIZE = 512  # pixels
 ITEM_KEYS = ("prompt", "seed", *DEFAULTS)
 ALIASES = {"W": "width", "H": "height", "ddim_steps": "steps", "ddim_eta": "eta"}
 LATER = {
     key: f"'{key}' comes with a later version of runner"
-    for key in ("zip", "exclude", "include", "init", "crop", "strength", "fixed_code", "models", "model")
+    for key in ("zip", "exclude", "include", "fixed_code", "models", "model")
 }
 T = TypeVar("T")
 
@@ -137,6 +141,13 @@ def _size(node: Node) -> int:
     return value
 
 
+def _crop(node: Node) -> tuple[int, ...]:
+    edges = tuple(edge.integer(0, 10**6) for edge in node.items())
+    if len(edges) != 4:
+        raise node.error("should be four numbers: [left, top, right, bottom]")
+    return edges
+
+
 def _sampler(node: Node) -> str:
     return node.choice(SAMPLERS, likely=node.text().removeprefix("k_"))
 
@@ -159,6 +170,9 @@ RULES: Mapping[str, Callable[[Node], Any]] = {
     "eta": lambda node: node.number(0, 1),
     "format": lambda node: node.choice(FORMATS),
     "long_prompts": _long_prompts,
+    "init": lambda node: node.text(),
+    "crop": _crop,
+    "strength": lambda node: node.number(0, 1),
 }
 
 

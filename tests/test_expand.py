@@ -20,7 +20,7 @@ from runner.expand import Items, jobs_without_seed, read_item, read_items
 from runner.manifest import load
 from runner.prompts import combine
 from runner.spec import FORMATS, SAMPLERS, Item, Part, item_id
-from runner.values import DEFAULTS, LARGEST_SEED
+from runner.values import DEFAULTS, LARGEST_SEED, OWN_SIZE
 
 HERE = Location(Path("items.jsonl"), 3, 1)
 
@@ -164,9 +164,9 @@ def test_what_is_missing_takes_the_built_in_value() -> None:
     item = read_item({"prompt": "cat:1 dog:3", "seed": 5, "W": 64, "ddim_steps": 3}, number=7, location=HERE)
     assert item.parts == (Part(text="cat", weight=0.25), Part(text="dog", weight=0.75))
     assert (item.width, item.steps, item.number, item.axes) == (64, 3, 7, ())
-    assert {key: getattr(item, key) for key in DEFAULTS if key not in ("width", "steps")} == {
-        key: value for key, value in DEFAULTS.items() if key not in ("width", "steps")
-    }
+    others = set(DEFAULTS) - {"width", "height", "steps", "strength"}
+    assert {key: getattr(item, key) for key in others} == {key: DEFAULTS[key] for key in others}
+    assert (item.height, item.init, item.strength) == (OWN_SIZE, None, None)
 
 
 def test_parts_alone_make_the_prompt() -> None:
@@ -189,7 +189,7 @@ def test_parts_alone_make_the_prompt() -> None:
         ({"prompt": "a", "seed": 1, "width": 500}, "width: '500' is not a multiple of 64"),
         ({"prompt": "a", "seed": 1, "W": 64, "width": 64}, "'W' is another name of 'width'"),
         ({"prompt": "a", "seed": 1, "stesp": 4}, "did you mean 'steps'?"),
-        ({"prompt": "a", "seed": 1, "init": "x"}, "later version"),
+        ({"prompt": "a", "seed": 1, "init": "x"}, "there is no such file"),
         ({"prompt": "a", "seed": 1, "long_prompts": "chunk"}, "later version"),
         ({"prompt": "a", "seed": 1, "parts": []}, "at least one entry"),
         ({"prompt": "a", "seed": 1, "parts": [{"text": "a"}]}, "a 'text' and a 'weight'"),

@@ -12,7 +12,19 @@ import runner
 PACKAGE = Path(runner.__file__).parent
 LAYERS = (
     ("errors", "spec", "events", "settings"),
-    ("files", "tokens", "weights", "yaml_nodes", "prompts", "values", "manifest", "expand", "records", "images"),
+    (
+        "files",
+        "tokens",
+        "weights",
+        "inits",
+        "yaml_nodes",
+        "prompts",
+        "values",
+        "manifest",
+        "expand",
+        "records",
+        "images",
+    ),
     ("pictures", "contact_sheet", "gallery", "request", "plan", "survey"),
     ("samplers", "checkpoint", "fragments", "stages"),
     ("execute",),

@@ -7,19 +7,21 @@ from runner.spec import SAMPLERS
 SCHEDULE = samplers.NoiseSchedule()
 
 
-def play(name, steps, seeds, *, predict=None, eta=0.0, schedule=SCHEDULE):
+def play(name, steps, seeds, *, predict=None, eta=0.0, schedule=SCHEDULE, pictures=None, skip=0):
     """Runs a sampler with a made-up model; returns the latents and the time steps that were asked for."""
     predict = predict or (lambda call: torch.sin(call.latents * 1.3 + call.timestep / 300))
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = torch.stack([torch.randn((4, 8, 8), generator=generator) for generator in generators])
-    run = samplers.start(name, schedule, steps=steps, eta=eta, noise=noise, generators=generators)
-    call, times = next(run), []
-    while True:
-        times.append(call.timestep)
-        try:
+    begin = samplers.Start(noise=noise, generators=generators, pictures=pictures, skip=skip)
+    run = samplers.start(name, schedule, steps=steps, eta=eta, begin=begin)
+    times = []
+    try:
+        call = next(run)
+        while True:
+            times.append(call.timestep)
             call = run.send(predict(call))
-        except StopIteration as stop:
-            return stop.value, times
+    except StopIteration as stop:
+        return stop.value, times
 
 
 def perfect(picture, schedule=SCHEDULE):
@@ -106,3 +108,26 @@ def test_the_schedule_is_read_from_the_models_own_configuration():
               "prediction_type": "v_prediction", "_class_name": "DDIMScheduler"}  # fmt: skip
     schedule = samplers.NoiseSchedule.from_config(config)
     assert (schedule.train_steps, schedule.beta_schedule, schedule.prediction) == (500, "linear", "v_prediction")
+
+
+@pytest.mark.parametrize("skip", [1, 7, 28, 29])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_run_from_a_picture_makes_the_rest_of_the_steps(name, skip):
+    """The noise that is added is the noise that the first step takes away: a perfect model gives the picture back."""
+    picture = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(3)) * 0.7
+    made, times = play(name, 30, [1, 2], predict=perfect(picture), pictures=picture.expand(2, 4, 8, 8), skip=skip)
+    assert (made - picture).abs().max() < 0.12
+    assert len(times) == samplers.model_calls(name, 30 - skip)
+    _, whole = play(name, 30, [1], predict=perfect(picture))
+    assert times[0] in whole
+    alone, _ = play(name, 30, [2], predict=perfect(picture), pictures=picture, skip=skip)
+    assert torch.equal(alone, made[1:])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_strength_0_gives_the_picture_and_strength_1_begins_with_noise_alone(name):
+    picture = torch.randn((1, 4, 8, 8))
+    made, times = play(name, 10, [1], pictures=picture, skip=10)
+    assert torch.equal(made, picture)
+    assert times == []
+    assert torch.equal(play(name, 10, [1], pictures=picture, skip=0)[0], play(name, 10, [1])[0])
