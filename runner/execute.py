@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class Executor:
             )
             for name in COMPONENTS
         }
-        self._embeddings: OrderedDict[str, Tensor] = OrderedDict()
+        self._embeddings: OrderedDict[tuple[str, bool], Tensor] = OrderedDict()
         self._pictures: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
 
     def describe(self) -> dict[str, Any]:
@@ -111,14 +111,16 @@ class Executor:
 
     @torch.inference_mode()
     def _start(self, wave: Wave) -> list[stages.Trajectory]:
-        embeddings = self._encode([text for item in wave.items for text in item.texts()])
         alike: dict[tuple[object, ...], list[Item]] = {}
         for item in wave.items:
-            key = (item.sampler, item.steps, item.eta, item.init is None, item.skipped_steps)
+            key = (item.sampler, item.steps, item.eta, item.init is None, item.skipped_steps, item.chunked)
             alike.setdefault(key, []).append(item)
-        return [self._start_alike(items, embeddings) for items in alike.values()]
+        for chunked in (False, True):
+            self._encode([text for item in wave.items if item.chunked == chunked for text in item.texts()], chunked)
+        return [self._start_alike(items) for items in alike.values()]
 
-    def _start_alike(self, items: Sequence[Item], embeddings: Mapping[str, Tensor]) -> stages.Trajectory:
+    def _start_alike(self, items: Sequence[Item]) -> stages.Trajectory:
+        embeddings = self._encode([text for item in items for text in item.texts()], items[0].chunked)
         pictures = [self._encode_init(item) for item in items if item.init is not None]
         unet, factor = self.components["unet"], self.model.latent_factor
         return stages.start_trajectory(items, self.schedule, embeddings, pictures, unet, factor)
@@ -159,13 +161,14 @@ class Executor:
                 message = f"the latents are not finite in {self.execution.dtype}; try precision=full"
                 yield ItemFailed(item=item, error=NotFinite(message), seconds=share)
 
-    def _encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
+    def _encode(self, texts: Sequence[str], chunked: bool) -> dict[str, Tensor]:
         """The texts' embeddings; each text is encoded once, as long as it is remembered."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._embeddings]
+        wanted = dict.fromkeys([*texts, ""] if texts and chunked else texts)  # pieces that are missing are empty ones
+        new = [text for text in wanted if (text, chunked) not in self._embeddings]
         if new:
-            encoder = self.components["text_encoder"]
-            self._embeddings.update(stages.encode_texts(encoder, self.tokenizer, new))
-        known = {text: self._embeddings[text] for text in texts}
+            encoded = stages.encode_texts(self.components["text_encoder"], self.tokenizer, new, chunked=chunked)
+            self._embeddings.update({(text, chunked): embedding for text, embedding in encoded.items()})
+        known = {text: self._embeddings[text, chunked] for text in wanted}
         while len(self._embeddings) > EMBEDDINGS_KEPT:
             self._embeddings.popitem(last=False)
         return known

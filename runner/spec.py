@@ -17,6 +17,7 @@ import orjson
 SIZE_STEP = 64  # pixels; sizes are multiples of it
 MOST_STEPS = 500  # beyond, evenly spaced time steps no longer reach pure noise
 FORMATS = ("png", "jpg")
+LONG_PROMPTS = ("error", "truncate", "chunk")
 ORIGINAL_SAMPLERS = ("ddim", "plms", "heun", "euler", "euler_a", "dpm2", "dpm2_a", "lms")
 SAMPLERS = (*ORIGINAL_SAMPLERS, "dpmpp_2m", "unipc")
 
@@ -67,6 +68,11 @@ class Item:
         return 2 if self.guided else 1
 
     @property
+    def chunked(self) -> bool:
+        """Whether prompts that are too long are encoded piece by piece."""
+        return self.long_prompts == "chunk"
+
+    @property
     def skipped_steps(self) -> int:
         """How many of the steps are not made, since the picture is there already."""
         # A product such as 0.29 * 100 is a little less than what was meant.
@@ -108,5 +114,7 @@ def item_id(item: Item, fingerprints: Mapping[str, str]) -> str:
     """SHA-256 (hexadecimal) over what defines the picture: the resolved item and the weights' fingerprints."""
     values = item.to_dict()
     wish = {key: values[key] for key in IDENTITY if values[key] is not None}
+    if item.chunked:
+        wish["long_prompts"] = item.long_prompts  # the other ways make one and the same picture, or none
     document = orjson.dumps({"item": wish, "model": dict(fingerprints)}, option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(document).hexdigest()

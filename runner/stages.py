@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from runner import samplers
 from runner.fragments import Component
 from runner.spec import Item
-from runner.tokens import ClipTokenizer
+from runner.tokens import LENGTH, ClipTokenizer
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -27,12 +27,16 @@ DECODED_PIXELS = 1 << 17  # in one call of the decoder; a single picture may be 
 MOST_DECODED_ROWS = 16
 
 
-def encode_texts(encoder: Component, tokenizer: ClipTokenizer, texts: Sequence[str]) -> dict[str, Tensor]:
-    """Each text's embedding, float32 [77, C]."""
-    ids = torch.tensor(tokenizer.encode_all(texts), device=encoder.device)  # [N, 77]
+def encode_texts(
+    encoder: Component, tokenizer: ClipTokenizer, texts: Sequence[str], *, chunked: bool = False
+) -> dict[str, Tensor]:
+    """Each text's embedding, float32 [77, C], or where texts are chunked [77 * pieces, C]."""
+    pieces = [tokenizer.encode_chunks(text) if chunked else [tokenizer.encode(text).ids] for text in texts]
+    ids = torch.tensor([piece for text in pieces for piece in text], device=encoder.device)  # [N, 77]
     with encoder.visit() as module:
         encoded = [module(batch).last_hidden_state.float() for batch in _padded_batches(ids, TEXT_ROWS)]
-    return dict(zip(texts, torch.cat(encoded), strict=False))
+    split = torch.split(torch.cat(encoded)[: len(ids)], [len(text) for text in pieces])
+    return {text: embedding.flatten(0, 1) for text, embedding in zip(texts, split, strict=True)}
 
 
 def draw_noise(items: Sequence[Item], factor: int, channels: int) -> tuple[Tensor, list[torch.Generator]]:
@@ -61,7 +65,7 @@ class Trajectory:
 
     items: tuple[Item, ...]
     run: samplers.SamplerRun
-    context: Tensor  # [rows, 77, C]
+    context: list[Tensor]  # for each row [77, C], or more where its prompt is in several pieces
     guided: Tensor  # [g], indexes of the guided images
     scale: Tensor  # [g, 1, 1, 1]
     call: samplers.ModelCall | None = None
@@ -115,7 +119,7 @@ def start_trajectory(
     trajectory = Trajectory(
         items=tuple(items),
         run=run,
-        context=torch.stack(context).to(device, unet.dtype),
+        context=[embedding.to(device, unet.dtype) for embedding in context],
         guided=torch.tensor(guided, dtype=torch.long, device=device),
         scale=torch.tensor([items[index].scale for index in guided], device=device).view(-1, 1, 1, 1),
     )
@@ -124,10 +128,14 @@ def start_trajectory(
 
 
 def combine(item: Item, embeddings: Mapping[str, Tensor]) -> Tensor:
-    """A weighted prompt's embedding [77, C]: the sum of its parts' by weight."""
+    """A weighted prompt's embedding [77, C]: the sum of its parts' by weight; shorter parts end in empty pieces."""
     if len(item.parts) == 1:
         return embeddings[item.parts[0].text]
-    return torch.stack([embeddings[part.text] * part.weight for part in item.parts]).sum(0)
+    parts = [embeddings[part.text] for part in item.parts]
+    if any(len(part) != len(parts[0]) for part in parts):
+        pieces = max(map(len, parts)) // LENGTH
+        parts = [torch.cat([part, *[embeddings[""]] * (pieces - len(part) // LENGTH)]) for part in parts]
+    return torch.stack([embedding * part.weight for embedding, part in zip(parts, item.parts, strict=True)]).sum(0)
 
 
 def denoise(unet: Component, trajectories: Sequence[Trajectory], unet_bs: int) -> Iterator[None]:
@@ -141,13 +149,22 @@ def denoise(unet: Component, trajectories: Sequence[Trajectory], unet_bs: int) -
 def _predict(unet: Component, active: Sequence[Trajectory], unet_bs: int) -> list[Tensor]:
     """Each trajectory's predictions, float32 [rows, 4, h, w], from UNet calls of exactly `unet_bs` rows."""
     rows = [trajectory.rows() for trajectory in active]
-    latents = torch.cat([latents for latents, _ in rows]).to(unet.dtype)
+    latents = torch.cat([latents for latents, _ in rows])
     times = torch.cat([times for _, times in rows])
-    context = torch.cat([trajectory.context for trajectory in active])
-    batches = zip(*(_padded_batches(tensor, unet_bs) for tensor in (latents, times, context)), strict=True)
-    predicted = unet.call_all([_unet_call(*batch) for batch in batches])
-    counts = [len(latents) for latents, _ in rows]
-    return list(torch.split(torch.cat(predicted)[: sum(counts)].float(), counts))
+    contexts = [context for trajectory in active for context in trajectory.context]
+    calls, places = [], []
+    for length in sorted({len(context) for context in contexts}):
+        of_length = [row for row, context in enumerate(contexts) if len(context) == length]
+        context = torch.stack([contexts[row] for row in of_length])
+        tensors = (latents[of_length].to(unet.dtype), times[of_length], context)
+        for batch in zip(*(_padded_batches(tensor, unet_bs) for tensor in tensors), strict=True):
+            calls.append(_unet_call(*batch))
+        places += of_length + [-1] * (-len(of_length) % unet_bs)
+    answers = torch.cat(unet.call_all(calls)).float()
+    predicted = torch.empty_like(latents)
+    answered = torch.tensor(places, device=latents.device)
+    predicted[answered[answered >= 0]] = answers[answered >= 0]
+    return list(torch.split(predicted, [len(latents) for latents, _ in rows]))
 
 
 def _unet_call(latents: Tensor, times: Tensor, context: Tensor) -> Callable[[nn.Module], Tensor]:

@@ -6,7 +6,6 @@ ships with the package where a model has none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,12 +39,16 @@ class ClipTokenizer:
         """A prompt's tokens, cut or padded with the end token to `LENGTH`."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         lost = text[encoding.offsets[ROOM][0] :] if len(encoding.ids) > ROOM else ""
-        ids = [self._start, *encoding.ids[:ROOM], self._end]
-        return Tokens(ids=tuple(ids + [self._end] * (LENGTH - len(ids))), lost=lost)
+        return Tokens(ids=self._framed(encoding.ids[:ROOM]), lost=lost)
 
-    def encode_all(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """The ids of several prompts."""
-        return [self.encode(text).ids for text in texts]
+    def encode_chunks(self, text: str) -> list[tuple[int, ...]]:
+        """All of a prompt's tokens, in as many pieces of `LENGTH` as they need, each with a start and an end."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [self._framed(ids[place : place + ROOM]) for place in range(0, max(len(ids), 1), ROOM)]
+
+    def _framed(self, ids: list[int]) -> tuple[int, ...]:
+        framed = [self._start, *ids, self._end]
+        return tuple(framed + [self._end] * (LENGTH - len(framed)))
 
 
 def _has_vocabulary(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from decimal import Decimal
 from typing import Any, TypeVar, overload
 
 from runner.errors import ManifestError
-from runner.spec import FORMATS, MOST_STEPS, SAMPLERS, SIZE_STEP
+from runner.spec import FORMATS, LONG_PROMPTS, MOST_STEPS, SAMPLERS, SIZE_STEP
 from runner.yaml_nodes import Node, wrap
 
 DEFAULTS: Mapping[str, Any] = {
@@ -152,12 +152,6 @@ def _sampler(node: Node) -> str:
     return node.choice(SAMPLERS, likely=node.text().removeprefix("k_"))
 
 
-def _long_prompts(node: Node) -> str:
-    if node.text() == "chunk":
-        raise node.error("'chunk' comes with a later version of runner; use error or truncate")
-    return node.choice(("error", "truncate"))
-
-
 RULES: Mapping[str, Callable[[Node], Any]] = {
     "prompt": words,
     "negative": words,
@@ -169,7 +163,7 @@ RULES: Mapping[str, Callable[[Node], Any]] = {
     "sampler": _sampler,
     "eta": lambda node: node.number(0, 1),
     "format": lambda node: node.choice(FORMATS),
-    "long_prompts": _long_prompts,
+    "long_prompts": lambda node: node.choice(LONG_PROMPTS),
     "init": lambda node: node.text(),
     "crop": _crop,
     "strength": lambda node: node.number(0, 1),

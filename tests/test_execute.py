@@ -123,7 +123,9 @@ def test_prompts_weights_seeds_and_scales_all_have_their_say(model):
 def test_a_text_is_encoded_once(model, monkeypatch):
     executor, encoded = make_executor(model), []
     original = stages.encode_texts
-    monkeypatch.setattr(stages, "encode_texts", lambda e, t, texts: encoded.extend(texts) or original(e, t, texts))
+    monkeypatch.setattr(
+        stages, "encode_texts", lambda e, t, texts, **k: encoded.extend(texts) or original(e, t, texts, **k)
+    )
     render(executor, [make_item(number=n, seed=n, steps=1, prompt=f"cat {n % 2}") for n in range(20)])
     assert sorted(encoded) == ["", "cat 0", "cat 1"]
 
@@ -183,3 +185,23 @@ def test_half_precision_differs_by_rounding_only(model):
         events = make_executor(model, dtype=dtype).run(Wave(items=(item,), unet_bs=2))
         pictures += [event.pixels.astype(int) for event in events if isinstance(event, Rendered)]
     assert 0 < np.abs(pictures[0] - pictures[1]).max() < 40
+
+
+def long_items():
+    """Prompts of one, two and three pieces, alone and as parts of one prompt, some chunked and some cut."""
+    texts = ["cat", " ".join(["white duck"] * 40), " ".join(["tall tree"] * 90)]
+    items = [make_item(number=n, prompt=texts[n % 3], seed=n, steps=2, long_prompts="chunk") for n in range(7)]
+    parts = (Part(text=texts[0], weight=0.25), Part(text=texts[2], weight=0.75))
+    mixed = make_item(number=7, parts=parts, seed=7, steps=2, long_prompts="chunk", negative=texts[1])
+    cut = make_item(number=8, prompt=texts[1], seed=1, steps=2, long_prompts="truncate")
+    return [*items, mixed, cut]
+
+
+def test_long_prompts_are_encoded_in_pieces_without_disturbing_their_neighbours(model):
+    executor = make_executor(model)
+    together = render(executor, long_items())
+    for item in long_items()[::2]:
+        assert render(make_executor(model, turbo=False), [item]) == {item.number: together[item.number]}
+    assert len(set(together.values())) == 9
+    short = make_item(number=0, prompt="cat", seed=0, steps=2, long_prompts="error")
+    assert render(executor, [short])[0] == together[0]

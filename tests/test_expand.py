@@ -190,7 +190,7 @@ def test_parts_alone_make_the_prompt() -> None:
         ({"prompt": "a", "seed": 1, "W": 64, "width": 64}, "'W' is another name of 'width'"),
         ({"prompt": "a", "seed": 1, "stesp": 4}, "did you mean 'steps'?"),
         ({"prompt": "a", "seed": 1, "init": "x"}, "there is no such file"),
-        ({"prompt": "a", "seed": 1, "long_prompts": "chunk"}, "later version"),
+        ({"prompt": "a", "seed": 1, "long_prompts": "chunks"}, "did you mean 'chunk'?"),
         ({"prompt": "a", "seed": 1, "parts": []}, "at least one entry"),
         ({"prompt": "a", "seed": 1, "parts": [{"text": "a"}]}, "a 'text' and a 'weight'"),
         ({"prompt": "a", "seed": 1, "parts": [{"text": "a", "weight": 0}]}, "greater than zero"),

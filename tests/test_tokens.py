@@ -50,3 +50,14 @@ def test_a_tokenizer_json_serves_as_well(tokenizer, tmp_path):
 
 def test_a_model_without_a_vocabulary_takes_the_shipped_one(tokenizer, tmp_path):
     assert ClipTokenizer(tmp_path / "missing").encode("a cat") == tokenizer.encode("a cat")
+
+
+def test_a_long_prompt_in_pieces_loses_nothing(tokenizer):
+    words = " ".join(f"cat {n % 10}" for n in range(100))
+    pieces = tokenizer.encode_chunks(words)
+    assert [len(piece) for piece in pieces] == [LENGTH] * 3
+    inner = [token for piece in pieces for token in piece if token < 49406]
+    whole = [token for n in range(0, 200, 20) for token in tokenizer.encode(" ".join(words.split()[n : n + 20])).ids]
+    assert inner == [token for token in whole if token < 49406]
+    assert tokenizer.encode_chunks("a cat") == [tokenizer.encode("a cat").ids]
+    assert tokenizer.encode_chunks("") == [tokenizer.encode("").ids]
