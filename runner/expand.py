@@ -29,7 +29,13 @@ from runner.yaml_nodes import Node, wrap
 
 LONGEST_LINE = 2**20  # bytes
 BOM = b"\xef\xbb\xbf"
-NULLABLE = ("init", "init_sha256", "crop", "strength")  # as records of pictures from noise alone have them
+NULLABLE = (
+    "init",
+    "init_sha256",
+    "crop",
+    "strength",
+    "fixed_code",
+)  # as records of pictures from noise alone have them
 RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "model", "init_sha256")
 
 
@@ -94,14 +100,18 @@ def _axes(job: Job, drawn: int) -> tuple[Axis, ...]:
 def _item(job: Job, axes: Sequence[Axis], place: int, number: int) -> Item:
     """The item at a place in its job: a number whose digits, the last one first, are the places on the axes."""
     chosen: dict[str, Any] = {}
+    code = None
     for axis in reversed(axes):
         place, digit = divmod(place, len(axis.values))
         chosen[axis.key] = axis.values[digit]
+        if axis.key == "seed":
+            code = axis.values[digit % job.samples]
     prompt: Prompt = chosen["prompt"]
     named = tuple((axis.key, _shown(chosen[axis.key])) for axis in axes if axis.named)
     values = {**job.values, **chosen, "prompt": prompt.text}
     if prompt.negative is not None:
         values["negative"] = prompt.negative
+    values["fixed_code"] = code if values["fixed_code"] else None
     return _resolved(values, number=number, parts=prompt.parts(), axes=named)
 
 
@@ -123,6 +133,7 @@ def _resolved(values: Mapping[str, Any], **others: Any) -> Item:
         "init_sha256": init.sha256 if init else None,
         "crop": crop,
         "strength": values["strength"] if init else None,
+        "fixed_code": None if values["fixed_code"] == values["seed"] else values["fixed_code"],
     }
     return Item(**{**values, **resolved}, **others)
 
@@ -136,7 +147,9 @@ def read_item(record: object, *, number: int, location: Location, allow_outside:
     given = {key: node for key, node in given.items() if node.value is not None or key not in NULLABLE}
     if "seed" not in given:
         raise ManifestError("'seed' is missing; an item in a file of JSON lines needs one", location)
+    code = check("seed", given.pop("fixed_code")) if "fixed_code" in given else None  # here it is the noise's seed
     values = {**DEFAULTS, **{key: check(key, node) for key, node in given.items() if key in ITEM_KEYS}}
+    values["fixed_code"] = code
     if "init" in given:
         values["init"] = _read_init(given, location, allow_outside)
     parts = _read_parts(given, location)

@@ -84,12 +84,14 @@ class Axis:
 class Job:
     """Every combination of the axes' values, the last one varying fastest, over values that are the same for all.
 
-    `drawn` is the number of seeds that count up from one that has yet to be drawn, 0 where the seeds are known.
+    `drawn` is the number of seeds that count up from one that has yet to be drawn, 0 where the seeds are known;
+    `samples` the number of seeds that one iteration goes through.
     """
 
     values: Mapping[str, Any]
     axes: tuple[Axis, ...]
     drawn: int
+    samples: int
     location: Location
 
     @property
@@ -290,7 +292,8 @@ def _job(node: Node, frame: _Frame) -> Job:
         _refuse_own_negatives(axes, matrix["negative"])
     _check_crops(values, axes, node)
     fixed = {key: value for key, value in values.items() if key in DEFAULTS and key not in matrix}
-    return Job(values=fixed, axes=tuple(axes), drawn=drawn, location=node.location)
+    samples = read_count("n_samples", given["n_samples"]) if "n_samples" in given else 1
+    return Job(values=fixed, axes=tuple(axes), drawn=drawn, samples=samples, location=node.location)
 
 
 def _check_crops(values: Mapping[str, Any], axes: Sequence[Axis], node: Node) -> None:

@@ -43,6 +43,7 @@ class ItemDefaults:
     init: Any
     crop: Any
     strength: Any
+    fixed_code: Any
 
     def given(self) -> dict[str, Any]:
         """Only what was set."""

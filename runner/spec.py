@@ -35,7 +35,8 @@ class Item:
     """One wished picture. Sizes are in pixels; `number` is its place in the manifest and in its file's name.
 
     `init` is the path of the picture that img2img begins with; it, `crop` (left, top, right, bottom) and `strength` are
-    None where the picture is made from noise alone.
+    None where the picture is made from noise alone. `fixed_code` is the seed of the first noise, where that is not the
+    item's own.
     """
 
     number: int
@@ -55,6 +56,7 @@ class Item:
     init_sha256: str | None = None
     crop: tuple[int, int, int, int] | None = None
     strength: float | None = None
+    fixed_code: int | None = None
     axes: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -107,6 +109,7 @@ IDENTITY = (
     "init_sha256",
     "crop",
     "strength",
+    "fixed_code",
 )
 
 

@@ -43,7 +43,11 @@ def draw_noise(items: Sequence[Item], factor: int, channels: int) -> tuple[Tenso
     """Each item's first noise [n, C, H/8, W/8], and its generator, from which later noise is drawn."""
     generators = [torch.Generator().manual_seed(item.seed) for item in items]
     shape = (channels, items[0].height // factor, items[0].width // factor)
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]), generators
+    noise = [torch.randn(shape, generator=generator) for generator in generators]
+    for index, item in enumerate(items):
+        if item.fixed_code is not None:
+            noise[index] = torch.randn(shape, generator=torch.Generator().manual_seed(item.fixed_code))
+    return torch.stack(noise), generators
 
 
 def encode_picture(encoder: Component, pixels: Pixels) -> Tensor:

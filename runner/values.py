@@ -35,13 +35,13 @@ DEFAULTS: Mapping[str, Any] = {
     "init": None,
     "crop": None,
     "strength": 0.75,
+    "fixed_code": False,
 }
 OWN_SIZE = 512  # pixels
 ITEM_KEYS = ("prompt", "seed", *DEFAULTS)
 ALIASES = {"W": "width", "H": "height", "ddim_steps": "steps", "ddim_eta": "eta"}
 LATER = {
-    key: f"'{key}' comes with a later version of runner"
-    for key in ("zip", "exclude", "include", "fixed_code", "models", "model")
+    key: f"'{key}' comes with a later version of runner" for key in ("zip", "exclude", "include", "models", "model")
 }
 T = TypeVar("T")
 
@@ -167,6 +167,7 @@ RULES: Mapping[str, Callable[[Node], Any]] = {
     "init": lambda node: node.text(),
     "crop": _crop,
     "strength": lambda node: node.number(0, 1),
+    "fixed_code": lambda node: node.flag(),
 }
 
 

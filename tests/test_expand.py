@@ -164,7 +164,7 @@ def test_what_is_missing_takes_the_built_in_value() -> None:
     item = read_item({"prompt": "cat:1 dog:3", "seed": 5, "W": 64, "ddim_steps": 3}, number=7, location=HERE)
     assert item.parts == (Part(text="cat", weight=0.25), Part(text="dog", weight=0.75))
     assert (item.width, item.steps, item.number, item.axes) == (64, 3, 7, ())
-    others = set(DEFAULTS) - {"width", "height", "steps", "strength"}
+    others = set(DEFAULTS) - {"width", "height", "steps", "strength", "fixed_code"}
     assert {key: getattr(item, key) for key in others} == {key: DEFAULTS[key] for key in others}
     assert (item.height, item.init, item.strength) == (OWN_SIZE, None, None)
 
@@ -269,3 +269,14 @@ def test_items_are_plain_values(tmp_path: Path) -> None:
     found = items(tmp_path, "- {prompt: a, seed: 1, scale: 7, eta: 1, steps: 5.0}\n")[0]
     assert kinds(found) == kinds(read_item(found.to_dict(), number=0, location=HERE))
     assert (kinds(found)["scale"], kinds(found)["steps"], kinds(found)["eta"]) == (float, int, float)
+
+
+def test_fixed_code_is_the_noise_of_the_first_iteration(tmp_path: Path) -> None:
+    text = "version: 1\njobs: [{prompts: [a, b], seed: 7, n_samples: 2, n_iter: 2, fixed_code: true}]\n"
+    (tmp_path / "m.yaml").write_text(text)
+    items = list(Items(load(tmp_path / "m.yaml", overrides={}, allow_outside=False), {}))
+    assert [(item.seed, item.fixed_code) for item in items] == [(7, None), (8, None), (9, 7), (10, 8)] * 2
+    again = read_item(items[2].to_dict(), number=2, location=HERE)
+    assert again == items[2]
+    with pytest.raises(ManifestError, match="seed"):
+        read_item({"prompt": "a", "seed": 1, "fixed_code": True}, number=0, location=HERE)

@@ -162,7 +162,7 @@ def test_wrong_heads(tmp_path: Path, text: str, line: int, column: int, parts: l
     assert all(part in error.message for part in parts), error.message
 
 
-@pytest.mark.parametrize("key", ["zip", "exclude", "include", "fixed_code", "model"])
+@pytest.mark.parametrize("key", ["zip", "exclude", "include", "model"])
 def test_what_comes_later_is_refused_as_such(tmp_path: Path, key: str) -> None:
     error = refusal(tmp_path, f"version: 1\njobs:\n- prompt: a\n  {key}: 1\n")
     assert error.message == f"'{key}' comes with a later version of runner"

@@ -47,6 +47,14 @@ def test_the_first_noise_is_that_of_the_original():
     assert torch.equal(torch.randn(3, generator=generators[1]), torch.randn(3))
 
 
+def test_a_fixed_code_replaces_the_first_noise_only():
+    own, of_own = stages.draw_noise([make_item(seed=9)], 8, 4)
+    fixed, of_fixed = stages.draw_noise([make_item(seed=9, fixed_code=7)], 8, 4)
+    assert torch.equal(fixed, stages.draw_noise([make_item(seed=7)], 8, 4)[0])
+    assert not torch.equal(fixed, own)
+    assert torch.equal(torch.randn(3, generator=of_fixed[0]), torch.randn(3, generator=of_own[0]))
+
+
 def test_a_weighted_prompt_is_the_sum_of_its_parts():
     embeddings = {"cat": torch.ones(77, 2), "dog": torch.full((77, 2), 5.0)}
     parts = (Part(text="cat", weight=0.75), Part(text="dog", weight=0.25))
