@@ -6,11 +6,13 @@ them, and a record is appended when a picture is in its file.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from concurrent import futures
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -19,6 +21,7 @@ from typing import Any
 import orjson
 
 from runner import __version__, gallery, plan
+from runner.errors import RunnerError
 from runner.events import ItemDone, ItemFailed, Rendered, RunEvent, RunFinished, RunStarted
 from runner.execute import Executor, available_devices, free_memory
 from runner.files import atomic_write, writing_to
@@ -67,7 +70,7 @@ class Session:
         self.done = 0
         self.failed: list[Item] = []
         self._under_way: set[str] = set()  # ids that are grouped, rendered or written, but not in the ledger
-        self._written: list[tuple[Rendered, int, Future[Written]]] = []
+        self._written: deque[tuple[Rendered, int, futures.Future[Written]]] = deque()
         self._constant = _constant_record(request, executor)
 
     def render(self) -> Iterator[RunEvent]:
@@ -88,8 +91,10 @@ class Session:
 
     def settle(self) -> None:
         """Records what is still being written; after an interruption as well."""
-        for _ in self._collect(wait=True):
-            pass
+        while self._written:
+            with contextlib.suppress(RunnerError):  # the first of its kind is on its way to the user already
+                for _ in self._collect(wait=True):
+                    pass
         self.ledger.flush()
 
     def _missing(self) -> Iterator[Item]:
@@ -99,7 +104,7 @@ class Session:
                 self._under_way.add(identity)
                 yield item
 
-    def _write(self, event: Rendered) -> Future[Written]:
+    def _write(self, event: Rendered) -> futures.Future[Written]:
         path = self._free_path(event.item)
         return self.writer.submit(event.pixels, self._keep_init(event.item), self.request.model.name, path)
 
@@ -121,37 +126,20 @@ class Session:
             return path
         return path.with_stem(f"{path.stem}_{identity[:12]}")
 
-    def _collect(self, *, wait: bool) -> Iterator[ItemDone | ItemFailed]:
-        """Appends the records of pictures that are in their files."""
-        waiting, self._written = self._written, []
-        while waiting:
-            event, unet_bs, future = waiting[0]
-            if not wait and not future.done():
-                break
-            waiting.pop(0)
-            try:
-                written = future.result()
-            except BaseException:
-                self._written = waiting
-                raise
-            record = self._record(event.item, unet_bs) | {
-                "status": "done",
-                "image": written.path,
-                "sha256": written.sha256,
-                "pixels": written.pixels_sha256,
-                "bytes": written.bytes,
-                "seconds": {name: round(seconds, 6) for name, seconds in event.seconds.items()},
-                "peak_bytes": event.peak_bytes,
-            }
+    def _collect(self, *, wait: bool) -> Iterator[ItemDone]:
+        """Appends the records of pictures that are in their files; those that remain stay noted, whatever happens."""
+        while self._written and (wait or self._written[0][2].done()):
+            futures.wait([self._written[0][2]])
+            event, unet_bs, future = self._written.popleft()
+            record = self._record(event.item, unet_bs) | _done_record(event, future.result())
             self._append(record)
             self.done += 1
             yield ItemDone(item=event.item, record=record)
-        self._written = waiting + self._written
 
     def _note_failure(self, event: ItemFailed, unet_bs: int) -> None:
         error = {"class": type(event.error).__name__, "message": str(event.error)}
-        seconds = {name: round(seconds, 6) for name, seconds in event.seconds.items()}
-        self._append(self._record(event.item, unet_bs) | {"status": "failed", "error": error, "seconds": seconds})
+        failure = {"status": "failed", "error": error, "seconds": _rounded(event.seconds)}
+        self._append(self._record(event.item, unet_bs) | failure)
         self.failed.append(event.item)
 
     def _append(self, record: Mapping[str, Any]) -> None:
@@ -168,6 +156,22 @@ class Session:
             "run": constant["run"] | {"unet_bs": unet_bs},
             "env": constant["env"],
         }
+
+
+def _done_record(event: Rendered, written: Written) -> dict[str, Any]:
+    return {
+        "status": "done",
+        "image": written.path,
+        "sha256": written.sha256,
+        "pixels": written.pixels_sha256,
+        "bytes": written.bytes,
+        "seconds": _rounded(event.seconds),
+        "peak_bytes": event.peak_bytes,
+    }
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in seconds.items()}
 
 
 def _count_missing(request: Request, ledger: Ledger | None) -> int:

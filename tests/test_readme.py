@@ -21,7 +21,7 @@ def test_the_manifest_of_the_readme_is_read(tmp_path):
     assert [job.size for job in read.jobs] == [(1 + 1 + 3 + 2) * 3 * 3 * 20, 20]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "manifests").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "manifests").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_manifest_is_read(path):
     read = manifest.load(path, overrides={}, allow_outside=False)
     items = expand.Items(read, dict.fromkeys(expand.jobs_without_seed(read), 1))

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from runner import execute, settings, stages
 from runner import run as running
 from runner.errors import ModelError, RunFolderHeld, SettingError
-from runner.events import ItemDone, ItemFailed, RunFinished, RunStarted, WaveStarted
+from runner.events import ItemDone, ItemFailed, RunFinished, RunStarted, StepDone, WaveStarted
 from runner.records import Ledger, iterate_records
 from runner.request import read_request
 
@@ -126,6 +127,23 @@ def test_a_run_stopped_between_waves_goes_on(ask, whole):
     rest = list(running.run(ask()))
     assert rest[0].missing == 20 - rest[0].wanted + rest[-1].done
     assert hashes(folder) == whole
+
+
+def test_pictures_that_are_being_written_when_a_run_is_stopped_are_recorded(ask, monkeypatch):
+    from runner.images import Writer
+
+    original, gate = Writer._write, threading.Event()
+    monkeypatch.setattr(Writer, "_write", lambda *args: gate.wait(60) and original(*args))
+    events = running.run(ask(text=MANIFEST.replace("1-4", "1-9")))
+    for event in events:
+        if isinstance(event, WaveStarted):
+            rendered = len(event.items)
+        if isinstance(event, StepDone) and event.step == event.steps:
+            break
+    next(events)
+    gate.set()
+    events.close()
+    assert len(hashes(ask().folder)) == rendered
 
 
 def test_what_a_picture_was_made_of_makes_it_again(ask, whole):
