@@ -61,8 +61,8 @@ def read_request(target: Path, settings: Settings) -> Request:
     if not target.exists():
         raise ManifestError("there is no such file", Location(target))
     source = _read_items(target) if target.suffix == ".jsonl" else _read_manifest(target, settings)
-    model = weights.find_model(settings.model.path)
-    _check_lengths(source.texts, ClipTokenizer(model.folder / "tokenizer"))
+    model = weights.find_model(settings.model.path, settings.model.prediction)
+    _check_lengths(source.texts, ClipTokenizer(model.path / "tokenizer", model.pad_token))
     folder = Path(settings.out) if settings.out else OUTPUTS / source.name
     drawn = _draw_seeds(source.without_seed, folder)
     return Request(

@@ -7,6 +7,7 @@ stands in the other rows, so a picture doesn't depend on its neighbours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from runner import samplers
+from runner.errors import ModelError
 from runner.fragments import Component
 from runner.spec import Item
-from runner.tokens import ClipTokenizer
+from runner.tokens import LENGTH, ClipTokenizer
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 TEXT_ROWS = 4
 DECODED_PIXELS = 1 << 17  # in one call of the decoder; a single picture may be larger
 MOST_DECODED_ROWS = 16
+PROBED_SIZE = 32  # latents along one side
+LAST_TIMESTEP = 999.0
+ALIKE = 0.5
 
 
 def encode_texts(encoder: Component, tokenizer: ClipTokenizer, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -125,6 +130,23 @@ def _predict(unet: Component, active: Sequence[Trajectory], unet_bs: int) -> lis
     predicted = unet.call_all([_unet_call(*batch) for batch in batches])
     counts = [len(latents) for latents, _ in rows]
     return list(torch.split(torch.cat(predicted)[: sum(counts)].float(), counts))
+
+
+def probe_prediction(unet: Component) -> str:
+    """What a UNet predicts, `epsilon` or `v_prediction`, where its files don't say.
+
+    At the last training step the latents are all but noise. A UNet that predicts noise returns nearly its input there;
+    one that predicts v (Salimans & Ho 2022) returns minus the picture that it expects, of which noise says nothing.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, int(unet.config["in_channels"]), PROBED_SIZE, PROBED_SIZE)
+    noise = torch.randn(shape, generator=generator).to(unet.device, unet.dtype)
+    context = torch.zeros(1, LENGTH, int(unet.config["cross_attention_dim"]), device=unet.device, dtype=unet.dtype)
+    [predicted] = unet.call_all([_unet_call(noise, torch.tensor([LAST_TIMESTEP], device=unet.device), context)])
+    likeness = float(torch.cosine_similarity(predicted.float().flatten(), noise.float().flatten(), dim=0))
+    if math.isnan(likeness):
+        raise ModelError("what the model predicts can't be found out; set model.prediction=epsilon or v_prediction")
+    return "epsilon" if likeness > ALIKE else "v_prediction"
 
 
 def _unet_call(latents: Tensor, times: Tensor, context: Tensor) -> Callable[[nn.Module], Tensor]:
