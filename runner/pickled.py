@@ -16,7 +16,7 @@ from typing import Any
 
 from runner.errors import shorten
 
-INSTRUCTION_LIMIT = 2_000_000  # Stable Diffusion with its moving averages has about 80,000
+INSTRUCTION_LIMIT = 2_000_000  # Stable Diffusion with its moving averages has about 55,000
 MOST_DIMENSIONS = 8
 LARGEST_NUMBER = 1 << 48  # of a tensor's shape, strides and offset
 

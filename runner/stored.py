@@ -44,7 +44,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             header = json.loads(stream.read(length))
             header.pop("__metadata__", None)
             return {name: _stored_tensor(file, entry, 8 + length, size) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ModelError(f"{file}: its table of tensors is damaged ({error})") from error
 
 

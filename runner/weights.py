@@ -131,9 +131,11 @@ def read_tensors(file: Path) -> dict[str, StoredTensor]:
         raise ModelError(f"{file}: can't be read ({error})") from error
     if begin.startswith(b"PK"):
         return torch_file.read_table(file)
-    if begin.startswith(b"\x80") and not begin.endswith(b"{"):
+    if begin[8:] == b"{":
+        return read_header(file)
+    if begin.startswith(b"\x80"):
         raise ModelError(f"{file}: is a bare pickle, as torch wrote them before 1.6; {torch_file.SAVE_AGAIN}")
-    return read_header(file)
+    raise ModelError(f"{file}: is neither a safetensors file nor one of torch.save, or was cut off")
 
 
 def fingerprints(model: ModelFiles) -> dict[str, str]:
