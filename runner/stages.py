@@ -29,7 +29,7 @@ DECODED_PIXELS = 1 << 17  # in one call of the decoder; a single picture may be 
 MOST_DECODED_ROWS = 16
 PROBED_SIZE = 32  # latents along one side
 LAST_TIMESTEP = 999.0
-ALIKE = 0.5
+HALF = 0.5
 
 
 def encode_texts(encoder: Component, tokenizer: ClipTokenizer, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -143,10 +143,11 @@ def probe_prediction(unet: Component) -> str:
     noise = torch.randn(shape, generator=generator).to(unet.device, unet.dtype)
     context = torch.zeros(1, LENGTH, int(unet.config["cross_attention_dim"]), device=unet.device, dtype=unet.dtype)
     [predicted] = unet.call_all([_unet_call(noise, torch.tensor([LAST_TIMESTEP], device=unet.device), context)])
-    likeness = float(torch.cosine_similarity(predicted.float().flatten(), noise.float().flatten(), dim=0))
-    if math.isnan(likeness):
+    sent, returned = noise.float(), predicted.float()
+    share = float((returned * sent).sum() / (sent * sent).sum())  # of the noise that comes back
+    if not math.isfinite(share):
         raise ModelError("what the model predicts can't be found out; set model.prediction=epsilon or v_prediction")
-    return "epsilon" if likeness > ALIKE else "v_prediction"
+    return "epsilon" if share > HALF else "v_prediction"
 
 
 def _unet_call(latents: Tensor, times: Tensor, context: Tensor) -> Callable[[nn.Module], Tensor]:

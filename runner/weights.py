@@ -129,10 +129,10 @@ def read_tensors(file: Path) -> dict[str, StoredTensor]:
             begin = stream.read(9)
     except OSError as error:
         raise ModelError(f"{file}: can't be read ({error})") from error
-    if begin.startswith(b"PK"):
-        return torch_file.read_table(file)
     if begin[8:] == b"{":
         return read_header(file)
+    if begin.startswith(b"PK\3\4"):
+        return torch_file.read_table(file)
     if begin.startswith(b"\x80"):
         raise ModelError(f"{file}: is a bare pickle, as torch wrote them before 1.6; {torch_file.SAVE_AGAIN}")
     raise ModelError(f"{file}: is neither a safetensors file nor one of torch.save, or was cut off")
@@ -141,13 +141,14 @@ def read_tensors(file: Path) -> dict[str, StoredTensor]:
 def fingerprints(model: ModelFiles) -> dict[str, str]:
     """SHA-256 of each fragment's weights: names, types, shapes and bytes, whatever files they stand in.
 
-    Those of large models are remembered in the user's cache folder, by the files' paths, sizes and times.
+    Those of large models are remembered in the user's cache folder, by names and the files' paths, sizes and times.
     """
     files = sorted({tensor.file for table in model.tensors.values() for tensor in table.values()})
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     if sum(size for _, size, _ in states) < CACHED_SIZE:
         return _hash_fragments(model)
-    key = hashlib.sha256(json.dumps(states).encode()).hexdigest()
+    names = {component: sorted(table) for component, table in model.tensors.items()}
+    key = hashlib.sha256(json.dumps([states, names]).encode()).hexdigest()
     cached = cache_folder() / "fingerprints" / f"{key}.json"
     if cached.exists():
         return dict(json.loads(cached.read_text()))

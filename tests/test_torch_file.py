@@ -119,6 +119,11 @@ def test_the_contents_tell_the_kind_and_not_the_name(tmp_path):
     save(tmp_path / "x.safetensors", {"a": torch.ones(2)})
     save_file({"a": torch.ones(2)}, tmp_path / "x.ckpt")
     assert set(read_tensors(tmp_path / "x.safetensors")) == set(read_tensors(tmp_path / "x.ckpt")) == {"a"}
+    for begin in (b"PK", b"\x80\x02"):  # a length of the header that looks like another kind of file
+        length = int.from_bytes(begin, "little")
+        header = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'.ljust(length)
+        (tmp_path / "like.safetensors").write_bytes(length.to_bytes(8, "little") + header + bytes(4))
+        assert set(read_tensors(tmp_path / "like.safetensors")) == {"a"}
 
 
 def test_every_cut_is_refused(tmp_path):
