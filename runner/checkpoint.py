@@ -13,11 +13,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from runner.errors import ModelError
-from runner.weights import ModelFiles, StoredTensor
+from runner.errors import ModelError, name_some
+from runner.stored import StoredTensor
+from runner.weights import ModelFiles
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-NAMES_SHOWN = 8
 
 
 def build_module(model: ModelFiles, component: str) -> nn.Module:
@@ -31,7 +31,7 @@ def build_module(model: ModelFiles, component: str) -> nn.Module:
         with torch.device("meta"):
             module = _construct(component, config)
     except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{model.folder / component}: its config.json doesn't describe a model ({error})") from error
+        raise ModelError(f"{model.path}: the {component}'s configuration doesn't describe a model ({error})") from error
     _restore_buffers(module)
     _check_tensors(model, component, module)
     return module.eval().requires_grad_(False)
@@ -72,7 +72,7 @@ def _check_tensors(model: ModelFiles, component: str, module: nn.Module) -> None
     wanted = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     found = {name: stored.shape for name, stored in model.tensors[component].items()}
     problems = [
-        f"{title}: {_some(names)}"
+        f"{title}: {name_some(names)}"
         for title, names in (
             ("missing", sorted(wanted.keys() - found.keys())),
             ("unexpected", sorted(found.keys() - wanted.keys())),
@@ -81,9 +81,4 @@ def _check_tensors(model: ModelFiles, component: str, module: nn.Module) -> None
         if names
     ]
     if problems:
-        raise ModelError(f"{model.folder / component}: the weights don't fit the config.json; {'; '.join(problems)}")
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
+        raise ModelError(f"{model.path}: the {component}'s weights don't fit its configuration; {'; '.join(problems)}")

@@ -229,7 +229,7 @@ def _settings_help() -> str:
     from runner.settings import conf_folder
 
     text = (conf_folder() / "config.yaml").read_text(encoding="utf-8").partition("_self_\n\n")[2]
-    models = "model: emoji         # a file of conf/model/, or model.path= a diffusers folder\n"
+    models = "model: emoji         # a file of conf/model/, or model.path= a diffusers folder, .safetensors or .ckpt\n"
     return "\nSettings, and their defaults:\n\n" + "".join(f"  {line}\n" for line in (models + text).splitlines())
 
 

@@ -6,12 +6,13 @@ Anything else that is raised is a fault of the runner itself (exit code 1).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 EXIT_FAULT = 1
 EXIT_ITEMS_FAILED = 3
+NAMES_SHOWN = 8
 
 
 class RunnerError(Exception):
@@ -75,6 +76,12 @@ def did_you_mean(wrong: object, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(str(wrong), names, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"known are: {', '.join(names)}"
+
+
+def name_some(names: Sequence[str]) -> str:
+    """A list of names for a message, the first few of them."""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
 
 
 def shorten(text: str, length: int = 60) -> str:

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from runner.plan import Execution, Wave
 from runner.samplers import NoiseSchedule, model_calls
 from runner.spec import Item
 from runner.tokens import ClipTokenizer
-from runner.weights import COMPONENTS, FRAGMENTS, ModelFiles
+from runner.weights import AUTO, COMPONENTS, FRAGMENTS, ModelFiles
 
 EMBEDDINGS_KEPT, PICTURES_KEPT = 4096, 256
 
@@ -60,8 +61,7 @@ class Executor:
 
     def __init__(self, model: ModelFiles, execution: Execution) -> None:
         self.model, self.execution = model, execution
-        self.tokenizer = ClipTokenizer(model.folder / "tokenizer")
-        self.schedule = NoiseSchedule.from_config(model.configs["scheduler"])
+        self.tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token)
         device, dtype = torch.device(execution.device), getattr(torch, execution.dtype)
         self.components = {
             name: Component(
@@ -73,8 +73,16 @@ class Executor:
             )
             for name in COMPONENTS
         }
+        self.schedule = self._make_schedule()
         self._embeddings: OrderedDict[tuple[str, bool], Tensor] = OrderedDict()
         self._pictures: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+
+    @torch.inference_mode()
+    def _make_schedule(self) -> NoiseSchedule:
+        schedule = NoiseSchedule.from_config(self.model.configs["scheduler"])
+        if schedule.prediction == AUTO:
+            schedule = replace(schedule, prediction=stages.probe_prediction(self.components["unet"]))
+        return schedule
 
     def describe(self) -> dict[str, Any]:
         """How pictures are made, as the record's `run` says it."""
@@ -84,6 +92,7 @@ class Executor:
             "threads": torch.get_num_threads(),
             "dtypes": dict.fromkeys(FRAGMENTS, self.execution.dtype),
             "turbo": self.execution.turbo,
+            "prediction": self.schedule.prediction,
         }
 
     def run(self, wave: Wave) -> Iterator[WaveEvent]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.checkpoint import read_tensor
-from runner.weights import StoredTensor
+from runner.stored import StoredTensor
 
 UNITS = 24  # a unit has at most about this share of the weights, unless it can't be divided
 

@@ -62,8 +62,8 @@ def read_request(target: Path, settings: Settings) -> Request:
         raise ManifestError("there is no such file", Location(target))
     read = _read_items if target.suffix == ".jsonl" else _read_manifest
     source = read(target, settings)
-    model = weights.find_model(settings.model.path)
-    _check_lengths(source.texts, ClipTokenizer(model.folder / "tokenizer"))
+    model = weights.find_model(settings.model.path, settings.model.prediction)
+    _check_lengths(source.texts, ClipTokenizer(model.path / "tokenizer", model.pad_token))
     folder = Path(settings.out) if settings.out else OUTPUTS / source.name
     drawn = _draw_seeds(source.without_seed, folder)
     return Request(

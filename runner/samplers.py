@@ -44,7 +44,7 @@ SamplerRun = Generator[ModelCall, Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseSchedule:
-    """The noise that a model was trained with, and what it predicts (`epsilon`, or `v_prediction`)."""
+    """The noise that a model was trained with, and what it predicts: `epsilon`, `v_prediction`, or `auto` (unknown)."""
 
     train_steps: int = 1000
     beta_start: float = 0.00085

@@ -17,13 +17,18 @@ from runner.errors import SettingError, did_you_mean
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 UNET_BS_LIMIT = 1024
+PREDICTIONS = ("auto", "epsilon", "v_prediction")
 
 
 @dataclass(slots=True, kw_only=True)
 class ModelSettings:
-    """Which model: `builtin:NAME` ships with the package, anything else is a path."""
+    """Which model: `builtin:NAME` ships with the package, anything else is a path; and what it predicts."""
 
     path: str
+    prediction: str
+
+    def __post_init__(self) -> None:
+        _check_choice("model.prediction", self.prediction, PREDICTIONS)
 
 
 @dataclass(slots=True, kw_only=True)

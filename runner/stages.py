@@ -7,6 +7,7 @@ stands in the other rows, so a picture doesn't depend on its neighbours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from runner import samplers
+from runner.errors import ModelError
 from runner.fragments import Component
 from runner.spec import Item
 from runner.tokens import LENGTH, ClipTokenizer
@@ -25,6 +27,9 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 TEXT_ROWS = 4
 DECODED_PIXELS = 1 << 17  # in one call of the decoder; a single picture may be larger
 MOST_DECODED_ROWS = 16
+PROBED_SIZE = 32  # latents along one side
+LAST_TIMESTEP = 999.0
+HALF = 0.5
 
 
 def encode_texts(
@@ -169,6 +174,24 @@ def _predict(unet: Component, active: Sequence[Trajectory], unet_bs: int) -> lis
     answered = torch.tensor(places, device=latents.device)
     predicted[answered[answered >= 0]] = answers[answered >= 0]
     return list(torch.split(predicted, [len(latents) for latents, _ in rows]))
+
+
+def probe_prediction(unet: Component) -> str:
+    """What a UNet predicts, `epsilon` or `v_prediction`, where its files don't say.
+
+    At the last training step the latents are all but noise. A UNet that predicts noise returns nearly its input there;
+    one that predicts v (Salimans & Ho 2022) returns minus the picture that it expects, of which noise says nothing.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, int(unet.config["in_channels"]), PROBED_SIZE, PROBED_SIZE)
+    noise = torch.randn(shape, generator=generator).to(unet.device, unet.dtype)
+    context = torch.zeros(1, LENGTH, int(unet.config["cross_attention_dim"]), device=unet.device, dtype=unet.dtype)
+    [predicted] = unet.call_all([_unet_call(noise, torch.tensor([LAST_TIMESTEP], device=unet.device), context)])
+    sent, returned = noise.float(), predicted.float()
+    share = float((returned * sent).sum() / (sent * sent).sum())  # of the noise that comes back
+    if not math.isfinite(share):
+        raise ModelError("what the model predicts can't be found out; set model.prediction=epsilon or v_prediction")
+    return "epsilon" if share > HALF else "v_prediction"
 
 
 def _unet_call(latents: Tensor, times: Tensor, context: Tensor) -> Callable[[nn.Module], Tensor]:

@@ -6,8 +6,10 @@ ships with the package where a model has none.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -31,12 +33,13 @@ class Tokens:
 class ClipTokenizer:
     """CLIP's byte-pair encoding (Radford et al. 2021), by the `tokenizers` library."""
 
-    def __init__(self, tokenizer_folder: Path) -> None:
+    def __init__(self, tokenizer_folder: Path, pad_token: str | None = None) -> None:
         self._tokenizer = _load(tokenizer_folder if _has_vocabulary(tokenizer_folder) else SHIPPED)
-        self._start, self._end = (_token_id(self._tokenizer, token) for token in (START, END))
+        special = (START, END, pad_token or _pad_token(tokenizer_folder))
+        self._start, self._end, self._pad = (_token_id(self._tokenizer, token) for token in special)
 
     def encode(self, text: str) -> Tokens:
-        """A prompt's tokens, cut or padded with the end token to `LENGTH`."""
+        """A prompt's tokens, cut or padded to `LENGTH`."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         lost = text[encoding.offsets[ROOM][0] :] if len(encoding.ids) > ROOM else ""
         return Tokens(ids=self._framed(encoding.ids[:ROOM]), lost=lost)
@@ -48,11 +51,30 @@ class ClipTokenizer:
 
     def _framed(self, ids: list[int]) -> tuple[int, ...]:
         framed = [self._start, *ids, self._end]
-        return tuple(framed + [self._end] * (LENGTH - len(framed)))
+        return tuple(framed + [self._pad] * (LENGTH - len(framed)))
 
 
 def _has_vocabulary(folder: Path) -> bool:
     return (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
+
+
+def _pad_token(folder: Path) -> str:
+    """What the tokenizer's files say, the old one first: v1 is padded with the end token, v2 with `!`."""
+    settings = _read_settings(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in settings:
+        settings |= _read_settings(folder / "special_tokens_map.json")
+    token = settings.get("pad_token") or END
+    return str(token.get("content", END) if isinstance(token, dict) else token)
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: can't be read ({error})") from error
+    return settings if isinstance(settings, dict) else {}
 
 
 def _token_id(tokenizer: Tokenizer, token: str) -> int:

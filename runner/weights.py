@@ -1,7 +1,7 @@
 """Finds a model's weights and says what they are: configurations, tensors by one set of names, fingerprints.
 
-Reads files only and never imports torch, so that `plan` knows every item's id. A model is a diffusers folder of
-safetensors files; what is in them is checked here, before anything is loaded.
+Reads files only and never imports torch, so that `plan` knows every item's id. A model is a diffusers folder, or a
+single file by CompVis' names; both become tables of the same names, over the bytes where they lie.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from runner import torch_file
+from runner.compvis import read_single_file
 from runner.errors import ModelError
+from runner.stored import WEIGHT_TYPES, StoredTensor, read_header
 
 BUILTIN = "builtin:"
+AUTO = "auto"
 COMPONENTS = {"text_encoder": "CLIPTextModel", "unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
 FRAGMENTS = ("text_encoder", "unet_encode", "unet_decode", "vae")
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-HEADER_LIMIT = 100_000_000  # bytes, the limit of the safetensors format
+LATENT_CHANNELS = 4  # where a configuration doesn't say it
 HASH_CHUNK = 1 << 22
 CACHED_SIZE = 1 << 28  # bytes; hashing less than this is quicker than it is worth remembering
 
@@ -38,24 +41,17 @@ LEFTOVERS = ("embeddings.position_ids",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredTensor:
-    """Where a tensor's bytes are: `[start, end)` in `file`."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles:
-    """A model that was found and looks whole: per component its configuration and its tensors."""
+    """A model that was found and looks whole: per component its configuration and its tensors.
+
+    `pad_token` is what prompts are filled up with; None where the tokenizer's own files say it.
+    """
 
     name: str
-    folder: Path
+    path: Path
     configs: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, Mapping[str, StoredTensor]]
+    pad_token: str | None = None
 
     @property
     def latent_factor(self) -> int:
@@ -67,39 +63,92 @@ class ModelFiles:
         return sum(math.prod(tensor.shape) for tensor in self.tensors[component].values())
 
 
-def find_model(path: str) -> ModelFiles:
-    """The model at `path`, a diffusers folder or `builtin:NAME`.
+def find_model(path: str, prediction: str = AUTO) -> ModelFiles:
+    """The model at `path`: a diffusers folder, a single file, or `builtin:NAME`.
+
+    `prediction` replaces what the model's files say about it, unless it is `auto`.
 
     Raises:
         ModelError: nothing is there, or it isn't a model, or a file of it is damaged.
     """
     if path.startswith(BUILTIN):
-        folder = Path(__file__).parent / "models" / path.removeprefix(BUILTIN)
+        place = Path(__file__).parent / "models" / path.removeprefix(BUILTIN)
     else:
-        folder = Path(path).expanduser()
-    if not folder.exists():
-        raise ModelError(f"model.path={path}: there is nothing at {folder}; give a diffusers folder of a model")
-    if not folder.is_dir() or not (folder / "unet").is_dir():
+        place = Path(path).expanduser()
+    if not place.exists():
         raise ModelError(
-            f"model.path={path}: is not a diffusers folder; it should hold model_index.json and the folders "
+            f"model.path={path}: there is nothing at {place}; give a diffusers folder, or a file of a model"
+        )
+    model = _find_folder(place) if place.is_dir() else _find_file(place)
+    if prediction != AUTO:
+        scheduler = dict(model.configs["scheduler"]) | {"prediction_type": prediction}
+        model = replace(model, configs=dict(model.configs) | {"scheduler": scheduler})
+    _check_channels(model)
+    return model
+
+
+def _check_channels(model: ModelFiles) -> None:
+    takes = model.configs["unet"].get("in_channels", LATENT_CHANNELS)
+    has = model.configs["vae"].get("latent_channels", LATENT_CHANNELS)
+    if takes != has:
+        raise ModelError(
+            f"{model.path}: its UNet takes {takes} channels and its autoencoder has {has}; "
+            "models for inpainting, depth or upscaling are not known"
+        )
+
+
+def _find_folder(folder: Path) -> ModelFiles:
+    if not (folder / "unet").is_dir():
+        raise ModelError(
+            f"model.path={folder}: is not a diffusers folder; it should hold model_index.json and the folders "
             f"{', '.join(COMPONENTS)}, tokenizer and scheduler"
         )
     configs = {name: _read_config(folder / name, cls) for name, cls in COMPONENTS.items()}
     configs["scheduler"] = _read_json(folder / "scheduler" / "scheduler_config.json")
     tensors = {name: _component_tensors(folder / name) for name in COMPONENTS}
-    return ModelFiles(name=folder.resolve().name, folder=folder, configs=configs, tensors=tensors)
+    return ModelFiles(name=folder.resolve().name, path=folder, configs=configs, tensors=tensors)
+
+
+def _find_file(file: Path) -> ModelFiles:
+    found = read_single_file(file, read_tensors(file))
+    for table in found.tensors.values():
+        _check_types(table)
+    return ModelFiles(
+        name=file.stem, path=file, configs=found.configs, tensors=found.tensors, pad_token=found.pad_token
+    )
+
+
+def read_tensors(file: Path) -> dict[str, StoredTensor]:
+    """The table of a file of weights, whatever it is called: the contents tell which kind it is.
+
+    Raises:
+        ModelError: it is no such file, or is damaged.
+    """
+    try:
+        with file.open("rb") as stream:
+            begin = stream.read(9)
+    except OSError as error:
+        raise ModelError(f"{file}: can't be read ({error})") from error
+    if begin[8:] == b"{":
+        return read_header(file)
+    if begin.startswith(b"PK\3\4"):
+        return torch_file.read_table(file)
+    if begin.startswith(b"\x80"):
+        raise ModelError(f"{file}: is a bare pickle, as torch wrote them before 1.6; {torch_file.SAVE_AGAIN}")
+    raise ModelError(f"{file}: is neither a safetensors file nor one of torch.save, or was cut off")
 
 
 def fingerprints(model: ModelFiles) -> dict[str, str]:
     """SHA-256 of each fragment's weights: names, types, shapes and bytes, whatever files they stand in.
 
-    Those of large models are remembered in the user's cache folder, by the files' paths, sizes and times.
+    Those of large models are remembered in the user's cache folder, by names and the files' paths, sizes and times.
     """
     files = sorted({tensor.file for table in model.tensors.values() for tensor in table.values()})
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     if sum(size for _, size, _ in states) < CACHED_SIZE:
         return _hash_fragments(model)
-    key = hashlib.sha256(json.dumps(states).encode()).hexdigest()
+    names = {component: sorted(table) for component, table in model.tensors.items()}
+    key = hashlib.sha256(json.dumps([states, names]).encode()).hexdigest()
     cached = cache_folder() / "fingerprints" / f"{key}.json"
     if cached.exists():
         return dict(json.loads(cached.read_text()))
@@ -124,46 +173,19 @@ def fragment_of(component: str, tensor: str) -> str:
     return "unet_decode" if decodes else "unet_encode"
 
 
-def read_header(file: Path) -> dict[str, StoredTensor]:
-    """The table of a safetensors file, every entry of it checked against the file's size.
-
-    Raises:
-        ModelError: the file is not one, or is damaged.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(HEADER_LIMIT, size - 8):
-            raise ModelError(f"{file}: is not a safetensors file, or was cut off")
-        try:
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            return {name: _stored_tensor(file, entry, 8 + length, size) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ModelError(f"{file}: its table of tensors is damaged ({error})") from error
-
-
-def _stored_tensor(file: Path, entry: Mapping[str, Any], base: int, size: int) -> StoredTensor:
-    dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-    start, end = (base + int(offset) for offset in entry["data_offsets"])
-    if not base <= start <= end <= size or min(shape, default=0) < 0:
-        raise ValueError("a tensor lies outside the file: was it cut off?")
-    if dtype in ITEM_BYTES and end - start != math.prod(shape) * ITEM_BYTES[dtype]:
-        raise ValueError("a tensor's size and shape don't agree")
-    return StoredTensor(file=file, dtype=dtype, shape=shape, start=start, end=end)
-
-
 def _component_tensors(folder: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(folder):
-        for name, tensor in read_header(file).items():
-            name = current_name(name)
-            if name in LEFTOVERS:
-                continue
-            if tensor.dtype not in ITEM_BYTES:
-                raise ModelError(f"{file}: {name} is of type {tensor.dtype}; known are: {', '.join(ITEM_BYTES)}")
-            tensors[name] = tensor
+        named = ((current_name(name), tensor) for name, tensor in read_tensors(file).items())
+        tensors |= {name: tensor for name, tensor in named if name not in LEFTOVERS}
+    _check_types(tensors)
     return tensors
+
+
+def _check_types(table: Mapping[str, StoredTensor]) -> None:
+    for name, tensor in table.items():
+        if tensor.dtype not in WEIGHT_TYPES:
+            raise ModelError(f"{tensor.file}: {name} is of type {tensor.dtype}; known are: {', '.join(WEIGHT_TYPES)}")
 
 
 def current_name(name: str) -> str:
@@ -174,26 +196,24 @@ def current_name(name: str) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The component's weights: full precision before half, shards by their index."""
-    found = [path for path in sorted(folder.glob("*.safetensors")) if path.is_file()]
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if indexes:
-        shards = _read_json(indexes[0]).get("weight_map", {})
-        return [folder / Path(str(name)).name for name in sorted(set(shards.values()))]
-    for name in ("diffusion_pytorch_model", "model"):
-        for variant in ("", ".fp16", ".bf16"):
-            if (file := folder / f"{name}{variant}.safetensors") in found:
-                return [file]
-    if list(folder.glob("*.bin")):
-        raise ModelError(f"{folder}: has only .bin files, which are pickles; save it with safe_serialization=True")
-    raise ModelError(f"{folder}: has no .safetensors file")
+    """The component's weights: safetensors before pickles, shards by their index, full precision before half."""
+    for ending in ("safetensors", "bin"):
+        indexes = sorted(folder.glob(f"*.{ending}.index.json"))
+        if indexes:
+            shards = _read_json(indexes[0]).get("weight_map", {})
+            return [folder / Path(str(name)).name for name in sorted(set(shards.values()))]
+        for name in ("diffusion_pytorch_model", "model", "pytorch_model"):
+            for variant in ("", ".fp16", ".bf16"):
+                if (file := folder / f"{name}{variant}.{ending}").is_file():
+                    return [file]
+    raise ModelError(f"{folder}: has no weights, neither diffusion_pytorch_model.safetensors nor model.safetensors")
 
 
 def _read_config(folder: Path, wanted_class: str) -> dict[str, Any]:
     config = _read_json(folder / "config.json")
     found = config.get("_class_name") or (config.get("architectures") or [None])[0]
     if found != wanted_class:
-        raise ModelError(f"{folder}: is a {found}; Stable Diffusion v1 has a {wanted_class} there")
+        raise ModelError(f"{folder}: is a {found}; Stable Diffusion has a {wanted_class} there")
     return config
 
 

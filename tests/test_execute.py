@@ -3,6 +3,7 @@ import random
 
 import numpy as np
 import pytest
+import single_file
 import tiny
 import torch
 from builders import make_item
@@ -205,3 +206,48 @@ def test_long_prompts_are_encoded_in_pieces_without_disturbing_their_neighbours(
     assert len(set(together.values())) == 9
     short = make_item(number=0, prompt="cat", seed=0, steps=2, long_prompts="error")
     assert render(executor, [short])[0] == together[0]
+
+
+@pytest.mark.parametrize(("version", "prediction"), [(1, "auto"), (2, "epsilon"), (2, "v_prediction")])
+def test_a_single_file_gives_the_folders_pictures(tmp_path, version, prediction):
+    parts = single_file.small(version)
+    told = "epsilon" if prediction == "auto" else prediction
+    folder = single_file.save_folder(tmp_path / "folder", parts, prediction_type=told)
+    if version == 2:
+        (folder / "tokenizer").mkdir()
+        (folder / "tokenizer/tokenizer_config.json").write_text('{"pad_token": "!"}')
+    torch.save({"state_dict": single_file.to_compvis(parts)}, tmp_path / "x.ckpt")
+    items = many_items()[:4]
+    wanted = render(make_executor(weights.find_model(str(folder))), items)
+    single = weights.find_model(str(tmp_path / "x.ckpt"), prediction)
+    for turbo in (True, False):
+        executor = make_executor(single, turbo=turbo)
+        assert executor.describe()["prediction"] == told
+        assert render(executor, items) == wanted
+
+
+@pytest.mark.parametrize("turbo", [True, False])
+def test_what_a_model_of_version_2_predicts_is_found_out(tmp_path, turbo):
+    torch.save(single_file.to_compvis(single_file.small(2)), tmp_path / "x.ckpt")
+    executor = make_executor(weights.find_model(str(tmp_path / "x.ckpt")), turbo=turbo)
+    assert executor.schedule.prediction == "v_prediction"  # nothing that was not trained returns its input
+
+
+@torch.inference_mode()
+def test_version_2_is_the_stock_pipelines(tmp_path):
+    """One picture of a model in one file against diffusers' own pipeline, with v-prediction and the other padding."""
+    text, unet, vae = parts = single_file.small(2)
+    torch.save(single_file.to_compvis(parts), tmp_path / "x.ckpt")
+    item = make_item(prompt="a tabby cat", sampler="ddim", steps=4, seed=5)
+    stock = StableDiffusionPipeline(
+        vae=vae, text_encoder=text, tokenizer=CLIPTokenizer.from_pretrained(str(SHIPPED), pad_token="!"), unet=unet,
+        scheduler=DDIMScheduler.from_config(tiny.SCHEDULER, prediction_type="v_prediction", clip_sample=False),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    stock.set_progress_bar_config(disable=True)
+    noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(5))
+    wanted = stock(item.prompt, width=64, height=64, num_inference_steps=4, guidance_scale=7.5, latents=noise,
+                   output_type="np").images[0]  # fmt: skip
+    executor = make_executor(weights.find_model(str(tmp_path / "x.ckpt"), "v_prediction"))
+    [made] = [event.pixels for event in executor.run(Wave(items=(item,), unet_bs=4)) if isinstance(event, Rendered)]
+    assert np.abs(made.astype(int) - (wanted * 255).round().astype(int)).max() <= 1

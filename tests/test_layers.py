@@ -12,19 +12,8 @@ import runner
 PACKAGE = Path(runner.__file__).parent
 LAYERS = (
     ("errors", "spec", "events", "settings"),
-    (
-        "files",
-        "tokens",
-        "weights",
-        "inits",
-        "yaml_nodes",
-        "prompts",
-        "values",
-        "manifest",
-        "expand",
-        "records",
-        "images",
-    ),
+    ("files", "tokens", "stored", "pickled", "torch_file", "compvis", "weights"),
+    ("inits", "yaml_nodes", "prompts", "values", "manifest", "expand", "records", "images"),
     ("pictures", "contact_sheet", "gallery", "request", "plan", "survey"),
     ("samplers", "checkpoint", "fragments", "stages"),
     ("execute",),
@@ -34,7 +23,7 @@ LAYERS = (
     ("__main__",),
 )
 ORDER = [name for layer in LAYERS for name in layer]
-NEEDS_TORCH = {name for layer in LAYERS[3:6] for name in layer}
+NEEDS_TORCH = {name for layer in LAYERS[4:7] for name in layer}
 
 
 def imported(module: str) -> set[str]:

@@ -1,7 +1,9 @@
 import json
 
 import pytest
+import single_file
 import tiny
+import torch
 from builders import make_item
 
 from runner import settings
@@ -34,6 +36,14 @@ def test_items_in_order(ask):
     request = ask(MANIFEST)
     assert [item.number for item in request.wanted()] == list(range(10))
     assert request.count() == 10
+
+
+def test_an_item_has_one_id_in_every_form_of_the_model(ask, tmp_path):
+    parts = single_file.small(1)
+    single_file.save_folder(tmp_path / "folder", parts)
+    torch.save({"state_dict": single_file.to_compvis(parts)}, tmp_path / "x.ckpt")
+    requests = [ask(MANIFEST, f"model.path={tmp_path / form}") for form in ("folder", "x.ckpt")]
+    assert len({request.identity(request.items[0]) for request in requests}) == 1
 
 
 def test_limit_and_shuffle(ask):

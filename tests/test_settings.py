@@ -10,7 +10,7 @@ def test_the_defaults_are_those_of_the_documentation():
     made = settings.compose([])
     assert (made.device, made.precision, made.engine) == ("auto", "autocast", "local")
     assert (made.turbo, made.unet_bs, made.memory, made.out, made.limit, made.shuffle) == (None,) * 6
-    assert made.model.path == "builtin:emoji"
+    assert (made.model.path, made.model.prediction) == ("builtin:emoji", "auto")
     assert made.defaults.given() == {}
 
 
@@ -49,6 +49,7 @@ def test_sizes(text, size):
         ("+speed=9", ["can be changed, but not added"]),
         ("++speed=9", ["can be changed, but not added"]),
         ("~device", ["can be changed, but not added"]),
+        ("model.prediction=v", ["model.prediction=v", "epsilon"]),
         ("model=emojy", ["no such model", "did you mean 'emoji'"]),
         ("device=gpu", ["device=gpu", "cuda:N"]),
         ("precision=half", ["precision=half", "autocast, full"]),

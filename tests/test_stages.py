@@ -5,6 +5,7 @@ from builders import make_item
 
 from runner import samplers, stages, weights
 from runner.checkpoint import build_module
+from runner.errors import ModelError
 from runner.fragments import Component
 from runner.spec import Part
 from runner.tokens import SHIPPED, ClipTokenizer
@@ -110,3 +111,36 @@ def test_pictures_are_rounded_and_the_same_among_others(components):
 def test_large_pictures_are_decoded_one_at_a_time():
     assert stages.decode_rows(512, 512) == stages.decode_rows(2048, 2048) == 1
     assert stages.decode_rows(64, 64) == 16
+
+
+class FakeUnet:
+    """A UNet that answers the probe with a mixture of its input, and of a picture."""
+
+    device, dtype, config = torch.device("cpu"), torch.float32, {"in_channels": 4, "cross_attention_dim": 8}
+
+    def __init__(self, noise, picture):
+        self.noise, self.picture = noise, picture
+
+    def call_all(self, calls):
+        return [call(self) for call in calls]
+
+    def __call__(self, latents, times, encoder_hidden_states, return_dict):
+        assert (latents.shape, times.tolist()) == ((1, 4, 32, 32), [999.0])
+        assert encoder_hidden_states.shape == (1, 77, 8)
+        picture = torch.linspace(-1, 1, 32).expand_as(latents) * 2 + 0.3
+        return [latents * self.noise + picture * self.picture]
+
+
+@pytest.mark.parametrize(
+    ("noise", "picture", "prediction"),
+    [(1.0, 0.0, "epsilon"), (0.95, 0.07, "epsilon"), (1.0, 0.3, "epsilon"),
+     (0.068, -1.0, "v_prediction"), (0.068, -0.3, "v_prediction"), (0.0, -1.0, "v_prediction"),
+     (-0.2, -0.1, "v_prediction")],
+)  # fmt: skip
+def test_what_a_unet_predicts_is_seen_from_its_answer_to_noise(noise, picture, prediction):
+    assert stages.probe_prediction(FakeUnet(noise, picture)) == prediction
+
+
+def test_a_unet_that_overflows_is_not_guessed():
+    with pytest.raises(ModelError, match=r"model\.prediction="):
+        stages.probe_prediction(FakeUnet(float("nan"), 0))

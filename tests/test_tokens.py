@@ -3,6 +3,7 @@ import json
 import pytest
 from transformers import CLIPTokenizer
 
+from runner.errors import ModelError
 from runner.tokens import LENGTH, ROOM, SHIPPED, ClipTokenizer
 
 TEXTS = [
@@ -46,6 +47,40 @@ def test_a_tokenizer_json_serves_as_well(tokenizer, tmp_path):
     assert json.loads((tmp_path / "tokenizer.json").read_text())
     other = ClipTokenizer(tmp_path)
     assert [other.encode(text) for text in TEXTS[1:3]] == [tokenizer.encode(text) for text in TEXTS[1:3]]
+
+
+def test_version_2_is_padded_with_another_token(tokenizer):
+    padded = ClipTokenizer(SHIPPED, "!").encode("a cat").ids
+    assert padded == (*tokenizer.encode("a cat").ids[:4], *[0] * (LENGTH - 4))
+
+
+@pytest.mark.parametrize(
+    ("files", "number"),
+    [
+        ({}, 49407),
+        ({"tokenizer_config": {"pad_token": "!"}}, 0),
+        ({"tokenizer_config": {"pad_token": {"__type": "AddedToken", "content": "!"}}}, 0),
+        ({"tokenizer_config": {"pad_token": "<|endoftext|>"}, "special_tokens_map": {"pad_token": "!"}}, 0),
+        ({"tokenizer_config": {"pad_token": "!", "added_tokens_decoder": {}}, "special_tokens_map": {}}, 0),
+    ],
+)
+def test_the_padding_is_what_the_tokenizers_files_say(tmp_path, files, number):
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).symlink_to(SHIPPED / name)
+    common = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    for name, content in ({"tokenizer_config": {}} | files).items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(common | content))
+    made = ClipTokenizer(tmp_path).encode("a cat").ids
+    assert made[-1] == number
+    if "added_tokens_decoder" not in files.get("tokenizer_config", {}):
+        stock = CLIPTokenizer.from_pretrained(str(tmp_path))
+        assert stock("a cat", padding="max_length", max_length=LENGTH).input_ids == list(made)
+
+
+def test_damaged_files_of_a_tokenizer_are_refused(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(ModelError, match="tokenizer_config"):
+        ClipTokenizer(tmp_path)
 
 
 def test_a_model_without_a_vocabulary_takes_the_shipped_one(tokenizer, tmp_path):

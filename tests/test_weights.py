@@ -3,6 +3,7 @@ import struct
 from pathlib import Path
 
 import pytest
+import single_file
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
@@ -112,8 +113,8 @@ def damage_header(file: Path) -> None:
         (lambda f: (f / "unet/config.json").write_text("{"), ["unet/config.json", "can't be read"]),
         (lambda f: (f / "unet/config.json").write_text("[]"), ["JSON object"]),
         (lambda f: (f / "vae/config.json").write_text('{"_class_name": "VQModel"}'), ["VQModel", "AutoencoderKL"]),
-        (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(), ["vae", "no .safetensors file"]),
-        (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").rename(f / "vae/x.bin"), [".bin", "pickles"]),
+        (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(), ["vae", "no weights"]),
+        (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").rename(f / "vae/x.safetensors"), ["no weights"]),
         (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"PK\3\4" + b"x" * 90), ["cut off"]),
         (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").write_bytes(b""), ["cut off"]),
         (lambda f: damage_header(f / "vae/diffusion_pytorch_model.safetensors"), ["outside the file"]),
@@ -129,10 +130,92 @@ def test_a_damaged_folder_is_refused_by_name(folder, tmp_path, harm, words):
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("path", ["/nowhere/at/all", "builtin:emojy", __file__, str(Path(__file__).parent)])
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "builtin:emojy", str(Path(__file__).parent)])
 def test_what_is_no_model_is_refused(path):
     with pytest.raises(ModelError, match=r"model\.path="):
         weights.find_model(path)
+
+
+@pytest.mark.parametrize("name", ["x.ckpt", "x.safetensors", "x.pt"])
+def test_what_is_no_file_of_weights_is_refused(tmp_path, name):
+    for content in (b"", b"hello", b"import os\n" * 50, b"PK", b"\x80", b"{}"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ModelError, match=name):
+            weights.find_model(str(tmp_path / name))
+
+
+def test_a_folder_called_like_a_file_is_a_folder(tmp_path):
+    (tmp_path / "x.ckpt").mkdir()
+    with pytest.raises(ModelError, match="is not a diffusers folder"):
+        weights.find_model(str(tmp_path / "x.ckpt"))
+
+
+def save_forms(folder: Path, version: int, dtype: torch.dtype) -> dict[str, Path]:
+    """One model in every form that people have."""
+    parts = single_file.small(version)
+    forms = {"folder": single_file.save_folder(folder / "folder", parts, dtype)}
+    state = {name: tensor.detach().clone() for name, tensor in single_file.to_compvis(parts).items()}
+    forms |= {name: folder / name for name in ("x.ckpt", "bare.ckpt", "x.safetensors")}
+    torch.save({"state_dict": state, "global_step": 470000, "pytorch-lightning_version": "1.4.2"}, forms["x.ckpt"])
+    torch.save({name: torch.nn.Parameter(t, requires_grad=False) for name, t in state.items()}, forms["bare.ckpt"])
+    save_file(state, forms["x.safetensors"], metadata={"format": "pt"})
+    forms["bins"] = copy_of(forms["folder"], folder / "bins")
+    for file in forms["bins"].rglob("*.safetensors"):
+        name = "pytorch_model" if file.parent.name == "text_encoder" else "diffusion_pytorch_model"
+        torch.save(load_file(file), file.parent / f"{name}.bin")
+        file.unlink()
+    return forms
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("version", [1, 2])
+def test_one_model_has_one_fingerprint_in_every_form(tmp_path, version, dtype):
+    forms = save_forms(tmp_path, version, dtype)
+    found = {name: weights.fingerprints(weights.find_model(str(path))) for name, path in forms.items()}
+    assert all(each == found["folder"] for each in found.values())
+    assert set(found["folder"]) == set(weights.FRAGMENTS)
+
+
+def test_nothing_is_written_beside_the_weights_or_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    forms = save_forms(tmp_path / "models", 1, torch.float16)
+    before = sorted(tmp_path.rglob("*"))
+    weights.fingerprints(weights.find_model(str(forms["x.ckpt"])))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_bins_in_shards_and_halves_are_found(tmp_path):
+    folder = save_forms(tmp_path, 1, torch.float32)["bins"]
+    before = weights.fingerprints(weights.find_model(str(folder)))
+    whole = folder / "unet/diffusion_pytorch_model.bin"
+    tensors = list(torch.load(whole, weights_only=True).items())
+    whole.unlink()
+    shards = {"a.bin": dict(tensors[:9]), "b.bin": dict(tensors[9:])}
+    for name, part in shards.items():
+        torch.save(part, folder / "unet" / name)
+    index = {"weight_map": {tensor: name for name, part in shards.items() for tensor in part}}
+    (folder / "unet/diffusion_pytorch_model.bin.index.json").write_text(json.dumps(index))
+    vae = folder / "vae/diffusion_pytorch_model.bin"
+    vae.rename(vae.with_name("diffusion_pytorch_model.fp16.bin"))
+    assert weights.fingerprints(weights.find_model(str(folder))) == before
+
+
+@pytest.mark.parametrize(("version", "auto"), [(1, "epsilon"), (2, "auto")])
+def test_what_a_model_predicts_can_be_said(tmp_path, version, auto):
+    forms = save_forms(tmp_path, version, torch.float16)
+    for form, by_itself in (("x.ckpt", auto), ("folder", "epsilon")):
+        path = str(forms[form])
+        assert weights.find_model(path).configs["scheduler"]["prediction_type"] == by_itself
+        said = weights.find_model(path, "v_prediction")
+        assert said.configs["scheduler"]["prediction_type"] == "v_prediction"
+
+
+def test_weights_of_an_unknown_type_are_refused(tmp_path):
+    state = single_file.to_compvis(single_file.small(1))
+    state["model.diffusion_model.out.2.bias"] = state["model.diffusion_model.out.2.bias"].double()
+    torch.save(state, tmp_path / "x.ckpt")
+    with pytest.raises(ModelError, match=r"x\.ckpt: conv_out\.bias is of type F64"):
+        weights.find_model(str(tmp_path / "x.ckpt"))
 
 
 def test_a_cut_off_file_is_refused(folder, tmp_path):
