@@ -203,7 +203,7 @@ def _plan(target: Path, settings: Any) -> int:
 def _gallery(target: Path, settings: Any) -> int:
     from runner import gallery
 
-    files = gallery.build(target)
+    files = gallery.build(target, settings.n_rows)
     print(files.html, files.grid, sep="\n")
     return 0
 

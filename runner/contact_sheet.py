@@ -56,9 +56,12 @@ class Measures:
         return _line_height(self.label)
 
 
-def render_grid(pictures: Sequence[Picture]) -> Image.Image:
-    """The contact sheet: rows are the first axis, columns all the others; without two axes a plain square."""
-    sheet = _arrange(pictures)
+def render_grid(pictures: Sequence[Picture], per_row: int | None = None) -> Image.Image:
+    """The contact sheet: rows are the first axis, columns all the others; without two axes a plain square.
+
+    With `per_row` it is plain as well, and has so many pictures in a row.
+    """
+    sheet = _arrange(pictures, per_row)
     measures = _fit(sheet, pictures)
     image = Image.new("RGB", _sheet_size(sheet, measures), PAPER)
     draw = ImageDraw.Draw(image)
@@ -86,11 +89,11 @@ def to_png(image: Image.Image) -> bytes:
 # ---- arranging
 
 
-def _arrange(pictures: Sequence[Picture]) -> Sheet:
+def _arrange(pictures: Sequence[Picture], per_row: int | None) -> Sheet:
     axes = _axes(pictures)
     values = {id(picture): tuple(_value(picture, axis) for axis in axes) for picture in pictures}
     rows, columns = _rows_and_columns(list(values.values()))
-    if len(axes) < 2 or len(rows) * len(columns) > MOST_BLANK * len(pictures):
+    if per_row or len(axes) < 2 or len(rows) * len(columns) > MOST_BLANK * len(pictures):
         rows, columns = [], []
     columns = columns[:MAX_SIDE]
     rows = rows[: min(MAX_SIDE, MAX_PICTURES // max(1, len(columns)))]
@@ -103,7 +106,7 @@ def _arrange(pictures: Sequence[Picture]) -> Sheet:
         cells=cells,
         loose=loose,
         captions=[_caption(picture, axes or ["prompt", "seed"], common) for picture in loose],
-        wide=min(MAX_SIDE, max(1, len(columns), math.ceil(math.sqrt(len(loose))))),
+        wide=min(MAX_SIDE, per_row or max(1, len(columns), math.ceil(math.sqrt(len(loose))))),
     )
 
 

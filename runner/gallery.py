@@ -38,13 +38,13 @@ class GalleryFiles:
     failed: int
 
 
-def build(folder: Path) -> GalleryFiles:
-    """Make `gallery.html` and `grid.png` of a run folder."""
+def build(folder: Path, per_row: int | None = None) -> GalleryFiles:
+    """Make `gallery.html` and `grid.png` of a run folder; `per_row` is for the latter."""
     pictures = read_pictures(folder)
     page, grid = folder / "gallery.html", folder / "grid.png"
     with writing_to(folder):
         atomic_write(page, render_page(folder.resolve().name, pictures).encode("utf-8", "replace"))
-        atomic_write(grid, to_png(render_grid(pictures)))
+        atomic_write(grid, to_png(render_grid(pictures, per_row)))
     return GalleryFiles(html=page, grid=grid, items=len(pictures), failed=sum(picture.failed for picture in pictures))
 
 

@@ -71,6 +71,9 @@ class Settings:
     out: str | None
     limit: int | None
     shuffle: int | None
+    skip_grid: bool
+    skip_save: bool
+    n_rows: int | None
     allow_outside: bool
     json: bool
     debug: bool
@@ -83,8 +86,9 @@ class Settings:
         self.turbo = _parse_turbo(self.turbo)
         self.unet_bs = _parse_unet_bs(self.unet_bs)
         self.memory = None if self.memory == "auto" else parse_size(self.memory)
-        if self.limit is not None and self.limit < 1:
-            raise SettingError(f"limit={self.limit}: should be at least 1")
+        for key, number in (("limit", self.limit), ("n_rows", self.n_rows)):
+            if number is not None and number < 1:
+                raise SettingError(f"{key}={number}: should be at least 1")
 
 
 def parse_size(text: Any) -> int:

@@ -12,8 +12,8 @@ from runner.contact_sheet import render_grid
 from runner.pictures import read_pictures
 
 
-def arranged(folder: Path) -> contact_sheet.Sheet:
-    return contact_sheet._arrange(read_pictures(folder))
+def arranged(folder: Path, per_row: int | None = None) -> contact_sheet.Sheet:
+    return contact_sheet._arrange(read_pictures(folder), per_row)
 
 
 def test_rows_are_the_first_axis_and_columns_the_others(tmp_path: Path) -> None:
@@ -49,6 +49,14 @@ def test_one_axis_makes_a_square(tmp_path: Path, prompts: int, seeds: int) -> No
     found = arranged(run_folder(tmp_path, matrix(prompts, seeds)))
     assert not found.rows and not found.cells
     assert len(found.loose) == prompts * seeds and found.wide**2 == prompts * seeds
+
+
+def test_a_given_number_of_pictures_in_a_row_makes_a_plain_sheet(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, matrix(2, 3))
+    found = arranged(folder, per_row=5)
+    assert (found.wide, found.cells, len(found.loose)) == (5, {}, 6)
+    pictures = read_pictures(folder)
+    assert render_grid(pictures, 6).width > render_grid(pictures, 1).width
 
 
 def test_a_matrix_of_holes_makes_a_square(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def test_sizes(text, size):
         ("memory=0", ["memory=0", "2GiB"]),
         ("memory=2PB", ["memory=2PB", "2GiB"]),
         ("limit=0", ["limit=0", "at least 1"]),
+        ("n_rows=0", ["n_rows=0", "at least 1"]),
         ("limit=abc", ["limit", "abc"]),
         ("shuffle=abc", ["shuffle", "abc"]),
         ("engine=rays", ["engine=rays", "local"]),
