@@ -20,8 +20,8 @@ log = logging.getLogger("runner")
 
 def watch(events: Iterable[RunEvent], folder: Path, console: Console) -> RunFinished:
     """Shows a run's events on `console` until its last one, which is returned."""
-    logged = _logged(events, folder)
-    finished = _show_bar(logged, console) if console.is_terminal else _show_lines(logged, console)
+    seen = logged(events, folder)
+    finished = _show_bar(seen, console) if console.is_terminal else _show_lines(seen, console)
     for line in summary(finished, folder):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return finished
@@ -84,7 +84,7 @@ def _show_lines(events: Iterable[RunEvent], console: Console) -> RunFinished:
     raise AssertionError("a run's last event is RunFinished")
 
 
-def _logged(events: Iterable[RunEvent], folder: Path) -> Iterator[RunEvent]:
+def logged(events: Iterable[RunEvent], folder: Path) -> Iterator[RunEvent]:
     """Passes the events on and writes `runner.log` as soon as there is a run folder."""
     handler: logging.Handler | None = None
     try:

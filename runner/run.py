@@ -30,8 +30,10 @@ from runner.spec import Item
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
 
-def run(request: Request) -> Iterator[RunEvent]:
+def run(request: Request, executor: Executor | None = None) -> Iterator[RunEvent]:
     """Renders the items that have no picture yet; closing the iterator stops it and keeps what is finished.
+
+    An `executor` that `start_executor` made for the same model and settings is used again, and no other is loaded.
 
     Raises:
         RunnerError: nothing can be rendered at all, or nothing more; what was finished is safe.
@@ -44,7 +46,7 @@ def run(request: Request) -> Iterator[RunEvent]:
             yield RunStarted(wanted=request.count(), missing=0, settings={})
             yield RunFinished(done=0, failed=(), seconds=time.monotonic() - begun)
             return
-        executor = _start_executor(request)
+        executor = executor or start_executor(request)
         ledger = ledger or stack.enter_context(Ledger(request.folder))
         settings = describe(request, executor)
         _write_run_files(request, settings)
@@ -164,7 +166,8 @@ def _count_missing(request: Request, ledger: Ledger | None) -> int:
     return sum(not ledger.is_done(request.identity(item)) for item in request.wanted())
 
 
-def _start_executor(request: Request) -> Executor:
+def start_executor(request: Request) -> Executor:
+    """The request's model, as its settings want it on this machine."""
     device = plan.check_device(request.settings.device, available_devices())
     return Executor(request.model, plan.decide(request.settings, request.model, device, free_memory(device)))
 

@@ -86,7 +86,7 @@ def test_a_run_folder_has_everything(ask):
 
 def test_a_second_run_renders_nothing(ask, monkeypatch):
     list(running.run(ask()))
-    monkeypatch.setattr(running, "_start_executor", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(running, "start_executor", lambda _: pytest.fail("the model was loaded"))
     events = list(running.run(ask()))
     assert [type(event) for event in events] == [RunStarted, RunFinished]
     assert events[0].missing == 0

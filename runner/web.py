@@ -1,0 +1,328 @@
+"""The verb `web`: a page for txt2img and img2img on this machine, drawn with Gradio.
+
+It shows forms and jobs, and knows nothing of how pictures are made: `studio` does what a press of the button asks.
+It listens on 127.0.0.1 only, serves the files of its own run folders and of this session's uploads, and takes fonts
+and scripts from nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import os
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from runner.errors import ManifestError, RunnerError, SettingError
+from runner.execute import available_devices
+from runner.settings import Settings
+from runner.spec import FORMATS, MOST_STEPS, SAMPLERS, SIZE_STEP
+from runner.studio import BROKEN, DONE, LOADING, MANIFEST, PICTURE, STOPPED, WAITING, Job, Studio
+
+HOST = "127.0.0.1"
+LOOK_SECONDS = 0.25  # between two looks at a job
+MOST_SHOWN = 200  # pictures; all of them are in the run folder's own gallery
+LARGEST_SIZE, LARGEST_SCALE = 2048, 30
+LARGEST_UPLOAD = "64mb"
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+MONO_FONTS = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
+CSS = """
+.gradio-container { max-width: 1800px !important; }
+.title { display: flex; align-items: baseline; gap: .75rem; }
+.title h1 { font-size: 1.25rem; font-weight: 600; margin: 0; }
+.title span, .state .left { color: var(--body-text-color-subdued); }
+.state { min-height: 2.6rem; font-variant-numeric: tabular-nums; }
+.state p { display: flex; justify-content: space-between; gap: 1rem; margin: 0 0 .35rem; overflow-wrap: anywhere; }
+.state a { color: var(--link-text-color); text-decoration: underline; white-space: nowrap; }
+.state progress { width: 100%; height: .4rem; display: block; accent-color: var(--color-accent); }
+.state .wrong { display: block; padding: .6rem .8rem; border-left: 3px solid var(--error-icon-color);
+  background: var(--error-background-fill); color: var(--body-text-color); white-space: pre-wrap; }
+.small .gallery img, .small .preview img { image-rendering: pixelated; }
+"""
+
+
+@dataclass(slots=True, kw_only=True)
+class Results:
+    """The parts of a tab that show a job."""
+
+    state: gr.HTML
+    gallery: gr.Gallery
+    details: gr.Column
+    seeds: gr.Textbox
+    manifest: gr.Code
+    manifest_file: gr.DownloadButton
+    picture_file: gr.DownloadButton
+    make: gr.Button
+    cancel: gr.Button
+
+    def all(self) -> list[Any]:
+        """All of them, in a fixed order."""
+        return [getattr(self, name) for name in self.__slots__]
+
+    def show(self, job: Job) -> dict[Any, Any]:
+        """What they show of a job."""
+        picture = job.folder / PICTURE
+        return {
+            self.state: describe(job, ahead=0),
+            self.gallery: [(str(path), caption) for path, caption in job.pictures[-MOST_SHOWN:]],
+            self.details: gr.update(visible=True),
+            self.seeds: ", ".join(caption.removeprefix("seed ") for _, caption in job.pictures),
+            self.manifest: job.manifest,
+            self.manifest_file: gr.update(value=str(job.folder / MANIFEST)),
+            self.picture_file: gr.update(value=str(picture) if picture.exists() else None, visible=picture.exists()),
+        }
+
+    def buttons(self, *, busy: bool) -> dict[Any, Any]:
+        """One of the two buttons can be pressed."""
+        return {self.make: gr.update(interactive=not busy), self.cancel: gr.update(interactive=busy)}
+
+
+def serve(settings: Settings) -> None:
+    """Shows the page until a signal comes."""
+    with open_page(settings) as address:
+        print(f"runner: the page is at {address} (Ctrl-C ends it)", flush=True)
+        threading.Event().wait()
+
+
+@contextmanager
+def open_page(settings: Settings) -> Any:
+    """A page that is served within the block, at the address that is given."""
+    with Studio(settings) as studio, tempfile.TemporaryDirectory(prefix="runner-web-") as uploads:
+        os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}
+        page = build_page(studio)
+        try:
+            yield _launch(page, studio)
+        finally:
+            page.close(verbose=False)
+
+
+def _launch(page: gr.Blocks, studio: Studio) -> str:
+    try:
+        _, address, _ = page.launch(
+            server_name=HOST,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            allowed_paths=[str(studio.folder)],
+            blocked_paths=[],
+            max_file_size=LARGEST_UPLOAD,
+            footer_links=["settings"],
+            run_history=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            enable_monitoring=False,
+            css=CSS,
+            theme=gr.themes.Base(primary_hue="indigo", neutral_hue="zinc", font=FONTS, font_mono=MONO_FONTS),
+            # A page elsewhere that makes its own name point here is not answered.
+            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]},
+        )
+    except OSError as error:
+        raise SettingError(f"no free port: {str(error).strip().splitlines()[0]}; set GRADIO_SERVER_PORT") from error
+    return str(address)
+
+
+def build_page(studio: Studio) -> gr.Blocks:
+    """Both tabs."""
+    devices = available_devices()
+    with gr.Blocks(title="runner", analytics_enabled=False, fill_width=True) as page:
+        gr.HTML(f'<div class="title"><h1>runner</h1><span>{html.escape(studio.model.name)}</span></div>')
+        with gr.Tabs():
+            for kind in ("txt2img", "img2img"):
+                with gr.Tab(kind, elem_id=kind):
+                    _build_tab(kind, studio, devices)
+    return page
+
+
+def _build_tab(kind: str, studio: Studio, devices: list[str]) -> None:
+    usual = studio.usual_form()
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=360):
+            inputs, make, cancel = _build_form(kind, usual, devices)
+        with gr.Column(scale=5, min_width=480):
+            results = _build_results(usual, make, cancel)
+    running: dict[str | None, Job] = {}
+
+    async def press(request: gr.Request, *values: Any) -> AsyncIterator[dict[Any, Any]]:
+        form = usual | dict(zip(inputs, values, strict=True))
+        async for update in follow(studio, form, results, lambda job: running.update({request.session_hash: job})):
+            yield update
+
+    def stop(request: gr.Request) -> None:
+        if job := running.get(request.session_hash):
+            job.stop.set()
+
+    quietly: Any = {"show_progress": "hidden", "api_visibility": "private"}
+    gr.on(
+        [make.click, inputs["prompt"].submit],
+        press,
+        list(inputs.values()),
+        results.all(),
+        concurrency_limit=None,
+        trigger_mode="once",
+        **quietly,
+    )
+    cancel.click(stop, queue=False, **quietly)
+
+
+def _build_form(kind: str, usual: Mapping[str, Any], devices: list[str]) -> tuple[dict[str, Any], gr.Button, gr.Button]:
+    """The fields by their names in the form, most used first, and the two buttons."""
+    fields: dict[str, Any] = {}
+    if kind == "img2img":
+        fields["picture"] = gr.ImageEditor(
+            label="Picture", type="pil", sources=["upload", "clipboard"], transforms=["crop"], brush=False,
+            eraser=False, layers=False, format="png", height=380, elem_classes="picture",
+        )  # fmt: skip
+    fields["prompt"] = gr.Textbox(
+        usual["prompt"], label="Prompt", lines=3, max_lines=8, autofocus=kind == "txt2img",
+        placeholder="a red apple    (or weighted: tabby cat:0.25 white duck:0.75)",
+    )  # fmt: skip
+    with gr.Row():
+        make = gr.Button("Make pictures", variant="primary", scale=3, min_width=160)
+        cancel = gr.Button("Cancel", interactive=False, scale=1, min_width=90)
+    if kind == "img2img":
+        fields["strength"] = gr.Slider(
+            0, 1, usual["strength"], step=0.01, label="Strength", info="0 keeps the picture, 1 forgets it"
+        )
+    with gr.Row():
+        fields["n_samples"] = gr.Number(usual["n_samples"], precision=0, label="Pictures", min_width=90)
+        fields["n_iter"] = gr.Number(usual["n_iter"], precision=0, label="times", min_width=90)
+        fields["seed"] = gr.Textbox(str(usual["seed"]), label="Seed", placeholder="random", min_width=110)
+    with gr.Row():
+        fields["steps"] = gr.Slider(1, MOST_STEPS, usual["steps"], step=1, label="Steps", min_width=150)
+        fields["scale"] = gr.Slider(1, LARGEST_SCALE, usual["scale"], step=0.1, label="Scale", min_width=150)
+    with gr.Row():
+        for key in ("width", "height"):
+            fields[key] = gr.Slider(
+                SIZE_STEP, LARGEST_SIZE, usual[key], step=SIZE_STEP, label=key.capitalize(), min_width=150
+            )
+    fields["sampler"] = gr.Dropdown(list(SAMPLERS), value=usual["sampler"], label="Sampler")
+    with gr.Accordion("More about the picture", open=False):
+        fields["negative"] = gr.Textbox(usual["negative"], label="Negative prompt", lines=2)
+        with gr.Row():
+            fields["eta"] = gr.Slider(0, 1, usual["eta"], step=0.05, label="Eta", info="of ddim only", min_width=150)
+            fields["format"] = gr.Radio(list(FORMATS), value=usual["format"], label="Format", min_width=150)
+        fields["long_prompts"] = gr.Radio(
+            ["error", "truncate"], value=usual["long_prompts"], label="A prompt that is too long"
+        )
+    with gr.Accordion("How it is made", open=False):
+        with gr.Row():
+            fields["precision"] = gr.Radio(["autocast", "full"], value=usual["precision"], label="Precision")
+            fields["turbo"] = gr.Radio(
+                ["auto", "true", "false"], value=usual["turbo"], label="Turbo", info="the UNet stays on the device"
+            )
+        with gr.Row():
+            fields["unet_bs"] = gr.Textbox(
+                usual["unet_bs"], label="unet_bs", info="rows in one UNet call, or auto", min_width=150
+            )
+            if len(devices) > 1:
+                choices = ["auto", *devices]
+                fields["device"] = gr.Dropdown(choices, value=usual["device"], label="Device", min_width=150)
+    return fields, make, cancel
+
+
+def _build_results(usual: Mapping[str, Any], make: gr.Button, cancel: gr.Button) -> Results:
+    small = max(usual["width"], usual["height"]) <= 128
+    state = gr.HTML(_state("<p></p>"))
+    gallery = gr.Gallery(
+        label="Pictures", columns=4, height="max(480px, calc(100vh - 330px))", object_fit="contain", format="png",
+        interactive=False, buttons=["download", "fullscreen"], elem_classes="small" if small else "",
+    )  # fmt: skip
+    with gr.Column(visible=False) as details:
+        seeds = gr.Textbox(label="Seeds", interactive=False, buttons=["copy"], max_lines=2)
+        manifest = gr.Code(
+            label="Manifest", language="yaml", interactive=False, lines=8, max_lines=24, buttons=["copy"], wrap_lines=True
+        )
+        with gr.Row():
+            manifest_file = gr.DownloadButton(f"Download {MANIFEST}", size="sm")
+            picture_file = gr.DownloadButton(f"Download {PICTURE}", size="sm", visible=False)
+    return Results(
+        state=state, gallery=gallery, details=details, seeds=seeds, manifest=manifest, manifest_file=manifest_file,
+        picture_file=picture_file, make=make, cancel=cancel,
+    )  # fmt: skip
+
+
+async def follow(
+    studio: Studio, form: Mapping[str, Any], results: Results, begun: Callable[[Job], None]
+) -> AsyncIterator[dict[Any, Any]]:
+    """Asks for the form's pictures and shows the job until it is over; leaving before that stops it."""
+    job: Job | None = None
+    try:
+        yield {results.state: _state("<p>reading</p>"), **results.buttons(busy=True)}
+        picture = _picture(form) if "picture" in form else None
+        job = await asyncio.to_thread(studio.press, form, picture)
+        begun(job)
+        shown, state = -1, ""
+        while True:
+            over, made, said = job.over, len(job.pictures), describe(job, studio.ahead(job))
+            if over or made != shown:
+                yield results.show(job) | {results.state: said}
+            elif said != state:
+                yield {results.state: said}
+            shown, state = made, said
+            if over:
+                break
+            await asyncio.sleep(LOOK_SECONDS)
+        yield results.buttons(busy=False)
+    except RunnerError as error:
+        # The manifest it names is gone: the form has to be mended.
+        text = error.message if isinstance(error, ManifestError) else str(error)
+        yield {results.state: _wrong(text), **results.buttons(busy=False)}
+    finally:
+        if job:
+            job.stop.set()
+
+
+def _picture(form: Mapping[str, Any]) -> Any:
+    """The picture as it was cropped."""
+    if not form["picture"] or form["picture"]["composite"] is None:
+        raise SettingError("there is no picture: drop one into the frame, or paste it")
+    return form["picture"]["composite"]
+
+
+def describe(job: Job, ahead: int) -> str:
+    """How far a job is, as HTML."""
+    made = f"{len(job.pictures)} of {job.wanted} pictures"
+    failed = "".join(_wrong(line) for line in job.failed[:5])
+    if job.state == BROKEN:
+        return _wrong(job.message)
+    if job.state in (DONE, STOPPED):
+        page = job.folder / "gallery.html"
+        link = f'<a href="gradio_api/file={quote(str(page))}" target="_blank">gallery.html</a>' if page.exists() else ""
+        word = f"{made} in {_clock(job.ended - job.begun)}" if job.state == DONE else f"cancelled, {made or 'nothing'} made"
+        return _state(f"<p><span>{word}: {html.escape(_short(job.folder))}</span>{link}</p>{failed}")
+    if job.state == WAITING:
+        return _state(f"<p>waiting for {ahead} other{'s' * (ahead > 1)}</p><progress></progress>")
+    if job.state == LOADING:
+        return _state("<p>loading the model</p><progress></progress>")
+    left = job.seconds_left()
+    rest = f'<span class="left">{_clock(left)} left</span>' if left is not None else ""
+    bar = f'<progress max="1" value="{job.share:.3f}"></progress>'
+    return _state(f"<p><span>{made}</span>{rest}</p>{bar}{failed}")
+
+
+def _state(inner: str) -> str:
+    return f'<div class="state" role="status">{inner}</div>'
+
+
+def _wrong(text: str) -> str:
+    return f'<div class="state"><div class="wrong" role="alert">{html.escape(text)}</div></div>'
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _short(folder: Path) -> str:
+    """The folder as it is called from here."""
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
