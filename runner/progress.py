@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -84,7 +84,7 @@ def _show_lines(events: Iterable[RunEvent], console: Console) -> RunFinished:
     raise AssertionError("a run's last event is RunFinished")
 
 
-def logged(events: Iterable[RunEvent], folder: Path) -> Iterator[RunEvent]:
+def logged(events: Iterable[RunEvent], folder: Path) -> Generator[RunEvent, None, None]:
     """Passes the events on and writes `runner.log` as soon as there is a run folder."""
     handler: logging.Handler | None = None
     try:

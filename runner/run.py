@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -30,7 +30,7 @@ from runner.spec import Item
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
 
-def run(request: Request, executor: Executor | None = None) -> Iterator[RunEvent]:
+def run(request: Request, executor: Executor | None = None) -> Generator[RunEvent, None, None]:
     """Renders the items that have no picture yet; closing the iterator stops it and keeps what is finished.
 
     An `executor` that `start_executor` made for the same model and settings is used again, and no other is loaded.

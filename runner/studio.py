@@ -127,7 +127,9 @@ class Studio:
             self.folder.mkdir(parents=True, exist_ok=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for job in list(self._jobs):
             job.stop.set()
         self._worker.shutdown()

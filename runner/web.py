@@ -12,7 +12,7 @@ import html
 import os
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +20,20 @@ from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
+from PIL import Image
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from runner.errors import ManifestError, RunnerError, SettingError
 from runner.execute import available_devices
 from runner.settings import Settings
-from runner.spec import FORMATS, MOST_STEPS, SAMPLERS, SIZE_STEP
+from runner.spec import FORMATS, SAMPLERS, SIZE_STEP
 from runner.studio import BROKEN, DONE, LOADING, MANIFEST, PICTURE, STOPPED, WAITING, Job, Studio
 
 HOST = "127.0.0.1"
 LOOK_SECONDS = 0.25  # between two looks at a job
 MOST_SHOWN = 200  # pictures; all of them are in the run folder's own gallery
-LARGEST_SIZE, LARGEST_SCALE = 2048, 30
+LARGEST_SIZE, LARGEST_SCALE, USUAL_STEPS = 2048, 30, 150
 LARGEST_UPLOAD = "64mb"
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO_FONTS = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
@@ -47,7 +48,9 @@ CSS = """
 .state progress { width: 100%; height: .4rem; display: block; accent-color: var(--color-accent); }
 .state .wrong { display: block; padding: .6rem .8rem; border-left: 3px solid var(--error-icon-color);
   background: var(--error-background-fill); color: var(--body-text-color); white-space: pre-wrap; }
-.small .gallery img, .small .preview img { image-rendering: pixelated; }
+.small img { image-rendering: pixelated; }
+.slider .min_value, .slider .max_value { display: none; }
+.files { justify-content: flex-start; }
 """
 
 
@@ -73,7 +76,6 @@ class Results:
         """What they show of a job."""
         picture = job.folder / PICTURE
         return {
-            self.state: describe(job, ahead=0),
             self.gallery: [(str(path), caption) for path, caption in job.pictures[-MOST_SHOWN:]],
             self.details: gr.update(visible=True),
             self.seeds: ", ".join(caption.removeprefix("seed ") for _, caption in job.pictures),
@@ -95,7 +97,7 @@ def serve(settings: Settings) -> None:
 
 
 @contextmanager
-def open_page(settings: Settings) -> Any:
+def open_page(settings: Settings) -> Iterator[str]:
     """A page that is served within the block, at the address that is given."""
     with Studio(settings) as studio, tempfile.TemporaryDirectory(prefix="runner-web-") as uploads:
         os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}
@@ -135,7 +137,8 @@ def _launch(page: gr.Blocks, studio: Studio) -> str:
 def build_page(studio: Studio) -> gr.Blocks:
     """Both tabs."""
     devices = available_devices()
-    with gr.Blocks(title="runner", analytics_enabled=False, fill_width=True) as page:
+    page = gr.Blocks(title="runner", analytics_enabled=False, fill_width=True)
+    with page:
         gr.HTML(f'<div class="title"><h1>runner</h1><span>{html.escape(studio.model.name)}</span></div>')
         with gr.Tabs():
             for kind in ("txt2img", "img2img"):
@@ -151,12 +154,25 @@ def _build_tab(kind: str, studio: Studio, devices: list[str]) -> None:
             inputs, make, cancel = _build_form(kind, usual, devices)
         with gr.Column(scale=5, min_width=480):
             results = _build_results(usual, make, cancel)
-    running: dict[str | None, Job] = {}
+    running: dict[str | None, Job] = {}  # by the browser's tab
 
     async def press(request: gr.Request, *values: Any) -> AsyncIterator[dict[Any, Any]]:
         form = usual | dict(zip(inputs, values, strict=True))
-        async for update in follow(studio, form, results, lambda job: running.update({request.session_hash: job})):
-            yield update
+        yield {results.state: _state("<p>reading</p>"), **results.buttons(busy=True)}
+        try:
+            job = await asyncio.to_thread(studio.press, form, _picture(form))
+        except RunnerError as error:
+            # A manifest that is wrong is gone: it's the form that has to be mended.
+            text = error.message if isinstance(error, ManifestError) else str(error)
+            yield {results.state: _wrong(text), **results.buttons(busy=False)}
+            return
+        running[request.session_hash] = job
+        try:
+            async for update in follow(studio, job, results):
+                yield update
+        finally:
+            job.stop.set()  # the browser's tab was closed
+            running.pop(request.session_hash, None)
 
     def stop(request: gr.Request) -> None:
         if job := running.get(request.session_hash):
@@ -180,37 +196,35 @@ def _build_form(kind: str, usual: Mapping[str, Any], devices: list[str]) -> tupl
     fields: dict[str, Any] = {}
     if kind == "img2img":
         fields["picture"] = gr.ImageEditor(
-            label="Picture", type="pil", sources=["upload", "clipboard"], transforms=["crop"], brush=False,
-            eraser=False, layers=False, format="png", height=380, elem_classes="picture",
+            label="Picture", type="pil", sources=["upload", "clipboard"], transforms=["crop"], layers=False,
+            format="png", height=380,
         )  # fmt: skip
     fields["prompt"] = gr.Textbox(
         usual["prompt"], label="Prompt", lines=3, max_lines=8, autofocus=kind == "txt2img",
         placeholder="a red apple    (or weighted: tabby cat:0.25 white duck:0.75)",
     )  # fmt: skip
     with gr.Row():
-        make = gr.Button("Make pictures", variant="primary", scale=3, min_width=160)
+        make = gr.Button("Make pictures", variant="primary", scale=2, min_width=160)
         cancel = gr.Button("Cancel", interactive=False, scale=1, min_width=90)
     if kind == "img2img":
-        fields["strength"] = gr.Slider(
-            0, 1, usual["strength"], step=0.01, label="Strength", info="0 keeps the picture, 1 forgets it"
+        fields["strength"] = _slider(
+            "Strength", 0, 1, usual["strength"], 0.01, info="0 keeps the picture, 1 forgets it"
         )
     with gr.Row():
         fields["n_samples"] = gr.Number(usual["n_samples"], precision=0, label="Pictures", min_width=90)
-        fields["n_iter"] = gr.Number(usual["n_iter"], precision=0, label="times", min_width=90)
+        fields["n_iter"] = gr.Number(usual["n_iter"], precision=0, label="Rounds", min_width=90)
         fields["seed"] = gr.Textbox(str(usual["seed"]), label="Seed", placeholder="random", min_width=110)
     with gr.Row():
-        fields["steps"] = gr.Slider(1, MOST_STEPS, usual["steps"], step=1, label="Steps", min_width=150)
-        fields["scale"] = gr.Slider(1, LARGEST_SCALE, usual["scale"], step=0.1, label="Scale", min_width=150)
+        fields["steps"] = _slider("Steps", 1, max(USUAL_STEPS, usual["steps"]), usual["steps"], 1)
+        fields["scale"] = _slider("Scale", 1, LARGEST_SCALE, usual["scale"], 0.1)
     with gr.Row():
         for key in ("width", "height"):
-            fields[key] = gr.Slider(
-                SIZE_STEP, LARGEST_SIZE, usual[key], step=SIZE_STEP, label=key.capitalize(), min_width=150
-            )
+            fields[key] = _slider(key.capitalize(), SIZE_STEP, LARGEST_SIZE, usual[key], SIZE_STEP)
     fields["sampler"] = gr.Dropdown(list(SAMPLERS), value=usual["sampler"], label="Sampler")
     with gr.Accordion("More about the picture", open=False):
         fields["negative"] = gr.Textbox(usual["negative"], label="Negative prompt", lines=2)
         with gr.Row():
-            fields["eta"] = gr.Slider(0, 1, usual["eta"], step=0.05, label="Eta", info="of ddim only", min_width=150)
+            fields["eta"] = _slider("Eta", 0, 1, usual["eta"], 0.05, info="of ddim only")
             fields["format"] = gr.Radio(list(FORMATS), value=usual["format"], label="Format", min_width=150)
         fields["long_prompts"] = gr.Radio(
             ["error", "truncate"], value=usual["long_prompts"], label="A prompt that is too long"
@@ -231,63 +245,63 @@ def _build_form(kind: str, usual: Mapping[str, Any], devices: list[str]) -> tupl
     return fields, make, cancel
 
 
+def _slider(label: str, low: float, high: float, value: float, step: float, info: str | None = None) -> gr.Slider:
+    return gr.Slider(
+        low, high, value, step=step, label=label, info=info, min_width=150, buttons=[], elem_classes="slider"
+    )
+
+
 def _build_results(usual: Mapping[str, Any], make: gr.Button, cancel: gr.Button) -> Results:
     small = max(usual["width"], usual["height"]) <= 128
-    state = gr.HTML(_state("<p></p>"))
+    state = gr.HTML(_state("<p class='left'>The pictures appear here, with their seeds and their manifest.</p>"))
     gallery = gr.Gallery(
-        label="Pictures", columns=4, height="max(480px, calc(100vh - 330px))", object_fit="contain", format="png",
+        label="Pictures", columns=4, height=560, object_fit="contain", format="png",
         interactive=False, buttons=["download", "fullscreen"], elem_classes="small" if small else "",
     )  # fmt: skip
     with gr.Column(visible=False) as details:
         seeds = gr.Textbox(label="Seeds", interactive=False, buttons=["copy"], max_lines=2)
         manifest = gr.Code(
-            label="Manifest", language="yaml", interactive=False, lines=8, max_lines=24, buttons=["copy"], wrap_lines=True
+            label="Manifest",
+            language="yaml",
+            interactive=False,
+            lines=8,
+            max_lines=24,
+            buttons=["copy"],
+            wrap_lines=True,
         )
-        with gr.Row():
-            manifest_file = gr.DownloadButton(f"Download {MANIFEST}", size="sm")
-            picture_file = gr.DownloadButton(f"Download {PICTURE}", size="sm", visible=False)
+        with gr.Row(elem_classes="files"):
+            manifest_file = gr.DownloadButton(f"Download {MANIFEST}", size="sm", scale=0, min_width=220)
+            picture_file = gr.DownloadButton(f"Download {PICTURE}", size="sm", scale=0, min_width=220, visible=False)
     return Results(
         state=state, gallery=gallery, details=details, seeds=seeds, manifest=manifest, manifest_file=manifest_file,
         picture_file=picture_file, make=make, cancel=cancel,
     )  # fmt: skip
 
 
-async def follow(
-    studio: Studio, form: Mapping[str, Any], results: Results, begun: Callable[[Job], None]
-) -> AsyncIterator[dict[Any, Any]]:
-    """Asks for the form's pictures and shows the job until it is over; leaving before that stops it."""
-    job: Job | None = None
-    try:
-        yield {results.state: _state("<p>reading</p>"), **results.buttons(busy=True)}
-        picture = _picture(form) if "picture" in form else None
-        job = await asyncio.to_thread(studio.press, form, picture)
-        begun(job)
-        shown, state = -1, ""
-        while True:
-            over, made, said = job.over, len(job.pictures), describe(job, studio.ahead(job))
-            if over or made != shown:
-                yield results.show(job) | {results.state: said}
-            elif said != state:
-                yield {results.state: said}
-            shown, state = made, said
-            if over:
-                break
-            await asyncio.sleep(LOOK_SECONDS)
-        yield results.buttons(busy=False)
-    except RunnerError as error:
-        # The manifest it names is gone: the form has to be mended.
-        text = error.message if isinstance(error, ManifestError) else str(error)
-        yield {results.state: _wrong(text), **results.buttons(busy=False)}
-    finally:
-        if job:
-            job.stop.set()
+async def follow(studio: Studio, job: Job, results: Results) -> AsyncIterator[dict[Any, Any]]:
+    """Shows a job until it is over, each time that something new can be said."""
+    shown, said = -1, ""
+    while True:
+        over, made, state = job.over, len(job.pictures), describe(job, studio.ahead(job))
+        if over or made != shown:
+            yield results.show(job) | {results.state: state}
+        elif state != said:
+            yield {results.state: state}
+        if over:
+            yield results.buttons(busy=False)
+            return
+        shown, said = made, state
+        await asyncio.sleep(LOOK_SECONDS)
 
 
-def _picture(form: Mapping[str, Any]) -> Any:
-    """The picture as it was cropped."""
-    if not form["picture"] or form["picture"]["composite"] is None:
-        raise SettingError("there is no picture: drop one into the frame, or paste it")
-    return form["picture"]["composite"]
+def _picture(form: Mapping[str, Any]) -> Image.Image | None:
+    """The picture as it was cropped; None of a form that has no place for one."""
+    if "picture" not in form:
+        return None
+    picture: Image.Image | None = (form["picture"] or {}).get("composite")
+    if picture is None or not picture.getbbox():
+        raise SettingError("there is no picture yet: drop one into the frame, or paste it")
+    return picture
 
 
 def describe(job: Job, ahead: int) -> str:
@@ -299,7 +313,11 @@ def describe(job: Job, ahead: int) -> str:
     if job.state in (DONE, STOPPED):
         page = job.folder / "gallery.html"
         link = f'<a href="gradio_api/file={quote(str(page))}" target="_blank">gallery.html</a>' if page.exists() else ""
-        word = f"{made} in {_clock(job.ended - job.begun)}" if job.state == DONE else f"cancelled, {made or 'nothing'} made"
+        word = (
+            f"{made} in {_clock(job.ended - job.begun)}"
+            if job.state == DONE
+            else f"cancelled, {made or 'nothing'} made"
+        )
         return _state(f"<p><span>{word}: {html.escape(_short(job.folder))}</span>{link}</p>{failed}")
     if job.state == WAITING:
         return _state(f"<p>waiting for {ahead} other{'s' * (ahead > 1)}</p><progress></progress>")
