@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,7 +31,7 @@ from typing import Any, Self
 import yaml
 from PIL import Image
 
-from runner import progress, weights
+from runner import gallery, progress, weights
 from runner import run as running
 from runner.errors import RunnerError
 from runner.events import ItemDone, ItemFailed, RunEvent, RunStarted, StepDone, WaveStarted
@@ -53,7 +54,8 @@ log = logging.getLogger("runner")
 
 @dataclass(slots=True, kw_only=True)
 class Job:
-    """A press of the button, and what has become of it. `share` is how much of the work is done, from 0 to 1."""
+    """A press of the button, and what has become of it. `share` is how much of the work is done, from 0 to 1;
+    `pictures` are their files and seeds."""
 
     request: Request
     manifest: str
@@ -63,7 +65,7 @@ class Job:
     begun: float = 0.0
     ended: float = 0.0
     wanted: int = 0
-    pictures: list[tuple[Path, str]] = field(default_factory=list)
+    pictures: list[tuple[Path, int]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
     _over: threading.Event = field(default_factory=threading.Event)
@@ -100,13 +102,13 @@ class Job:
             case StepDone():
                 self.share = min(1.0, (self._before + self._wave * event.step / event.steps) / self.wanted)
             case ItemDone():
-                self.pictures.append((self.folder / event.record["image"], f"seed {event.item.seed}"))
+                self.pictures.append((self.folder / event.record["image"], event.item.seed))
             case ItemFailed():
                 self.failed.append(f"seed {event.item.seed}: {event.error}")
 
     def end(self, state: str, message: str = "") -> None:
         """Says how it ended."""
-        self.state, self.message, self.ended = state, message, time.monotonic()
+        self.message, self.ended, self.state = message, time.monotonic(), state
         self._over.set()
 
 
@@ -221,6 +223,8 @@ class Studio:
                 job.note(event)
                 if job.stop.is_set():
                     break
+        if job.stop.is_set() and job.pictures:
+            gallery.build(job.folder)
 
     def _executor_for(self, request: Request) -> Executor:
         """The model that is held, if it was loaded for the same settings; else a new one takes its place."""
@@ -249,12 +253,16 @@ def to_manifest(form: Mapping[str, Any], settings: Settings, *, name: str, pictu
     job["prompt"], job["seed"] = " ".join(str(form["prompt"]).split()), _seed(str(form["seed"]))
     if picture:
         job |= {"init": PICTURE, "strength": form["strength"]}
-    usual = how(compose([]))
-    changed = [shlex.quote(f"{key}={value}") for key, value in how(settings).items() if value != usual[key]]
+    changed = [shlex.quote(f"{key}={value}") for key, value in how(settings).items() if value != _usual()[key]]
     document = yaml.safe_dump(
         {"version": 1, "name": name, "jobs": [job]}, sort_keys=False, allow_unicode=True, width=2**30
     )
     return f"# {' '.join(['runner run', MANIFEST, *changed])}\n{document}"
+
+
+@cache
+def _usual() -> dict[str, str]:
+    return how(compose([]))
 
 
 def flatten(picture: Image.Image) -> Image.Image:

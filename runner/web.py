@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import gradio as gr
 from PIL import Image
@@ -28,7 +27,8 @@ from runner.errors import ManifestError, RunnerError, SettingError
 from runner.execute import available_devices
 from runner.settings import Settings
 from runner.spec import FORMATS, SAMPLERS, SIZE_STEP
-from runner.studio import BROKEN, DONE, LOADING, MANIFEST, PICTURE, STOPPED, WAITING, Job, Studio
+from runner.studio import MANIFEST, PICTURE, Job, Studio
+from runner.web_text import NOTHING_YET, READING, describe, spans, wrong
 
 HOST = "127.0.0.1"
 LOOK_SECONDS = 0.25  # between two looks at a job
@@ -37,21 +37,7 @@ LARGEST_SIZE, LARGEST_SCALE, USUAL_STEPS = 2048, 30, 150
 LARGEST_UPLOAD = "64mb"
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO_FONTS = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
-CSS = """
-.gradio-container { max-width: 1800px !important; }
-.title { display: flex; align-items: baseline; gap: .75rem; }
-.title h1 { font-size: 1.25rem; font-weight: 600; margin: 0; }
-.title span, .state .left { color: var(--body-text-color-subdued); }
-.state { min-height: 2.6rem; font-variant-numeric: tabular-nums; }
-.state p { display: flex; justify-content: space-between; gap: 1rem; margin: 0 0 .35rem; overflow-wrap: anywhere; }
-.state a { color: var(--link-text-color); text-decoration: underline; white-space: nowrap; }
-.state progress { width: 100%; height: .4rem; display: block; accent-color: var(--color-accent); }
-.state .wrong { display: block; padding: .6rem .8rem; border-left: 3px solid var(--error-icon-color);
-  background: var(--error-background-fill); color: var(--body-text-color); white-space: pre-wrap; }
-.small img { image-rendering: pixelated; }
-.slider .min_value, .slider .max_value { display: none; }
-.files { justify-content: flex-start; }
-"""
+CSS = Path(__file__).with_suffix(".css")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,9 +62,9 @@ class Results:
         """What they show of a job."""
         picture = job.folder / PICTURE
         return {
-            self.gallery: [(str(path), caption) for path, caption in job.pictures[-MOST_SHOWN:]],
+            self.gallery: [(str(path), f"seed {seed}") for path, seed in job.pictures[-MOST_SHOWN:]],
             self.details: gr.update(visible=True),
-            self.seeds: ", ".join(caption.removeprefix("seed ") for _, caption in job.pictures),
+            self.seeds: spans(seed for _, seed in job.pictures),
             self.manifest: job.manifest,
             self.manifest_file: gr.update(value=str(job.folder / MANIFEST)),
             self.picture_file: gr.update(value=str(picture) if picture.exists() else None, visible=picture.exists()),
@@ -124,7 +110,7 @@ def _launch(page: gr.Blocks, studio: Studio) -> str:
             mcp_server=False,
             pwa=False,
             enable_monitoring=False,
-            css=CSS,
+            css_paths=CSS,
             theme=gr.themes.Base(primary_hue="indigo", neutral_hue="zinc", font=FONTS, font_mono=MONO_FONTS),
             # A page elsewhere that makes its own name point here is not answered.
             app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]},
@@ -158,13 +144,13 @@ def _build_tab(kind: str, studio: Studio, devices: list[str]) -> None:
 
     async def press(request: gr.Request, *values: Any) -> AsyncIterator[dict[Any, Any]]:
         form = usual | dict(zip(inputs, values, strict=True))
-        yield {results.state: _state("<p>reading</p>"), **results.buttons(busy=True)}
+        yield {results.state: READING, **results.buttons(busy=True)}
         try:
             job = await asyncio.to_thread(studio.press, form, _picture(form))
         except RunnerError as error:
             # A manifest that is wrong is gone: it's the form that has to be mended.
             text = error.message if isinstance(error, ManifestError) else str(error)
-            yield {results.state: _wrong(text), **results.buttons(busy=False)}
+            yield {results.state: wrong(text), **results.buttons(busy=False)}
             return
         running[request.session_hash] = job
         try:
@@ -253,9 +239,9 @@ def _slider(label: str, low: float, high: float, value: float, step: float, info
 
 def _build_results(usual: Mapping[str, Any], make: gr.Button, cancel: gr.Button) -> Results:
     small = max(usual["width"], usual["height"]) <= 128
-    state = gr.HTML(_state("<p class='left'>The pictures appear here, with their seeds and their manifest.</p>"))
+    state = gr.HTML(NOTHING_YET)
     gallery = gr.Gallery(
-        label="Pictures", columns=4, height=560, object_fit="contain", format="png",
+        label="Pictures", columns=4, height=480, object_fit="contain", format="png",
         interactive=False, buttons=["download", "fullscreen"], elem_classes="small" if small else "",
     )  # fmt: skip
     with gr.Column(visible=False) as details:
@@ -302,45 +288,3 @@ def _picture(form: Mapping[str, Any]) -> Image.Image | None:
     if picture is None or not picture.getbbox():
         raise SettingError("there is no picture yet: drop one into the frame, or paste it")
     return picture
-
-
-def describe(job: Job, ahead: int) -> str:
-    """How far a job is, as HTML."""
-    made = f"{len(job.pictures)} of {job.wanted} pictures"
-    failed = "".join(_wrong(line) for line in job.failed[:5])
-    if job.state == BROKEN:
-        return _wrong(job.message)
-    if job.state in (DONE, STOPPED):
-        page = job.folder / "gallery.html"
-        link = f'<a href="gradio_api/file={quote(str(page))}" target="_blank">gallery.html</a>' if page.exists() else ""
-        word = (
-            f"{made} in {_clock(job.ended - job.begun)}"
-            if job.state == DONE
-            else f"cancelled, {made or 'nothing'} made"
-        )
-        return _state(f"<p><span>{word}: {html.escape(_short(job.folder))}</span>{link}</p>{failed}")
-    if job.state == WAITING:
-        return _state(f"<p>waiting for {ahead} other{'s' * (ahead > 1)}</p><progress></progress>")
-    if job.state == LOADING:
-        return _state("<p>loading the model</p><progress></progress>")
-    left = job.seconds_left()
-    rest = f'<span class="left">{_clock(left)} left</span>' if left is not None else ""
-    bar = f'<progress max="1" value="{job.share:.3f}"></progress>'
-    return _state(f"<p><span>{made}</span>{rest}</p>{bar}{failed}")
-
-
-def _state(inner: str) -> str:
-    return f'<div class="state" role="status">{inner}</div>'
-
-
-def _wrong(text: str) -> str:
-    return f'<div class="state"><div class="wrong" role="alert">{html.escape(text)}</div></div>'
-
-
-def _clock(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 10 else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def _short(folder: Path) -> str:
-    """The folder as it is called from here."""
-    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
