@@ -8,12 +8,13 @@ and scripts from nowhere else.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from runner.spec import FORMATS, SAMPLERS, SIZE_STEP
 from runner.studio import MANIFEST, PICTURE, Job, Studio
 from runner.web_text import NOTHING_YET, READING, describe, spans, wrong
 
-HOST = "127.0.0.1"
+HOST, PORTS = "127.0.0.1", range(7860, 7960)
 LOOK_SECONDS = 0.25  # between two looks at a job
 MOST_SHOWN = 200  # pictures; all of them are in the run folder's own gallery
 LARGEST_SIZE, LARGEST_SCALE, USUAL_STEPS = 2048, 30, 150
@@ -82,42 +83,60 @@ def serve(settings: Settings) -> None:
         threading.Event().wait()
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_page(settings: Settings) -> Iterator[str]:
     """A page that is served within the block, at the address that is given."""
     with Studio(settings) as studio, tempfile.TemporaryDirectory(prefix="runner-web-") as uploads:
-        os.environ |= {"GRADIO_TEMP_DIR": uploads, "GRADIO_ANALYTICS_ENABLED": "False"}
+        os.environ["GRADIO_TEMP_DIR"] = uploads  # where Gradio keeps what it serves; gone with the page
         page = build_page(studio)
         try:
             yield _launch(page, studio)
         finally:
             page.close(verbose=False)
+            os.environ.pop("GRADIO_TEMP_DIR", None)
 
 
 def _launch(page: gr.Blocks, studio: Studio) -> str:
-    try:
-        _, address, _ = page.launch(
-            server_name=HOST,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            allowed_paths=[str(studio.folder)],
-            blocked_paths=[],
-            max_file_size=LARGEST_UPLOAD,
-            footer_links=["settings"],
-            run_history=False,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            enable_monitoring=False,
-            css_paths=CSS,
-            theme=gr.themes.Base(primary_hue="indigo", neutral_hue="zinc", font=FONTS, font_mono=MONO_FONTS),
-            # A page elsewhere that makes its own name point here is not answered.
-            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]},
-        )
-    except OSError as error:
-        raise SettingError(f"no free port: {str(error).strip().splitlines()[0]}; set GRADIO_SERVER_PORT") from error
+    _, address, _ = page.launch(
+        server_name=HOST,
+        server_port=choose_port(),
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        allowed_paths=[str(studio.folder)],
+        blocked_paths=[],
+        max_file_size=LARGEST_UPLOAD,
+        footer_links=["settings"],
+        run_history=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        enable_monitoring=False,
+        css_paths=CSS,
+        theme=gr.themes.Base(primary_hue="indigo", neutral_hue="zinc", font=FONTS, font_mono=MONO_FONTS),
+        # A page elsewhere that makes its own name point here is not answered.
+        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]},
+    )
     return str(address)
+
+
+def choose_port() -> int:
+    """`GRADIO_SERVER_PORT`, or else the first free port from 7860 on.
+
+    Raises:
+        SettingError: it is taken, or no port.
+    """
+    given = os.environ.get("GRADIO_SERVER_PORT")
+    if given and not (given.isascii() and given.isdigit() and int(given) < 65536):
+        raise SettingError(f"GRADIO_SERVER_PORT={given}: should be a port, such as {PORTS[0]}")
+    wanted = [int(given)] if given else PORTS
+    for port in wanted:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind((HOST, port))
+                return port
+    raise SettingError(f"the ports {wanted[0]} to {wanted[-1]} are taken; set GRADIO_SERVER_PORT to a free one")
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -245,7 +264,7 @@ def _build_results(usual: Mapping[str, Any], make: gr.Button, cancel: gr.Button)
         interactive=False, buttons=["download", "fullscreen"], elem_classes="small" if small else "",
     )  # fmt: skip
     with gr.Column(visible=False) as details:
-        seeds = gr.Textbox(label="Seeds", interactive=False, buttons=["copy"], max_lines=2)
+        seeds = gr.Textbox(label="Seeds", interactive=False, buttons=["copy"], max_lines=2, elem_classes="seeds")
         manifest = gr.Code(
             label="Manifest",
             language="yaml",
