@@ -26,6 +26,7 @@ ARGUMENTS = (
     "--no-first-run",
 )
 PATIENCE = 60_000  # ms
+FRAMES = 500  # ms; the editor draws and reads the mouse by frames
 MARGIN, TOOLBAR = 27, 40  # pixels of the picture editor: left of the handle, and below the picture
 
 
@@ -207,9 +208,14 @@ def crop_to_the_right_half(page, part):
     page.mouse.move(left + MARGIN, middle, steps=4)
     expect(part.locator(".pixi-target-crop canvas")).to_have_css("cursor", "ew-resize")
     page.mouse.down()
+    page.wait_for_timeout(FRAMES)
     page.mouse.move(left + box["width"] / 2, middle, steps=12)
+    page.wait_for_timeout(FRAMES)
     page.mouse.up()
+    page.wait_for_timeout(FRAMES)
     part.get_by_label("Confirm crop").click()
+    expect(part.get_by_label("Confirm crop")).to_be_hidden()
+    page.wait_for_timeout(FRAMES)
 
 
 def pressed_with(monkeypatch):
