@@ -122,6 +122,7 @@ class Studio:
         self._executor: Executor | None = None
         self._made_for: dict[str, str] = {}
         self._jobs: list[Job] = []
+        self._numbering = threading.Lock()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="studio")
 
     def __enter__(self) -> Self:
@@ -141,13 +142,13 @@ class Studio:
         size = int(self.model.configs["unet"]["sample_size"]) * self.model.latent_factor
         shipped = SHIPPED if self.settings.model.path.startswith(weights.BUILTIN) else {}
         own = {"prompt": "", "width": size, "height": size}
-        how = {
+        settings = {
             "device": self.settings.device,
             "precision": self.settings.precision,
             "turbo": _word(self.settings.turbo),
             "unet_bs": _word(self.settings.unet_bs),
         }
-        return {**DEFAULTS, **GOOD, **shipped, **own, **how, **self.settings.defaults.given()}
+        return {**DEFAULTS, **GOOD, **shipped, **own, **settings, **self.settings.defaults.given()}
 
     def press(self, form: Mapping[str, Any], picture: Image.Image | None = None) -> Job:
         """Writes the form's manifest into a new run folder and lets the run wait for its turn.
@@ -173,7 +174,8 @@ class Studio:
 
     def ahead(self, job: Job) -> int:
         """How many others have to end before this one begins."""
-        return self._jobs.index(job) if job in self._jobs else 0
+        jobs = list(self._jobs)
+        return jobs.index(job) if job in jobs else 0
 
     def _settings(self, form: Mapping[str, Any], folder: Path) -> Settings:
         turbo, unet_bs = str(form["turbo"]), str(form["unet_bs"]).strip() or "auto"
@@ -189,12 +191,10 @@ class Studio:
 
     def _new_folder(self, prompt: str) -> Path:
         words = re.sub(r"[^a-z0-9]+", "-", prompt[: 2 * NAME_LENGTH].lower()).strip("-")[:NAME_LENGTH].strip("-")
-        with writing_to(self.folder):
+        with self._numbering, writing_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             taken = [re.match(r"\d+", path.name) for path in self.folder.iterdir()]
             number = max((int(match[0]) for match in taken if match), default=0) + 1
-            while any(self.folder.glob(f"{number:04d}-*")):
-                number += 1
             folder = self.folder / f"{number:04d}-{words or 'picture'}"
             folder.mkdir()
         return folder

@@ -17,9 +17,9 @@ FAILURES_SHOWN = 5
 
 def describe(job: Job, ahead: int) -> str:
     """How far a job is, or how it ended; `ahead` of it are so many others."""
-    if job.state == WAITING:
+    if job.state == WAITING and ahead:
         return _state(f"<p>waiting for {ahead} other{'s' * (ahead > 1)}</p>")
-    if job.state == LOADING:
+    if job.state in (WAITING, LOADING):
         return _state("<p>loading the model</p>")
     if job.state == BROKEN:
         return wrong(job.message)

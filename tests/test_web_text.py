@@ -25,6 +25,12 @@ def test_a_waiting_job_counts_the_others(job):
     assert "waiting for 2 others<" in describe(job, 2)
 
 
+def test_a_job_whose_turn_has_come_loads_the_model(job):
+    assert describe(job, 0).count("loading the model") == 1
+    job.state = studio.LOADING
+    assert describe(job, 0).count("loading the model") == 1
+
+
 def test_a_running_job_says_how_far_it_is(job, monkeypatch):
     monkeypatch.setattr(studio.time, "monotonic", lambda: 100.0)
     job.note(RunStarted(wanted=8, missing=8, settings={}))
