@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan gallery test check clean
+.PHONY: help setup run plan gallery web test check clean
 
 help: ## show these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ plan: .venv/ready ## say what a run of MANIFEST would do
 
 gallery: .venv/ready ## rebuild the gallery of FOLDER
 	$(BIN)/runner gallery $(FOLDER) $(ARGS)
+
+web: .venv/ready ## show the page for txt2img and img2img
+	$(BIN)/runner web $(ARGS)
 
 test: .venv/ready check ## run all checks and tests
 	$(BIN)/python -m pytest $(ARGS)

@@ -24,6 +24,7 @@ USAGE = """usage: runner VERB [TARGET] [key=value ...]
   run MANIFEST     render what is still missing, then build the gallery
   plan MANIFEST    dry run: how many images, how they are grouped, what they take
   gallery FOLDER   (re)build gallery.html and grid.png of a run folder
+  web              the page for txt2img and img2img, on this machine only
 
   runner VERB --help    the settings of a verb
   -m, --multirun        Hydra's multirun: unet_bs=2,4 runs once for each value
@@ -43,6 +44,11 @@ Says what `run` would do: images, groups, memory and disk, how each prompt was r
     "gallery": """usage: runner gallery FOLDER [key=value ...]
 
 (Re)builds gallery.html and grid.png of a run folder from its records and pictures.
+""",
+    "web": """usage: runner web [key=value ...]
+
+Shows the page for txt2img and img2img at http://127.0.0.1:7860, or the next free port; GRADIO_SERVER_PORT names
+another. Each press makes a run folder in outputs/web, or in out=. Ctrl-C ends it.
 """,
 }
 
@@ -208,7 +214,24 @@ def _gallery(target: Path, settings: Any) -> int:
     return 0
 
 
+def _web(target: Path, settings: Any) -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        from runner import web
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "gradio":
+            raise
+        raise SettingError("the page needs Gradio: pip install 'manifest-runner[web]'") from error
+
+    web.serve(settings)
+    return 0
+
+
 def _target(command: Command) -> Path:
+    if command.verb in WITHOUT_TARGET:
+        if command.target or command.multirun:
+            raise SettingError(f"runner {command.verb} takes settings only; see runner {command.verb} --help")
+        return Path()
     if command.target is None:
         raise SettingError(f"runner {command.verb} needs a target; see runner {command.verb} --help")
     return command.target
@@ -237,4 +260,5 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
 
 
-VERBS: dict[str, Callable[[Path, Any], int]] = {"run": _run, "plan": _plan, "gallery": _gallery}
+VERBS: dict[str, Callable[[Path, Any], int]] = {"run": _run, "plan": _plan, "gallery": _gallery, "web": _web}
+WITHOUT_TARGET = ("web",)

@@ -22,6 +22,7 @@ from runner.pictures import LARGE_SHOWN, SMALL, Picture, as_text, common_setting
 
 MAX_PIXELS, MAX_SIDE, MAX_PICTURES = 64_000_000, 400, 10_000
 GAP, MARGIN, NARROWEST, SMALLEST = 6, 24, 480, 12  # pixels
+CAPTION_ORDER = {"prompt": 0, "seed": 1}
 MOST_BLANK = 3  # cells for each picture; a matrix with more holes than that is shown as a plain row of pictures
 MOST_LETTERS = 400  # of a label
 PAPER, INK, SOFT, BLANK = "#ffffff", "#1d1c1a", "#85817a", "#eeece8"
@@ -158,8 +159,10 @@ def _label(axis: str, value: str) -> str:
 
 def _caption(picture: Picture, axes: Sequence[str], common: dict[str, str]) -> str:
     others = {key: value for key, value in picture.settings().items() if common.get(key) != value and key not in axes}
-    swept = {axis: _value(picture, axis) for axis in reversed(axes)}
-    return " · ".join(_label(key, value) for key, value in (others | swept).items())
+    swept = {axis: _value(picture, axis) for axis in axes}
+    # What a reader looks for comes first, since a caption may be cut short.
+    ordered = sorted((swept | others).items(), key=lambda pair: CAPTION_ORDER.get(pair[0], len(CAPTION_ORDER)))
+    return " · ".join(_label(key, value) for key, value in ordered)
 
 
 # ---- measuring

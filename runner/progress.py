@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -20,8 +20,8 @@ log = logging.getLogger("runner")
 
 def watch(events: Iterable[RunEvent], folder: Path, console: Console) -> RunFinished:
     """Shows a run's events on `console` until its last one, which is returned."""
-    logged = _logged(events, folder)
-    finished = _show_bar(logged, console) if console.is_terminal else _show_lines(logged, console)
+    seen = logged(events, folder)
+    finished = _show_bar(seen, console) if console.is_terminal else _show_lines(seen, console)
     for line in summary(finished, folder):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return finished
@@ -32,7 +32,8 @@ def summary(finished: RunFinished, folder: Path) -> list[str]:
     if not finished.done and not finished.failed:
         return [f"nothing to render: all pictures are in {folder}"]
     pace = finished.done / finished.seconds if finished.seconds else 0.0
-    lines = [f"{finished.done} pictures in {finished.seconds:.1f} s ({pace:.2f} a second), see {folder}/gallery.html"]
+    where = f", see {folder}/gallery.html" if (folder / "gallery.html").exists() else ""
+    lines = [f"{finished.done} pictures in {finished.seconds:.1f} s ({pace:.2f} a second){where}"]
     if finished.failed:
         lines.append(f"{len(finished.failed)} failed, see {folder}/records.jsonl; run again to try them again:")
         lines += [f"  {item.number}: {item.prompt}, seed {item.seed}" for item in finished.failed[:SHOWN_FAILURES]]
@@ -84,12 +85,12 @@ def _show_lines(events: Iterable[RunEvent], console: Console) -> RunFinished:
     raise AssertionError("a run's last event is RunFinished")
 
 
-def _logged(events: Iterable[RunEvent], folder: Path) -> Iterator[RunEvent]:
+def logged(events: Iterable[RunEvent], folder: Path) -> Generator[RunEvent, None, None]:
     """Passes the events on and writes `runner.log` as soon as there is a run folder."""
     handler: logging.Handler | None = None
     try:
         for event in events:
-            if handler is None and isinstance(event, RunStarted) and event.missing:
+            if handler is None and isinstance(event, RunStarted) and event.missing and folder.exists():
                 handler = _open_log(folder)
             _log(event)
             yield event

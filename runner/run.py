@@ -11,7 +11,7 @@ import dataclasses
 import platform
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent import futures
 from contextlib import ExitStack
 from importlib.metadata import version
@@ -34,13 +34,18 @@ INITS = "inits"  # in a run folder, beside its records
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
 
-def run(request: Request) -> Iterator[RunEvent]:
+def run(request: Request, executor: Executor | None = None) -> Generator[RunEvent, None, None]:
     """Renders the items that have no picture yet; closing the iterator stops it and keeps what is finished.
+
+    An `executor` that `start_executor` made for the same model and settings is used again, and no other is loaded.
 
     Raises:
         RunnerError: nothing can be rendered at all, or nothing more; what was finished is safe.
     """
     begun = time.monotonic()
+    if request.settings.skip_save:
+        yield from _render_only(request, executor or start_executor(request))
+        return
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(request.folder)) if request.folder.exists() else None
         missing = _count_missing(request, ledger)
@@ -48,7 +53,7 @@ def run(request: Request) -> Iterator[RunEvent]:
             yield RunStarted(wanted=request.count(), missing=0, settings={})
             yield RunFinished(done=0, failed=(), seconds=time.monotonic() - begun)
             return
-        executor = _start_executor(request)
+        executor = executor or start_executor(request)
         ledger = ledger or stack.enter_context(Ledger(request.folder))
         settings = describe(request, executor)
         _write_run_files(request, settings)
@@ -58,8 +63,24 @@ def run(request: Request) -> Iterator[RunEvent]:
             yield from session.render()
         finally:
             session.settle()
-        gallery.build(request.folder)
+        if not request.settings.skip_grid:
+            gallery.build(request.folder, request.settings.n_rows)
         yield RunFinished(done=session.done, failed=tuple(session.failed), seconds=time.monotonic() - begun)
+
+
+def _render_only(request: Request, executor: Executor) -> Iterator[RunEvent]:
+    """Renders everything and keeps nothing: to measure the time."""
+    yield RunStarted(wanted=request.count(), missing=request.count(), settings=describe(request, executor))
+    begun, done, failed = time.monotonic(), 0, list[Item]()
+    for wave in plan.group(request.wanted(), executor.execution, request.model.latent_factor):
+        for event in executor.run(wave):
+            if isinstance(event, Rendered):
+                done += 1
+                yield ItemDone(item=event.item, record={"seconds": _rounded(event.seconds)})
+            else:
+                failed += [event.item] if isinstance(event, ItemFailed) else []
+                yield event
+    yield RunFinished(done=done, failed=tuple(failed), seconds=time.monotonic() - begun)
 
 
 class Session:
@@ -180,7 +201,8 @@ def _count_missing(request: Request, ledger: Ledger | None) -> int:
     return sum(not ledger.is_done(request.identity(item)) for item in request.wanted())
 
 
-def _start_executor(request: Request) -> Executor:
+def start_executor(request: Request) -> Executor:
+    """The request's model, as its settings want it on this machine."""
     device = plan.check_device(request.settings.device, available_devices())
     return Executor(request.model, plan.decide(request.settings, request.model, device, free_memory(device)))
 

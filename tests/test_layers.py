@@ -19,6 +19,8 @@ LAYERS = (
     ("execute",),
     ("run",),
     ("progress",),
+    ("studio",),
+    ("web_text", "web"),
     ("cli",),
     ("__main__",),
 )

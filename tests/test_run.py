@@ -87,7 +87,7 @@ def test_a_run_folder_has_everything(ask):
 
 def test_a_second_run_renders_nothing(ask, monkeypatch):
     list(running.run(ask()))
-    monkeypatch.setattr(running, "_start_executor", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(running, "start_executor", lambda _: pytest.fail("the model was loaded"))
     events = list(running.run(ask()))
     assert [type(event) for event in events] == [RunStarted, RunFinished]
     assert events[0].missing == 0
@@ -272,3 +272,16 @@ def test_devices_of_this_machine():
     assert execute.device_name("cpu")
     execute.reset_peak("cpu")
     assert execute.peak_bytes("cpu") >= 0
+
+
+def test_skip_save_renders_and_writes_nothing(ask, tmp_path):
+    events = list(running.run(ask("skip_save=true", "limit=5")))
+    assert sum(isinstance(event, ItemDone) for event in events) == events[-1].done == 5
+    assert not (tmp_path / "out").exists()
+
+
+def test_skip_grid_builds_no_report(ask):
+    request = ask("skip_grid=true", "limit=2")
+    list(running.run(request))
+    assert not {path.name for path in request.folder.iterdir()} & {"gallery.html", "grid.png"}
+    assert len(hashes(request.folder)) == 2
