@@ -90,7 +90,7 @@ def to_png(image: Image.Image) -> bytes:
 # ---- arranging
 
 
-def _arrange(pictures: Sequence[Picture], per_row: int | None) -> Sheet:
+def _arrange(pictures: Sequence[Picture], per_row: int | None = None) -> Sheet:
     axes = _axes(pictures)
     values = {id(picture): tuple(_value(picture, axis) for axis in axes) for picture in pictures}
     rows, columns = _rows_and_columns(list(values.values()))

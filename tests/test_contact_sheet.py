@@ -41,7 +41,7 @@ def test_an_item_without_a_place_is_appended(tmp_path: Path) -> None:
     found = arranged(run_folder(tmp_path, [*matrix(2, 2), extra]))
     assert len(found.cells) == 4
     assert [picture.item["number"] for picture in found.loose] == [4]
-    assert found.captions == ["blurry · seed 0 · prompt 0"]
+    assert found.captions == ["prompt 0 · seed 0 · blurry"]
 
 
 @pytest.mark.parametrize(("prompts", "seeds"), [(1, 9), (9, 1), (1, 1)])
@@ -63,7 +63,7 @@ def test_a_matrix_of_holes_makes_a_square(tmp_path: Path) -> None:
     items = [make_item(number=number, prompt=f"p{number}", seed=number) for number in range(9)]
     found = arranged(run_folder(tmp_path, items))
     assert found.wide == 3 and not found.cells
-    assert found.captions[4] == "seed 4 · p4"
+    assert found.captions[4] == "p4 · seed 4"
 
 
 def test_the_sheet_shows_the_pictures_in_their_places(tmp_path: Path) -> None:
