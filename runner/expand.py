@@ -11,6 +11,7 @@ rules of `values`; what is done with the items is not known here.
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,8 +61,8 @@ def texts(job: Job) -> Iterator[tuple[str, Location]]:
 class _Lazy(Sequence[Item]):
     """A sequence whose items are made when they are asked for."""
 
-    def _make(self, number: int) -> Item:
-        raise NotImplementedError
+    @abstractmethod
+    def _make(self, number: int) -> Item: ...
 
     @overload
     def __getitem__(self, number: int) -> Item: ...
