@@ -19,9 +19,9 @@ from runner.weights import COMPONENTS, ModelFiles
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 LARGE_UNET = 100_000_000  # parameters; below, a CPU's bfloat16 loses more by converting than it gains by multiplying
 CALL_PIXELS = {"cpu": 8192, "mps": 32768, "cuda": 65536}  # latent pixels in one UNet call
-MOST_ROWS = 16
+MOST_ROWS = 32
 SMALL_LATENTS = 1024  # latent pixels; a wave of pictures up to this size is several UNet calls long
-CALLS_IN_SMALL_WAVE = 4
+CALLS_IN_SMALL_WAVE = 2
 STREAMED_IMAGES = 8  # in a wave whose weights are streamed: enough to hide the transfer
 BUFFERED_WAVES = 8
 

@@ -93,7 +93,7 @@ def test_plan_as_a_table_and_as_json(manifest, capsys):
     out = capsys.readouterr()
     answer = json.loads(out.out)
     assert answer["images"] == answer["missing"] == 6
-    assert answer["groups"] == [{"size": "64x64", "sampler": "ddim", "steps": 2, "unet_bs": 16, "images": 6}]
+    assert answer["groups"] == [{"size": "64x64", "sampler": "ddim", "steps": 2, "unet_bs": 32, "images": 6}]
     assert answer["memory_bytes"] > answer["disk_bytes"] > 0
     assert answer["prompts"][0] == {"prompt": "cat", "parts": [{"text": "cat", "weight": 1.0}]}
     assert out.err == ""

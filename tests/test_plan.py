@@ -24,7 +24,7 @@ def items(count, **changes):
 
 def test_rows_depend_on_the_size_and_the_device_alone():
     small, large = make_item(), make_item(width=512, height=512)
-    assert execution().rows(small, 8) == 16
+    assert execution().rows(small, 8) == 32
     assert execution().rows(large, 8) == 2
     assert execution(device="cuda:0").rows(large, 8) == 16
     assert execution().rows(make_item(width=4096, height=4096), 8) == 2
