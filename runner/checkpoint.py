@@ -6,6 +6,7 @@ The modules are diffusers' and transformers', made without weights; `fragments` 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import FileIO
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from runner.stored import StoredTensor
 from runner.weights import ModelFiles
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+STAGED = 1 << 15  # numbers converted at once: so few that torch starts no threads for them, and caches hold them
 
 
 def build_module(model: ModelFiles, component: str) -> nn.Module:
@@ -38,17 +40,32 @@ def build_module(model: ModelFiles, component: str) -> nn.Module:
 
 
 def read_tensor(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
-    """A tensor from its file into memory of its own, aligned, since alignment may choose another kernel."""
-    raw = torch.empty(stored.shape, dtype=DTYPES[stored.dtype])
-    if raw.numel():
-        view = raw.view(-1).view(torch.uint8).numpy().data
-        with stored.file.open("rb", buffering=0) as stream:
-            stream.seek(stored.start)
-            while len(view):
-                if not (read := stream.readinto(view)):
-                    raise ModelError(f"{stored.file}: ends too early; was it changed while it was in use?")
-                view = view[read:]
-    return raw.to(dtype)
+    """A tensor from its file."""
+    tensor = torch.empty(stored.shape, dtype=dtype)
+    read_tensor_into(stored, tensor)
+    return tensor
+
+
+def read_tensor_into(stored: StoredTensor, target: Tensor) -> None:
+    """Reads a tensor from its file into memory that is there, contiguous and on the CPU, as that memory's type."""
+    flat, source = target.view(-1), DTYPES[stored.dtype]
+    with stored.file.open("rb", buffering=0) as stream:
+        stream.seek(stored.start)
+        if source == target.dtype:
+            _read_bytes(stream, flat, stored)
+            return
+        staging = torch.empty(min(STAGED, flat.numel()), dtype=source)
+        for piece in torch.split(flat, STAGED):
+            _read_bytes(stream, staging[: len(piece)], stored)
+            piece.copy_(staging[: len(piece)])
+
+
+def _read_bytes(stream: FileIO, target: Tensor, stored: StoredTensor) -> None:
+    view = target.view(torch.uint8).numpy().data
+    while len(view):
+        if not (read := stream.readinto(view)):
+            raise ModelError(f"{stored.file}: ends too early; was it changed while it was in use?")
+        view = view[read:]
 
 
 def _construct(component: str, config: Mapping[str, Any]) -> nn.Module:

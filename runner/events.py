@@ -38,12 +38,23 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """A finished picture, uint8 [height, width, 3]; `seconds` are its share of each stage's time."""
+    """A finished picture, uint8 [height, width, 3]; `seconds` are its share of each stage's time.
+
+    `how` is what the record's `run` says of this picture beyond what it says of all: `unet_bs` and `turbo`.
+    """
 
     item: Item
     pixels: np.ndarray[Any, Any]
     seconds: Mapping[str, float]
     peak_bytes: int
+    how: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryShort:
+    """There was less memory than the plan counted on; the run goes on with a plan that needs less."""
+
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,5 +83,5 @@ class RunFinished:
     seconds: float
 
 
-WaveEvent = WaveStarted | StepDone | Rendered | ItemFailed
-RunEvent = RunStarted | WaveStarted | StepDone | ItemDone | ItemFailed | RunFinished
+WaveEvent = WaveStarted | StepDone | Rendered | MemoryShort | ItemFailed
+RunEvent = RunStarted | WaveStarted | StepDone | MemoryShort | ItemDone | ItemFailed | RunFinished

@@ -5,10 +5,14 @@ What goes wrong with one picture is an event; what goes wrong with a whole wave 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
+import itertools
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,18 +21,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner import inits, stages
+from runner import costs, inits, plan, stages
 from runner.checkpoint import build_module
+from runner.costs import VISITS, WALKS
 from runner.errors import RunnerError
-from runner.events import ItemFailed, Rendered, StepDone, WaveEvent, WaveStarted
+from runner.events import ItemFailed, MemoryShort, Rendered, StepDone, WaveEvent, WaveStarted
 from runner.fragments import Component
-from runner.plan import Execution, Wave
+from runner.plan import Execution, Layout, Wave
 from runner.samplers import NoiseSchedule, model_calls
 from runner.spec import Item
 from runner.tokens import ClipTokenizer
 from runner.weights import AUTO, COMPONENTS, FRAGMENTS, ModelFiles
 
 EMBEDDINGS_KEPT, PICTURES_KEPT = 4096, 256
+SHORT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "bad allocation", "bad_alloc")
+M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 1 << 20  # of glibc's malloc.h; in bytes
 
 
 class NotFinite(RunnerError):
@@ -42,8 +49,15 @@ def available_devices() -> list[str]:
 
 
 def free_memory(device: str) -> int | None:
-    """The device's free memory in bytes; None where it isn't the device's own."""
-    return int(torch.cuda.mem_get_info(device)[0]) if device.startswith("cuda") else None
+    """The device's free memory in bytes, where it is known."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    return plan.free_main_memory() if device == "cpu" else None
+
+
+def held_memory(device: str) -> int | None:
+    """What this process holds of the device's memory already; None where that is not counted."""
+    return _status_bytes("VmRSS") if device == "cpu" else None
 
 
 def device_name(device: str) -> str:
@@ -63,17 +77,14 @@ class Executor:
         self.model, self.execution = model, execution
         self.tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token)
         device, dtype = torch.device(execution.device), getattr(torch, execution.dtype)
+        if execution.device == "cpu" and execution.limit:
+            return_memory_at_once()
         self.components = {
-            name: Component(
-                build_module(model, name),
-                model.tensors[name],
-                device=device,
-                dtype=dtype,
-                stays=execution.turbo and name == "unet",
-            )
+            name: Component(build_module(model, name), model.tensors[name], device=device, dtype=dtype, mode=VISITS)
             for name in COMPONENTS
         }
         self.schedule = self._make_schedule()
+        self._lowered: dict[tuple[int, int], Layout] = {}  # by size, where memory ran out
         self._embeddings: OrderedDict[tuple[str, bool], Tensor] = OrderedDict()
         self._pictures: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
 
@@ -81,42 +92,88 @@ class Executor:
     def _make_schedule(self) -> NoiseSchedule:
         schedule = NoiseSchedule.from_config(self.model.configs["scheduler"])
         if schedule.prediction == AUTO:
+            self.components["unet"].change(WALKS)
             schedule = replace(schedule, prediction=stages.probe_prediction(self.components["unet"]))
         return schedule
 
     def describe(self) -> dict[str, Any]:
-        """How pictures are made, as the record's `run` says it."""
+        """How all pictures are made, as the record's `run` says it."""
         return {
             "device": self.execution.device,
             "device_name": device_name(self.execution.device),
             "threads": torch.get_num_threads(),
             "dtypes": dict.fromkeys(FRAGMENTS, self.execution.dtype),
-            "turbo": self.execution.turbo,
             "prediction": self.schedule.prediction,
         }
 
     def run(self, wave: Wave) -> Iterator[WaveEvent]:
-        """Makes the pictures of a wave."""
+        """Makes the pictures of a wave, as its layout says or, where memory turned out to be short, with less."""
         yield WaveStarted(items=wave.items)
+        left = list(wave.items)
+        while left:
+            part = next(plan.split(left, self._layout(left[0].width, left[0].height)))
+            made: set[int] = set()
+            for event in self._attempt(part):
+                if isinstance(event, Rendered | ItemFailed):
+                    made.add(event.item.number)
+                yield event
+            left = [item for item in left if item.number not in made]
+
+    def _attempt(self, wave: Wave) -> Iterator[WaveEvent]:
+        """Makes the pictures of a wave; those that aren't told of when it ends are to be tried with less memory."""
         made: set[int] = set()
         try:
             for event in self._render(wave):
                 if isinstance(event, Rendered | ItemFailed):
                     made.add(event.item.number)
                 yield event
+            yield from self._learn(wave)
         except RunnerError:
             raise
         except Exception as error:
             left = [item for item in wave.items if item.number not in made]
-            yield from self._render_one_by_one(left, wave, error)
+            yield from self._answer(error, replace(wave, items=tuple(left)))
 
-    def _render_one_by_one(self, items: Sequence[Item], wave: Wave, error: Exception) -> Iterator[WaveEvent]:
-        if len(wave.items) == 1:
-            yield from (ItemFailed(item=item, error=error) for item in items)
+    def _answer(self, error: Exception, wave: Wave) -> Iterator[WaveEvent]:
+        """What comes of an error: a smaller plan if memory is short, else each picture by itself, else a failure."""
+        for component in self.components.values():
+            component.leave()
+        if is_out_of_memory(error) and (lower := self._lower(wave)):
+            release_memory(self.execution.device)
+            yield MemoryShort(message=f"out of memory with {wave.layout}; going on with {lower}")
+        elif len(wave.items) > 1:
+            for item in wave.items:
+                yield from self._attempt(replace(wave, items=(item,)))
+        else:
+            yield from (ItemFailed(item=item, error=error) for item in wave.items)
+
+    def _layout(self, width: int, height: int) -> Layout:
+        return self._lowered.get((width, height)) or self.execution.layout(width, height)
+
+    def _lower(self, wave: Wave) -> Layout | None:
+        """The next layout after this one that should need no more; None if there is none."""
+        size = wave.items[0].width, wave.items[0].height
+        layouts = iter(self.execution.layouts(*size))
+        tried = wave.layout.way
+        leaner = itertools.islice(itertools.dropwhile(lambda layout: layout.way != tried, layouts), 1, None)
+        lower = next((layout for layout in leaner if layout.peak <= wave.layout.peak), None)
+        if lower:
+            self._lowered[size] = lower
+        return lower
+
+    def _learn(self, wave: Wave) -> Iterator[MemoryShort]:
+        """Keeps what the wave held for later plans, and says so if it was more than it should have been."""
+        peak, execution, first = peak_bytes(self.execution.device), self.execution, wave.items[0]
+        rows = sum(item.rows for item in wave.items)
+        key = execution.costs.key(wave.layout.modes, first.width, first.height, wave.unet_bs, rows)
+        if not peak:
             return
-        for item in items:
-            alone = Wave(items=(item,), unet_bs=wave.unet_bs)
-            yield from (event for event in self.run(alone) if not isinstance(event, WaveStarted))
+        costs.remember(key, peak)
+        known = {**execution.costs.measured, key: max(peak, execution.costs.measured.get(key, 0))}
+        self.execution = replace(execution, costs=replace(execution.costs, measured=known))
+        if execution.limit and not execution.advice and peak > execution.limit:
+            text = f"the wave held {plan.show_size(peak)}, more than memory={plan.show_size(execution.limit)}"
+            yield MemoryShort(message=f"{text}; the next ones are planned with that")
 
     @torch.inference_mode()
     def _start(self, wave: Wave) -> list[stages.Trajectory]:
@@ -146,6 +203,8 @@ class Executor:
         return self._pictures[key]
 
     def _render(self, wave: Wave) -> Iterator[WaveEvent]:
+        for name, mode in wave.layout.modes.items():
+            self.components[name].change(mode)
         reset_peak(self.execution.device)
         clock = Clock()
         with clock.stage("encode"):
@@ -157,18 +216,35 @@ class Executor:
                 next(steps)
             yield StepDone(step=call, steps=calls)
         items = [item for trajectory in trajectories for item in trajectory.items]
-        latents = torch.cat([trajectory.latents for trajectory in trajectories if trajectory.latents is not None])
-        with clock.stage("decode"), torch.inference_mode():
-            finite = stages.is_finite(latents)
-            pictures = stages.decode(self.components["vae"], latents.nan_to_num())
         share = {name: seconds / len(items) for name, seconds in clock.seconds.items()}
-        peak = peak_bytes(self.execution.device)
-        for item, picture, good in zip(items, pictures, finite, strict=True):
-            if good:
-                yield Rendered(item=item, pixels=picture, seconds=share, peak_bytes=peak)
-            else:
-                message = f"the latents are not finite in {self.execution.dtype}; try precision=full"
-                yield ItemFailed(item=item, error=NotFinite(message), seconds=share)
+        yield from self._decode(items, trajectories, wave.layout, share)
+
+    def _decode(
+        self,
+        items: Sequence[Item],
+        trajectories: Sequence[stages.Trajectory],
+        layout: Layout,
+        share: Mapping[str, float],
+    ) -> Iterator[WaveEvent]:
+        latents = torch.cat([trajectory.latents for trajectory in trajectories if trajectory.latents is not None])
+        decoded = stages.decode(self.components["vae"], latents.nan_to_num())
+        finite, left = stages.is_finite(latents), iter(items)
+        how = {"unet_bs": layout.unet_bs, "turbo": layout.turbo}
+        while True:
+            begun = time.perf_counter()
+            with torch.inference_mode():
+                pictures = next(decoded, None)
+            if pictures is None:
+                return
+            seconds = {**share, "decode": (time.perf_counter() - begun) / len(pictures)}
+            for item, picture, good in zip(itertools.islice(left, len(pictures)), pictures, finite, strict=False):
+                if good:
+                    peak = peak_bytes(self.execution.device)
+                    yield Rendered(item=item, pixels=picture, seconds=seconds, peak_bytes=peak, how=how)
+                else:
+                    message = f"the latents are not finite in {self.execution.dtype}; try precision=full"
+                    yield ItemFailed(item=item, error=NotFinite(message), seconds=seconds)
+            finite = finite[len(pictures) :]
 
     def _encode(self, texts: Sequence[str], chunked: bool) -> dict[str, Tensor]:
         """The texts' embeddings; each text is encoded once, as long as it is remembered."""
@@ -211,8 +287,36 @@ def peak_bytes(device: str) -> int:
     """The highest memory use since `reset_peak`, on a CPU the process's own; 0 where it isn't known."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(device))
+    return _status_bytes("VmHWM") or 0 if device == "cpu" else 0
+
+
+def _status_bytes(key: str) -> int | None:
     status = Path("/proc/self/status")
     if not status.exists():
-        return 0
-    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(peak.split()[1]) * 1024
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out: torch's own, Python's, or one of its allocator for CPUs."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in SHORT_OF_MEMORY)
+    )
+
+
+def release_memory(device: str) -> None:
+    """Gives what is not used any more back to the system."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+
+
+def return_memory_at_once() -> None:
+    """Lets glibc give large blocks back as soon as they are free, and take none of them from its heap.
+
+    Its heap, which it takes blocks of up to 32 MiB from once such blocks were used, never shrinks while anything
+    behind them is in use: what a process holds would grow far beyond what its tensors need.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)

@@ -1,18 +1,18 @@
-"""Where a component's weights are: parked in their file, on the device for a visit, or walking through it unit by unit.
+"""Where a component's weights are: on the device, parked, or on their way through it.
 
-A component that doesn't stay is brought for a `visit`. A component that is too large to visit as a whole is walked:
-its weights come unit by unit, each unit once for all the calls of a walk, and are dropped after it. The calls are the
-module's own, unmodified forward passes: each runs in a greenlet that stops before every unit until all the others
-stand there too. Nothing is ever copied back, since weights don't change.
+A component either *stays* on the device, or *visits* it for as long as it is needed, or *walks* through it unit by
+unit: each unit of weights is brought once for all the calls of a walk, while the next one is on its way, and is
+dropped after it. The calls are the module's own, unmodified forward passes: each runs in a greenlet that stops before
+every unit until all the others stand there too. Nothing is ever copied back, since weights don't change.
 
-    unet = Component(module, tensors, device=device, dtype=dtype, stays=False)
+    unet = Component(module, tensors, device=device, dtype=dtype, mode="walks")
     predictions = unet.call_all([lambda unet: unet(latents, times, context).sample, ...])
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,10 +20,9 @@ import greenlet
 import torch
 from torch import Tensor, nn
 
-from runner.checkpoint import read_tensor
+from runner.costs import STAYS, UNITS, VISITS, WALKS
+from runner.parking import Arena, make_parking
 from runner.stored import StoredTensor
-
-UNITS = 24  # a unit has at most about this share of the weights, unless it can't be divided
 
 
 class Component:
@@ -36,84 +35,121 @@ class Component:
         *,
         device: torch.device,
         dtype: torch.dtype,
-        stays: bool,
+        mode: str,
     ) -> None:
-        self.module, self.device, self.dtype, self.stays = module, device, dtype, stays
+        self.module, self.device, self.dtype = module, device, dtype
         self.config = _config_of(module)
-        self._tensors = tensors
-        self._here = False
-        self.walk = None if stays else Walk(self)
+        self.parking = make_parking(tensors, device, dtype)
+        self._here: set[str] = set()
+        self.walk: Walk | None = None
+        self.mode = VISITS
+        self.change(mode)
         for owner in module.modules():
             for name, buffer in owner.named_buffers(recurse=False):
                 setattr(owner, name, buffer.to(device))
 
+    def change(self, mode: str) -> None:
+        """Stays, visits or walks from now on."""
+        if mode != STAYS:
+            self.leave()
+        if mode == WALKS:
+            self.walk = self.walk or Walk(self)
+        elif self.walk:
+            self.walk.close()
+        self.mode = mode
+
     @contextmanager
-    def visit(self) -> Iterator[nn.Module]:
-        """The module with all its weights on the device; they leave afterwards, unless they stay."""
-        if not self._here:
-            put(self.module, self.read("", self.module))
-            self._here = True
+    def visit(self, *parts: str) -> Iterator[nn.Module]:
+        """The module with the weights of these parts of it on the device, or all; they leave unless they stay."""
+        for part in parts or ("",):
+            if part not in self._here:
+                module = self.module.get_submodule(part)
+                put(module, self.parking.bring(part, module, Arena(self.device)))
+                self._here.add(part)
         try:
             yield self.module
         finally:
-            if not self.stays:
-                take_away(self.module)
-                self._here = False
+            if self.mode != STAYS:
+                self.leave()
+
+    def leave(self) -> None:
+        """Drops the weights."""
+        if self._here:
+            take_away(self.module)
+            self._here.clear()
 
     def call_all(self, calls: Sequence[Callable[[nn.Module], Tensor]]) -> list[Tensor]:
-        """The results of several calls of the module; if it doesn't stay, each unit is brought once for all of them."""
-        if self.walk:
+        """The results of several calls of the module; if it walks, each unit is brought once for all of them."""
+        if self.mode == WALKS and self.walk:
             return self.walk.run(calls)
         with self.visit() as module:
             return [call(module) for call in calls]
 
-    def read(self, prefix: str, part: nn.Module) -> dict[str, Tensor]:
-        """The weights of a part of the module, on the device."""
-        dot = f"{prefix}." if prefix else ""
-        names = [name for name, _ in part.named_parameters()]
-        return {name: read_tensor(self._tensors[dot + name], self.dtype).to(self.device) for name in names}
-
 
 class Walk:
-    """A module's units, brought one after the other, while a thread reads the next one ahead."""
+    """A module's units, brought one after the other, each while the one before it is in use."""
 
     def __init__(self, component: Component) -> None:
         self.units = find_units(component.module)
         self.loads = dict.fromkeys(self.units, 0)  # how often each unit was brought
         self._component = component
+        self._arenas = Arena(component.device), Arena(component.device)
         self._order: list[str] = []  # in which the units are called, known after the first walk
         self._ahead: tuple[str, Future[dict[str, Tensor]]] | None = None
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="weights")
         for name, unit in self.units.items():
             unit.register_forward_pre_hook(lambda *_, name=name: _stop_before(name))
 
     def run(self, calls: Sequence[Callable[[nn.Module], Tensor]]) -> list[Tensor]:
         """Brings each unit once and lets every call go through it."""
         walkers = [_Walker(call) for call in calls]
-        stands = [walker.switch(self._component.module) for walker in walkers]
         order: list[str] = []
-        while not all(walker.dead for walker in walkers):
-            here = stands[0]
-            assert all(stand == here for stand in stands), "calls of one module take one way through it"
-            order.append(here)
-            put(self.units[here], self._fetch(here))
-            self._read_ahead(len(order))
-            stands = [walker.switch() for walker in walkers]
-            take_away(self.units[here])
+        try:
+            stands = [walker.switch(self._component.module) for walker in walkers]
+            while not all(walker.dead for walker in walkers):
+                here = stands[0]
+                assert all(stand == here for stand in stands), "calls of one module take one way through it"
+                order.append(here)
+                put(self.units[here], self._bring(here))
+                self._bring_ahead(len(order))
+                stands = [walker.switch() for walker in walkers]
+                take_away(self.units[here])
+                self._arenas[0].release()
+                self._arenas = self._arenas[1], self._arenas[0]
+        except BaseException:
+            self._give_up(walkers)
+            raise
         self._order = order
         return stands
 
-    def _read_ahead(self, position: int) -> None:
+    def close(self) -> None:
+        """Gives back the memory that the weights walk through."""
+        self._give_up([])
+        for arena in self._arenas:
+            arena.clear()
+
+    def _bring_ahead(self, position: int) -> None:
         if self._order:
             name = self._order[position % len(self._order)]
-            self._ahead = name, self._reader.submit(self._component.read, name, self.units[name])
+            self._ahead = name, self._component.parking.bring_ahead(name, self.units[name], self._arenas[1])
 
-    def _fetch(self, name: str) -> dict[str, Tensor]:
+    def _bring(self, name: str) -> dict[str, Tensor]:
         self.loads[name] += 1
         ahead, self._ahead = self._ahead, None
-        if ahead and ahead[0] == name:
-            return ahead[1].result()
-        return self._component.read(name, self.units[name])
+        if ahead:
+            tensors = ahead[1].result()
+            if ahead[0] == name:
+                return tensors
+        return self._component.parking.bring(name, self.units[name], self._arenas[0])
+
+    def _give_up(self, walkers: Sequence[_Walker]) -> None:
+        """After an error: no call goes on, and nothing is on its way."""
+        ahead, self._ahead = self._ahead, None
+        if ahead:
+            ahead[1].exception()
+        for walker in walkers:
+            if not walker.dead:
+                walker.throw()
+        take_away(self._component.module)
 
 
 class _Walker(greenlet.greenlet):  # type: ignore[misc]

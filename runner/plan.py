@@ -1,69 +1,166 @@
-"""Decides how items will be made, without torch: device, precision, rows in a call, which items go together.
+"""Decides how items will be made, without torch: device, precision, where the weights are, which items go together.
 
-What is decided here may change a picture's rounding, so nothing in it depends on how many items there are or which
-of them are still missing: only on the settings, the machine, the model and a picture's size.
+A layout says how pictures of one size are made. Layouts are tried from the fastest to the one that needs the least
+memory, and the first that keeps the ceiling is taken. What may change a picture's rounding, `unet_bs` above all, is
+the last thing to be changed, and depends on the settings, the machine, the model and a picture's size alone: never on
+how many items there are or which of them are still missing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import platform
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from runner.costs import STAYS, VISITS, WALKS, Costs, model_costs
 from runner.errors import SettingError
 from runner.settings import Settings
 from runner.spec import Item
-from runner.weights import COMPONENTS, ModelFiles
+from runner.weights import ModelFiles
 
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 LARGE_UNET = 100_000_000  # parameters; below, a CPU's bfloat16 loses more by converting than it gains by multiplying
 CALL_PIXELS = {"cpu": 8192, "mps": 32768, "cuda": 65536}  # latent pixels in one UNet call
 MOST_ROWS = 32
 SMALL_LATENTS = 1024  # latent pixels; a wave of pictures up to this size is several UNet calls long
 CALLS_IN_SMALL_WAVE = 2
-STREAMED_IMAGES = 8  # in a wave whose weights are streamed: enough to hide the transfer
+STREAMED_ROWS = 16  # in a wave whose weights are streamed: enough to hide the transfer
 BUFFERED_WAVES = 8
+MIB = 1 << 20
+SPARED = 0.85  # of the memory that is free, where nobody names a ceiling
 
-# Rough costs in bytes: the runner itself, and what a stage holds for each pixel and channel of its widest layer.
-PROCESS_BYTES = 450 << 20
-UNET_HELD, DECODER_HELD = 24, 10
-STREAMED_SHARE = 0.15  # of the UNet's weights are there at once when it is streamed
+ALL_STAY = {"text_encoder": STAYS, "unet": STAYS, "vae": STAYS}
+UNET_STAYS = {"text_encoder": VISITS, "unet": STAYS, "vae": VISITS}
+ALL_LEAVE = {"text_encoder": WALKS, "unet": WALKS, "vae": VISITS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How pictures of one size are made.
+
+    `modes` says of each component whether it stays, visits or walks; a UNet call has `unet_bs` rows, a wave up to
+    `wave_rows`; `peak` is the memory in bytes that this should take, on a CPU that of the whole process.
+    """
+
+    modes: Mapping[str, str]
+    unet_bs: int
+    wave_rows: int
+    peak: int
+
+    @property
+    def turbo(self) -> bool:
+        """Whether the UNet stays on the device."""
+        return self.modes["unet"] == STAYS
+
+    @property
+    def way(self) -> tuple[object, ...]:
+        """What it is, without what it should take."""
+        return *self.modes.items(), self.unet_bs, self.wave_rows
+
+    def __str__(self) -> str:
+        way = "the UNet on the device" if self.turbo else "the UNet streamed"
+        return f"{way}, unet_bs={self.unet_bs} and up to {self.wave_rows} rows a wave"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """How pictures are made on this machine; `unet_bs` is None where it follows from a picture's size."""
+    """How pictures are made on this machine. `turbo`, `unet_bs` and `limit` are None where they are free.
 
-    device: str
+    `limit` is the ceiling in bytes; where it is only `advice`, less than everything is done to keep it, but no error is
+    made of it.
+    """
+
     dtype: str
-    turbo: bool
-    unet_bs: int | None
+    costs: Costs
+    turbo: bool | None = None
+    unet_bs: int | None = None
+    limit: int | None = None
+    advice: bool = False
 
-    def rows(self, item: Item, factor: int) -> int:
-        """Rows in each UNet call that this item takes part in."""
-        if self.unet_bs:
-            return self.unet_bs
-        fitting = CALL_PIXELS[self.device.partition(":")[0]] // latent_pixels(item, factor)
+    @property
+    def device(self) -> str:
+        return self.costs.device
+
+    def layouts(self, width: int, height: int) -> Iterator[Layout]:
+        """The ways to make pictures of a size, from the fastest to the one that needs the least memory."""
+        rows = self.unet_bs or self._most_rows(width, height)
+        while rows:
+            for modes in self._modes():
+                for wave_rows in _wave_sizes(self._wave_rows(width, height, rows, modes), rows):
+                    peak = self.costs.peak(modes, width, height, rows, wave_rows)
+                    yield Layout(modes=modes, unet_bs=rows, wave_rows=wave_rows, peak=peak)
+            rows = 0 if self.unet_bs else rows // 2
+
+    def layout(self, width: int, height: int) -> Layout:
+        """The fastest layout that keeps the ceiling.
+
+        Raises:
+            SettingError: none does; it names the least that one can.
+        """
+        layouts = list(self.layouts(width, height))
+        fitting = (layout for layout in layouts if self.limit is None or layout.peak <= self.limit)
+        if layout := next(fitting, None):
+            return layout
+        least = min(layouts, key=lambda layout: layout.peak)
+        if self.advice:
+            return least
+        raise SettingError(
+            f"memory={show_size(self.limit or 0)}: pictures of {width}x{height} need at least "
+            f"memory={-(-least.peak // MIB)}MiB here" + (" with these settings" if self.unet_bs or self.turbo else "")
+        )
+
+    def _modes(self) -> Sequence[Mapping[str, str]]:
+        if self.turbo is None:
+            return ALL_STAY, UNET_STAYS, ALL_LEAVE
+        return (ALL_STAY, UNET_STAYS) if self.turbo else (ALL_LEAVE,)
+
+    def _most_rows(self, width: int, height: int) -> int:
+        fitting = CALL_PIXELS[self.device.partition(":")[0]] // self._latents(width, height)
         return min(MOST_ROWS, max(2, 1 << (fitting.bit_length() - 1) if fitting else 0))
+
+    def _wave_rows(self, width: int, height: int, rows: int, modes: Mapping[str, str]) -> int:
+        """How many rows fill a wave: few, so that pictures come early, but enough for what is done once a wave."""
+        if modes["unet"] == WALKS:
+            return max(rows, STREAMED_ROWS)
+        return rows * CALLS_IN_SMALL_WAVE if self._latents(width, height) <= SMALL_LATENTS else rows
+
+    def _latents(self, width: int, height: int) -> int:
+        return (width // self.costs.latent_factor) * (height // self.costs.latent_factor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wave:
-    """Items of one size that are made together, in UNet calls of `unet_bs` rows."""
+    """Items of one size that are made together, as `layout` says."""
 
     items: tuple[Item, ...]
-    unet_bs: int
+    layout: Layout
+
+    @property
+    def unet_bs(self) -> int:
+        return self.layout.unet_bs
 
 
-def decide(settings: Settings, model: ModelFiles, device: str, free: int | None) -> Execution:
-    """How this machine should make pictures. `free` is the device's free memory in bytes, where it is known."""
+def decide(settings: Settings, model: ModelFiles, device: str, free: int | None, base: int | None = None) -> Execution:
+    """How this machine should make pictures.
+
+    `free` is the device's free memory in bytes, and `base` what the process holds already, where these are known.
+    """
     dtype = choose_dtype(settings.precision, device, model.parameters("unet"))
-    limit = settings.memory or free
-    turbo = settings.turbo
-    if turbo is None:
-        turbo = limit is None or _weight_bytes(model, dtype) * 1.5 < limit
-    return Execution(device=device, dtype=dtype, turbo=turbo, unet_bs=settings.unet_bs)
+    limit = settings.memory or (int(free * SPARED) if free is not None else None)
+    return Execution(
+        dtype=dtype,
+        costs=model_costs(model, device, dtype, base),
+        turbo=settings.turbo,
+        unet_bs=settings.unet_bs,
+        limit=limit,
+        advice=settings.memory is None,
+    )
+
+
+def in_full_precision(execution: Execution) -> Execution:
+    """The same in float32."""
+    return replace(execution, dtype="float32", costs=execution.costs.in_dtype("float32"))
 
 
 def choose_dtype(precision: str, device: str, unet_parameters: int) -> str:
@@ -84,69 +181,80 @@ def guess_device(setting: str) -> str:
     return "mps" if platform.system() == "Darwin" and platform.machine() == "arm64" else "cpu"
 
 
-def latent_pixels(item: Item, factor: int) -> int:
-    """The number of latents of a picture, in one channel."""
-    return (item.width // factor) * (item.height // factor)
+def free_main_memory() -> int | None:
+    """The machine's free memory in bytes, where Linux tells it."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return min(available, *_container_limits()) if _container_limits() else available
 
 
-def group(items: Iterable[Item], execution: Execution, factor: int) -> Iterator[Wave]:
+def _container_limits() -> list[int]:
+    """What a container may still take (cgroups, version 2 and 1)."""
+    limits = []
+    for most, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # `max` is no number
+            limits.append(int(Path(most).read_text()) - int(Path(used).read_text()))
+    return limits
+
+
+def group(items: Iterable[Item], execution: Execution) -> Iterator[Wave]:
     """Puts items into waves, lazily: of one size, and of one sampler and step count as far as these fill a wave."""
     buckets: dict[tuple[int, int], dict[tuple[str, int], list[Item]]] = {}
+    layouts: dict[tuple[int, int], Layout] = {}
     for item in items:
-        alike = buckets.setdefault((item.width, item.height), {})
+        size = (item.width, item.height)
+        if size not in layouts:
+            layouts[size] = execution.layout(*size)
+        layout = layouts[size]
+        alike = buckets.setdefault(size, {})
         bucket = alike.setdefault((item.sampler, item.steps), [])
         bucket.append(item)
-        size = _wave_rows(item, execution, factor)
-        if _rows(bucket) >= size:
-            yield _wave(alike.pop((item.sampler, item.steps)), execution, factor)
-        elif sum(map(_rows, alike.values())) >= BUFFERED_WAVES * size:
-            yield from _mixed_waves(alike, execution, factor)
+        if _rows(bucket) >= layout.wave_rows:
+            yield Wave(items=tuple(alike.pop((item.sampler, item.steps))), layout=layout)
+        elif sum(map(_rows, alike.values())) >= BUFFERED_WAVES * layout.wave_rows:
+            yield from split((item for bucket in alike.values() for item in bucket), layout)
             alike.clear()
-    for alike in buckets.values():
-        yield from _mixed_waves(alike, execution, factor)
+    for size, alike in buckets.items():
+        yield from split((item for bucket in alike.values() for item in bucket), layouts[size])
 
 
-def _mixed_waves(alike: dict[tuple[str, int], list[Item]], execution: Execution, factor: int) -> Iterator[Wave]:
-    mixed: list[Item] = []
-    for item in (item for bucket in alike.values() for item in bucket):
-        mixed.append(item)
-        if _rows(mixed) >= _wave_rows(item, execution, factor):
-            yield _wave(mixed, execution, factor)
-            mixed = []
-    if mixed:
-        yield _wave(mixed, execution, factor)
+def split(items: Iterable[Item], layout: Layout) -> Iterator[Wave]:
+    """Waves of items of one size, in their order."""
+    filling: list[Item] = []
+    for item in items:
+        filling.append(item)
+        if _rows(filling) >= layout.wave_rows:
+            yield Wave(items=tuple(filling), layout=layout)
+            filling = []
+    if filling:
+        yield Wave(items=tuple(filling), layout=layout)
 
 
-def _wave(items: Sequence[Item], execution: Execution, factor: int) -> Wave:
-    return Wave(items=tuple(items), unet_bs=execution.rows(items[0], factor))
-
-
-def _wave_rows(item: Item, execution: Execution, factor: int) -> int:
-    """How many rows fill a wave: few, so that pictures come early, but enough for what is done once a wave."""
-    rows = execution.rows(item, factor)
-    if not execution.turbo:
-        return max(rows, 2 * STREAMED_IMAGES)
-    return rows * CALLS_IN_SMALL_WAVE if latent_pixels(item, factor) <= SMALL_LATENTS else rows
+def _wave_sizes(most: int, rows: int) -> Iterator[int]:
+    """Rows in a wave, from the most that is wanted down to one call's."""
+    while most > rows:
+        yield most
+        most = max(rows, most // 2)
+    yield rows
 
 
 def _rows(items: Iterable[Item]) -> int:
     return sum(item.rows for item in items)
 
 
-def memory_bytes(wave: Wave, execution: Execution, model: ModelFiles) -> int:
-    """Roughly the most memory that a wave holds on its device; on a CPU that of the whole process."""
-    width, height, number = wave.items[0].width, wave.items[0].height, DTYPE_BYTES[execution.dtype]
-    weights = {name: model.parameters(name) * number for name in COMPONENTS}
-    unet = weights["unet"] * (1 if execution.turbo else STREAMED_SHARE)
-    latents = latent_pixels(wave.items[0], model.latent_factor)
-    unet_widest = int(model.configs["unet"]["block_out_channels"][0])
-    decoder_widest = int(model.configs["vae"]["block_out_channels"][0])
-    denoising = unet + wave.unet_bs * latents * unet_widest * number * UNET_HELD
-    stays = unet if execution.turbo else 0
-    decoding = stays + weights["vae"] + width * height * decoder_widest * number * DECODER_HELD
-    encoding = stays + weights["text_encoder"]
-    process = PROCESS_BYTES if execution.device == "cpu" else 0
-    return int(process + max(denoising, decoding, encoding))
+def show_size(number: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB"
 
 
 def check_device(setting: str, available: Sequence[str]) -> str:
@@ -161,10 +269,6 @@ def check_device(setting: str, available: Sequence[str]) -> str:
     if wanted not in available:
         raise SettingError(f"device={setting}: this machine has no such device; it has {', '.join(available)}")
     return wanted
-
-
-def _weight_bytes(model: ModelFiles, dtype: str) -> int:
-    return sum(model.parameters(name) for name in COMPONENTS) * DTYPE_BYTES[dtype]
 
 
 def _cpu_multiplies_bfloat16() -> bool:

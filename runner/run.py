@@ -23,7 +23,7 @@ import orjson
 from runner import __version__, gallery, plan
 from runner.errors import RunnerError
 from runner.events import ItemDone, ItemFailed, Rendered, RunEvent, RunFinished, RunStarted
-from runner.execute import Executor, available_devices, free_memory
+from runner.execute import Executor, available_devices, free_memory, held_memory
 from runner.files import atomic_write, writing_to
 from runner.images import Writer, Written, image_path
 from runner.records import Ledger
@@ -72,7 +72,7 @@ def _render_only(request: Request, executor: Executor) -> Iterator[RunEvent]:
     """Renders everything and keeps nothing: to measure the time."""
     yield RunStarted(wanted=request.count(), missing=request.count(), settings=describe(request, executor))
     begun, done, failed = time.monotonic(), 0, list[Item]()
-    for wave in plan.group(request.wanted(), executor.execution, request.model.latent_factor):
+    for wave in plan.group(request.wanted(), executor.execution):
         for event in executor.run(wave):
             if isinstance(event, Rendered):
                 done += 1
@@ -91,18 +91,17 @@ class Session:
         self.done = 0
         self.failed: list[Item] = []
         self._under_way: set[str] = set()  # ids that are grouped, rendered or written, but not in the ledger
-        self._written: deque[tuple[Rendered, int, futures.Future[Written]]] = deque()
+        self._written: deque[tuple[Rendered, futures.Future[Written]]] = deque()
         self._constant = _constant_record(request, executor)
 
     def render(self) -> Iterator[RunEvent]:
         """Renders all that is missing, wave by wave."""
-        factor = self.request.model.latent_factor
-        for wave in plan.group(self._missing(), self.executor.execution, factor):
+        for wave in plan.group(self._missing(), self.executor.execution):
             for event in self.executor.run(wave):
                 if isinstance(event, Rendered):
-                    self._written.append((event, wave.unet_bs, self._write(event)))
+                    self._written.append((event, self._write(event)))
                 elif isinstance(event, ItemFailed):
-                    self._note_failure(event, wave.unet_bs)
+                    self._note_failure(event)
                     yield event
                 else:
                     yield event
@@ -149,32 +148,32 @@ class Session:
 
     def _collect(self, *, wait: bool) -> Iterator[ItemDone]:
         """Appends the records of pictures that are in their files; those that remain stay noted, whatever happens."""
-        while self._written and (wait or self._written[0][2].done()):
-            futures.wait([self._written[0][2]])
-            event, unet_bs, future = self._written.popleft()
-            record = self._record(event.item, unet_bs) | _done_record(event, future.result())
+        while self._written and (wait or self._written[0][1].done()):
+            futures.wait([self._written[0][1]])
+            event, future = self._written.popleft()
+            record = self._record(event.item, event.how) | _done_record(event, future.result())
             self._append(record)
             self.done += 1
             yield ItemDone(item=event.item, record=record)
 
-    def _note_failure(self, event: ItemFailed, unet_bs: int) -> None:
+    def _note_failure(self, event: ItemFailed) -> None:
         error = {"class": type(event.error).__name__, "message": str(event.error)}
         failure = {"status": "failed", "error": error, "seconds": _rounded(event.seconds)}
-        self._append(self._record(event.item, unet_bs) | failure)
+        self._append(self._record(event.item, {}) | failure)
         self.failed.append(event.item)
 
     def _append(self, record: Mapping[str, Any]) -> None:
         self.ledger.append(record)
         self._under_way.discard(record["id"])
 
-    def _record(self, item: Item, unet_bs: int) -> dict[str, Any]:
+    def _record(self, item: Item, how: Mapping[str, Any]) -> dict[str, Any]:
         constant = self._constant
         return {
             "id": self.request.identity(item),
             "status": "",
             "item": self._keep_init(item).to_dict() | {"model": self.request.model.name},
             "model": constant["model"],
-            "run": constant["run"] | {"unet_bs": unet_bs},
+            "run": constant["run"] | how,
             "env": constant["env"],
         }
 
@@ -204,7 +203,8 @@ def _count_missing(request: Request, ledger: Ledger | None) -> int:
 def start_executor(request: Request) -> Executor:
     """The request's model, as its settings want it on this machine."""
     device = plan.check_device(request.settings.device, available_devices())
-    return Executor(request.model, plan.decide(request.settings, request.model, device, free_memory(device)))
+    free, held = free_memory(device), held_memory(device)
+    return Executor(request.model, plan.decide(request.settings, request.model, device, free, held))
 
 
 def _constant_record(request: Request, executor: Executor) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from runner import samplers
+from runner import samplers, strips
+from runner.costs import DECODED_PIXELS, decode_rows
 from runner.errors import ModelError
 from runner.fragments import Component
 from runner.spec import Item
@@ -25,8 +26,6 @@ from runner.tokens import LENGTH, ClipTokenizer
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 TEXT_ROWS = 4
-DECODED_PIXELS = 1 << 17  # in one call of the decoder; a single picture may be larger
-MOST_DECODED_ROWS = 16
 PROBED_SIZE = 32  # latents along one side
 LAST_TIMESTEP = 999.0
 HALF = 0.5
@@ -38,10 +37,13 @@ def encode_texts(
     """Each text's embedding, float32 [77, C], or where texts are chunked [77 * pieces, C]."""
     pieces = [tokenizer.encode_chunks(text) if chunked else [tokenizer.encode(text).ids] for text in texts]
     ids = torch.tensor([piece for text in pieces for piece in text], device=encoder.device)  # [N, 77]
-    with encoder.visit() as module:
-        encoded = [module(batch).last_hidden_state.float() for batch in _padded_batches(ids, TEXT_ROWS)]
+    encoded = encoder.call_all([_text_call(batch) for batch in _padded_batches(ids, TEXT_ROWS)])
     split = torch.split(torch.cat(encoded)[: len(ids)], [len(text) for text in pieces])
     return {text: embedding.flatten(0, 1) for text, embedding in zip(texts, split, strict=True)}
+
+
+def _text_call(ids: Tensor) -> Callable[[nn.Module], Tensor]:
+    return lambda encoder: encoder(ids).last_hidden_state.float()
 
 
 def draw_noise(items: Sequence[Item], factor: int, channels: int) -> tuple[Tensor, list[torch.Generator]]:
@@ -58,10 +60,10 @@ def draw_noise(items: Sequence[Item], factor: int, channels: int) -> tuple[Tenso
 def encode_picture(encoder: Component, pixels: Pixels) -> Tensor:
     """A picture's latents [4, H/8, W/8], float32, from uint8 [H, W, 3]: the most likely ones, without noise."""
     levels = torch.from_numpy(pixels.copy()).to(encoder.device).permute(2, 0, 1)[None]
-    with encoder.visit() as module:
-        vae: Any = module
-        latents: Tensor = vae.encode((levels.float() / 127.5 - 1).to(encoder.dtype)).latent_dist.mode()
-    return latents[0].float() * float(encoder.config["scaling_factor"])
+    parts = ("encoder", "quant_conv") if encoder.config.get("use_quant_conv", True) else ("encoder",)
+    with encoder.visit(*parts) as module:
+        moments = strips.encode(module, (levels.float() / 127.5 - 1).to(encoder.dtype))
+    return moments[0].chunk(2)[0].float() * float(encoder.config["scaling_factor"])
 
 
 @dataclass(slots=True)
@@ -198,21 +200,21 @@ def _unet_call(latents: Tensor, times: Tensor, context: Tensor) -> Callable[[nn.
     return lambda unet: unet(latents, times, encoder_hidden_states=context, return_dict=False)[0]
 
 
-def decode_rows(width: int, height: int) -> int:
-    """How many pictures of this size are decoded in one call."""
-    return min(MOST_DECODED_ROWS, max(1, DECODED_PIXELS // (width * height)))
-
-
-def decode(decoder: Component, latents: Tensor) -> Pixels:
-    """Pictures, uint8 [n, H, W, 3], from finished latents [n, 4, h, w] of one size; bytes are rounded, not cut off."""
+def decode(decoder: Component, latents: Tensor) -> Iterator[Pixels]:
+    """Pictures of finished latents [n, 4, h, w], uint8 [k, H, W, 3] at a time; bytes are rounded, not cut off."""
     factor = 2 ** (len(decoder.config["block_out_channels"]) - 1)
-    rows = decode_rows(latents.shape[-1] * factor, latents.shape[-2] * factor)
+    width, height = latents.shape[-1] * factor, latents.shape[-2] * factor
     scaled = (latents / decoder.config["scaling_factor"]).to(decoder.dtype)
-    with decoder.visit() as module:
+    parts = ("decoder", "post_quant_conv") if decoder.config.get("use_post_quant_conv", True) else ("decoder",)
+    with decoder.visit(*parts) as module:
         vae: Any = module
-        decoded = [_to_bytes(vae.decode(batch).sample) for batch in _padded_batches(scaled, rows)]
-    pictures: Pixels = torch.cat(decoded)[: len(latents)].cpu().numpy()
-    return pictures
+        if width * height > DECODED_PIXELS:
+            for one in scaled.split(1):
+                yield torch.cat([_to_bytes(strip) for strip in strips.decode(vae, one)], 1).cpu().numpy()
+            return
+        rows = decode_rows(width, height)
+        for wanted, batch in zip(scaled.split(rows), _padded_batches(scaled, rows), strict=True):
+            yield _to_bytes(vae.decode(batch).sample)[: len(wanted)].cpu().numpy()
 
 
 def _to_bytes(decoded: Tensor) -> Tensor:

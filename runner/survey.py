@@ -59,7 +59,8 @@ class Survey:
 def make_survey(request: Request) -> Survey:
     """Counts what is wanted and what is missing, and estimates what that takes."""
     device = plan.guess_device(request.settings.device)
-    execution = plan.decide(request.settings, request.model, device, None)
+    free = plan.free_main_memory() if device == "cpu" else None
+    execution = plan.decide(request.settings, request.model, device, free)
     answer = Survey(execution=execution)
     index = read_index(request.folder)
     missing: list[Item] = []
@@ -69,9 +70,9 @@ def make_survey(request: Request) -> Survey:
             answer.prompts[item.prompt] = item.parts
         if not index.is_done(request.identity(item)):
             missing.append(item)
-    for wave in plan.group(missing, execution, request.model.latent_factor):
+    for wave in plan.group(missing, execution):
         answer.waves += 1
-        answer.memory_bytes = max(answer.memory_bytes, plan.memory_bytes(wave, execution, request.model))
+        answer.memory_bytes = max(answer.memory_bytes, wave.layout.peak)
         for item in wave.items:
             answer.missing += 1
             answer.disk_bytes += int(item.width * item.height * DISK_BYTES_PER_PIXEL[item.format])

@@ -1,5 +1,6 @@
 import hashlib
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from runner import stages, weights
-from runner.events import ItemFailed, Rendered, StepDone, WaveStarted
+from runner.costs import model_costs
+from runner.events import ItemFailed, MemoryShort, Rendered, StepDone, WaveStarted
 from runner.execute import Executor
 from runner.plan import Execution, Wave, group
 from runner.spec import SAMPLERS, Part
@@ -24,8 +26,13 @@ def model(tmp_path_factory):
 
 
 def make_executor(model, **changes):
-    settings = {"device": "cpu", "dtype": "float32", "turbo": True, "unet_bs": 4} | changes
-    return Executor(model, Execution(**settings))
+    settings = {"dtype": "float32", "turbo": True, "unet_bs": 4} | changes
+    return Executor(model, Execution(costs=model_costs(model, "cpu", settings["dtype"]), **settings))
+
+
+def make_wave(executor, items):
+    layout = executor.execution.layout(items[0].width, items[0].height)
+    return Wave(items=tuple(items), layout=replace(layout, wave_rows=100))
 
 
 def many_items():
@@ -47,7 +54,7 @@ def many_items():
 def render(executor, items):
     """SHA-256 of each item's pixels, by the item's number."""
     hashes = {}
-    for wave in group(items, executor.execution, 8):
+    for wave in group(items, executor.execution):
         for event in executor.run(wave):
             assert not isinstance(event, ItemFailed), event.error
             if isinstance(event, Rendered):
@@ -82,8 +89,9 @@ def test_pictures_are_the_same_bytes_when_the_unet_is_streamed(model, whole):
 def test_rows_in_a_call_change_no_more_than_the_rounding(model):
     pixels = {}
     for unet_bs in (1, 4, 7):
-        wave = Wave(items=tuple(make_item(number=n, seed=n, steps=3) for n in range(4)), unet_bs=unet_bs)
-        rendered = [event for event in make_executor(model).run(wave) if isinstance(event, Rendered)]
+        executor = make_executor(model, unet_bs=unet_bs)
+        wave = make_wave(executor, [make_item(number=n, seed=n, steps=3) for n in range(4)])
+        rendered = [event for event in executor.run(wave) if isinstance(event, Rendered)]
         pixels[unet_bs] = np.stack([event.pixels for event in rendered]).astype(int)
     assert np.abs(pixels[1] - pixels[4]).max() <= 1
     assert np.abs(pixels[7] - pixels[4]).max() <= 1
@@ -107,7 +115,8 @@ def test_the_picture_is_that_of_stock_diffusers(model):
         negative_prompt="blurry",
     ).images[0]  # fmt: skip
     item = make_item(prompt="white duck", negative="blurry", seed=27, steps=50)
-    ours = [event for event in make_executor(model).run(Wave(items=(item,), unet_bs=2)) if isinstance(event, Rendered)]
+    executor = make_executor(model, unet_bs=2)
+    ours = [event for event in executor.run(make_wave(executor, [item])) if isinstance(event, Rendered)]
     assert np.abs(ours[0].pixels - stock * 255).max() <= 0.6
 
 
@@ -133,7 +142,8 @@ def test_a_text_is_encoded_once(model, monkeypatch):
 
 def test_events_tell_the_story_of_a_wave(model):
     items = (make_item(number=0, steps=2), make_item(number=1, steps=4))
-    events = list(make_executor(model).run(Wave(items=items, unet_bs=4)))
+    executor = make_executor(model)
+    events = list(executor.run(make_wave(executor, items)))
     assert isinstance(events[0], WaveStarted)
     assert [(e.step, e.steps) for e in events if isinstance(e, StepDone)] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     rendered = [event for event in events if isinstance(event, Rendered)]
@@ -155,7 +165,7 @@ def test_a_picture_that_overflows_fails_alone(model, monkeypatch):
     monkeypatch.setattr(stages, "start_trajectory", start)
     executor = make_executor(model)
     items = tuple(make_item(number=n, seed=n, steps=3) for n in range(4))
-    events = list(executor.run(Wave(items=items, unet_bs=4)))
+    events = list(executor.run(make_wave(executor, items)))
     failed = [event for event in events if isinstance(event, ItemFailed)]
     assert [event.item.number for event in failed] == [1]
     assert "precision=full" in str(failed[0].error)
@@ -174,16 +184,64 @@ def test_an_error_in_one_picture_does_not_take_its_wave_down(model, monkeypatch)
 
     monkeypatch.setattr(stages, "draw_noise", draw)
     items = tuple(make_item(number=n, seed=n, steps=2) for n in range(4))
-    events = list(make_executor(model).run(Wave(items=items, unet_bs=4)))
+    executor = make_executor(model)
+    events = list(executor.run(make_wave(executor, items)))
     assert {e.item.number for e in events if isinstance(e, Rendered)} == {0, 1, 3}
     assert [(e.item.number, str(e.error)) for e in events if isinstance(e, ItemFailed)] == [(2, "no noise today")]
+
+
+def short_of_memory(monkeypatch, executor, fits, error=torch.OutOfMemoryError):
+    """Lets memory run out in every wave whose layout is not one that `fits`."""
+    original = stages.denoise
+
+    def denoise(unet, trajectories, unet_bs):
+        rows = sum(len(trajectory.context) for trajectory in trajectories)
+        if not fits(unet.mode, unet_bs, rows):
+            raise error("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+        return original(unet, trajectories, unet_bs)
+
+    monkeypatch.setattr(stages, "denoise", denoise)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, RuntimeError])
+@pytest.mark.parametrize("turbo", [None, False])
+def test_running_out_of_memory_is_answered_with_less_of_it(model, monkeypatch, error, turbo):
+    items = many_items()[1:7]  # of one size
+    wanted = render(make_executor(model), items)
+    executor = make_executor(model, turbo=turbo)
+    short_of_memory(monkeypatch, executor, lambda mode, unet_bs, rows: mode == "walks" and rows <= 4, error)
+    events = list(executor.run(make_wave(executor, items)))
+    assert any("out of memory" in event.message for event in events if isinstance(event, MemoryShort))
+    rendered = [event for event in events if isinstance(event, Rendered)]
+    assert {e.item.number: hashlib.sha256(e.pixels.tobytes()).hexdigest() for e in rendered} == wanted
+    assert all(event.how == {"unet_bs": 4, "turbo": False} for event in rendered)
+    again = list(executor.run(make_wave(executor, items)))
+    assert not any(isinstance(event, MemoryShort) for event in again)  # it has learned
+
+
+def test_pictures_that_no_plan_has_memory_for_fail(model, monkeypatch):
+    executor = make_executor(model)
+    short_of_memory(monkeypatch, executor, lambda *_: False)
+    events = list(executor.run(make_wave(executor, many_items()[1:4])))
+    assert [event.item.number for event in events if isinstance(event, ItemFailed)] == [1, 2, 3]
+
+
+def test_a_wave_that_held_more_than_the_ceiling_says_so_and_is_planned_anew(model):
+    executor = make_executor(model, turbo=None, limit=1 << 20, advice=False)
+    free = replace(executor.execution, limit=None).layout(64, 64)
+    executor.execution = replace(executor.execution, limit=free.peak, costs=replace(executor.execution.costs, base=0))
+    items = many_items()[1:3]
+    events = list(executor.run(make_wave(executor, items)))
+    assert len([event for event in events if isinstance(event, Rendered)]) == 2
+    assert ["more than memory=" in event.message for event in events if isinstance(event, MemoryShort)] == [True]
 
 
 def test_half_precision_differs_by_rounding_only(model):
     item = make_item(steps=3)
     pictures = []
     for dtype in ("float32", "bfloat16"):
-        events = make_executor(model, dtype=dtype).run(Wave(items=(item,), unet_bs=2))
+        executor = make_executor(model, dtype=dtype, unet_bs=2)
+        events = executor.run(make_wave(executor, [item]))
         pictures += [event.pixels.astype(int) for event in events if isinstance(event, Rendered)]
     assert 0 < np.abs(pictures[0] - pictures[1]).max() < 40
 

@@ -4,6 +4,7 @@ import torch
 
 from runner import fragments, weights
 from runner.checkpoint import build_module
+from runner.costs import STAYS, VISITS, WALKS
 
 
 @pytest.fixture(scope="module")
@@ -11,10 +12,10 @@ def model(tmp_path_factory):
     return weights.find_model(str(tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")))
 
 
-def make(model, *, stays, name="unet"):
+def make(model, mode, name="unet"):
     cpu = torch.device("cpu")
     module = build_module(model, name)
-    return fragments.Component(module, model.tensors[name], device=cpu, dtype=torch.float32, stays=stays)
+    return fragments.Component(module, model.tensors[name], device=cpu, dtype=torch.float32, mode=mode)
 
 
 def unet_calls(count, size=8):
@@ -27,24 +28,43 @@ def unet_calls(count, size=8):
 
 
 def test_weights_are_there_during_a_visit_only(model):
-    component = make(model, stays=False)
+    component = make(model, VISITS)
     with component.visit() as unet:
         assert not any(parameter.is_meta for parameter in unet.parameters())
     assert all(parameter.is_meta for parameter in component.module.parameters())
 
 
 def test_a_component_that_stays_is_read_once(model, monkeypatch):
-    component = make(model, stays=True)
+    component = make(model, STAYS)
     with component.visit():
         pass
-    monkeypatch.setattr(component, "read", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(component.parking, "bring", lambda *_: pytest.fail("read again"))
     with component.visit() as unet:
         assert not any(parameter.is_meta for parameter in unet.parameters())
 
 
+def test_a_visit_may_be_of_parts_only(model):
+    component = make(model, VISITS, "vae")
+    with component.visit("decoder", "post_quant_conv") as vae:
+        assert not any(parameter.is_meta for parameter in vae.decoder.parameters())
+        assert all(parameter.is_meta for parameter in vae.encoder.parameters())
+    assert all(parameter.is_meta for parameter in component.module.parameters())
+
+
+@torch.inference_mode()
+def test_a_component_may_change_its_mode(model):
+    component, calls = make(model, STAYS), list(unet_calls(2))
+    wanted = component.call_all(calls)
+    for mode in (WALKS, VISITS, WALKS, STAYS, WALKS):
+        component.change(mode)
+        for found, expected in zip(component.call_all(calls), wanted, strict=True):
+            assert torch.equal(found, expected)
+        assert any(not parameter.is_meta for parameter in component.module.parameters()) == (mode == STAYS)
+
+
 @torch.inference_mode()
 def test_a_walk_gives_the_same_bits_as_the_resident_module(model):
-    stays, walks = make(model, stays=True), make(model, stays=False)
+    stays, walks = make(model, STAYS), make(model, WALKS)
     for count in (1, 4):
         calls = list(unet_calls(count))
         for resident, walked in zip(stays.call_all(calls), walks.call_all(calls), strict=True):
@@ -53,7 +73,7 @@ def test_a_walk_gives_the_same_bits_as_the_resident_module(model):
 
 @torch.inference_mode()
 def test_each_unit_is_brought_once_for_all_calls(model):
-    component = make(model, stays=False)
+    component = make(model, WALKS)
     for walk in range(1, 4):
         component.call_all(list(unet_calls(5)))
         assert set(component.walk.loads.values()) == {walk}
@@ -62,7 +82,7 @@ def test_each_unit_is_brought_once_for_all_calls(model):
 
 @torch.inference_mode()
 def test_no_more_than_a_unit_is_there_during_a_walk(model):
-    component = make(model, stays=False)
+    component = make(model, WALKS)
     most = 0
 
     def watch(*_):
@@ -87,7 +107,7 @@ def test_every_parameter_is_in_exactly_one_unit(model):
 
 @torch.inference_mode()
 def test_an_error_in_a_call_is_passed_on_and_the_next_walk_is_whole(model):
-    component = make(model, stays=False)
+    component = make(model, WALKS)
     calls = list(unet_calls(2))
 
     def broken(unet):
@@ -96,4 +116,4 @@ def test_an_error_in_a_call_is_passed_on_and_the_next_walk_is_whole(model):
 
     with pytest.raises(ValueError, match="broken"):
         component.call_all([calls[1], broken])
-    assert torch.equal(component.call_all(calls)[1], make(model, stays=True).call_all(calls)[1])
+    assert torch.equal(component.call_all(calls)[1], make(model, STAYS).call_all(calls)[1])

@@ -12,10 +12,10 @@ import runner
 PACKAGE = Path(runner.__file__).parent
 LAYERS = (
     ("errors", "spec", "events", "settings"),
-    ("files", "tokens", "stored", "pickled", "torch_file", "compvis", "weights"),
+    ("files", "tokens", "stored", "pickled", "torch_file", "compvis", "weights", "costs"),
     ("inits", "yaml_nodes", "prompts", "values", "manifest", "expand", "records", "images"),
     ("pictures", "contact_sheet", "gallery", "request", "plan", "survey"),
-    ("samplers", "checkpoint", "fragments", "stages"),
+    ("samplers", "checkpoint", "parking", "fragments", "strips", "stages"),
     ("execute",),
     ("run",),
     ("progress",),

@@ -4,9 +4,9 @@ import pytest
 import tiny
 from builders import make_item
 
-from runner import plan, settings, weights
+from runner import costs, plan, settings, weights
 from runner.errors import SettingError
-from runner.plan import Execution
+from runner.plan import ALL_LEAVE, ALL_STAY, UNET_STAYS, Execution
 
 
 @pytest.fixture(scope="module")
@@ -14,48 +14,51 @@ def model(tmp_path_factory):
     return weights.find_model(str(tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")))
 
 
-def execution(**changes):
-    return Execution(**({"device": "cpu", "dtype": "float32", "turbo": True, "unet_bs": None} | changes))
+@pytest.fixture(scope="module")
+def make(model):
+    def make(device="cpu", dtype="float32", **changes):
+        return Execution(dtype=dtype, costs=costs.model_costs(model, device, dtype, 100 << 20), **changes)
+
+    return make
 
 
 def items(count, **changes):
     return [make_item(number=number, **changes) for number in range(count)]
 
 
-def test_rows_depend_on_the_size_and_the_device_alone():
-    small, large = make_item(), make_item(width=512, height=512)
-    assert execution().rows(small, 8) == 32
-    assert execution().rows(large, 8) == 2
-    assert execution(device="cuda:0").rows(large, 8) == 16
-    assert execution().rows(make_item(width=4096, height=4096), 8) == 2
-    assert execution(unet_bs=5).rows(large, 8) == execution(unet_bs=5).rows(small, 8) == 5
+def test_rows_depend_on_the_size_and_the_device_alone(make):
+    assert make().layout(64, 64).unet_bs == 32
+    assert make().layout(512, 512).unet_bs == 2
+    assert make(device="cuda:0").layout(512, 512).unet_bs == 16
+    assert make().layout(4096, 4096).unet_bs == 2
+    assert make(unet_bs=5).layout(512, 512).unet_bs == make(unet_bs=5).layout(64, 64).unet_bs == 5
 
 
-def test_every_item_is_in_one_wave_and_waves_are_of_one_size():
+def test_every_item_is_in_one_wave_and_waves_are_of_one_size(make):
     wanted = [
         make_item(
             number=n, width=64 * (1 + n % 3), sampler=("ddim", "euler")[n % 2], steps=10 + n % 5, scale=1.0 + n % 2
         )
         for n in range(500)
     ]
-    waves = list(plan.group(wanted, execution(), 8))
+    waves = list(plan.group(wanted, make()))
     assert sorted(item.number for wave in waves for item in wave.items) == list(range(500))
     assert all(len({(item.width, item.height) for item in wave.items}) == 1 for wave in waves)
 
 
-def test_like_goes_with_like_while_there_is_enough_of_it():
+def test_like_goes_with_like_while_there_is_enough_of_it(make):
     wanted = [make_item(number=n, sampler=("ddim", "heun")[n % 2]) for n in range(128)]
-    waves = list(plan.group(wanted, execution(), 8))
+    waves = list(plan.group(wanted, make()))
     assert all(len({item.sampler for item in wave.items}) == 1 for wave in waves)
     assert {len(wave.items) for wave in waves} == {32}
 
 
-def test_what_is_left_over_shares_waves():
+def test_what_is_left_over_shares_waves(make):
     wanted = [make_item(number=n, steps=1 + n) for n in range(40)]
-    assert len(list(plan.group(wanted, execution(), 8))) == 2
+    assert len(list(plan.group(wanted, make()))) == 2
 
 
-def test_grouping_is_lazy_and_bounded():
+def test_grouping_is_lazy_and_bounded(make):
     taken = itertools.count()
 
     def endless():
@@ -63,15 +66,15 @@ def test_grouping_is_lazy_and_bounded():
             next(taken)
             yield make_item(number=number, steps=1 + number % 500)
 
-    waves = plan.group(endless(), execution(), 8)
+    waves = plan.group(endless(), make())
     for _ in range(20):
         next(waves)
     assert next(taken) < 20 * 32 + 8 * 32 + 32
 
 
-def test_waves_come_early_where_pictures_are_large():
-    assert len(next(plan.group(items(50, width=512, height=512), execution(), 8)).items) == 1
-    assert len(next(plan.group(items(50, width=512, height=512), execution(turbo=False), 8)).items) == 8
+def test_waves_come_early_where_pictures_are_large(make):
+    assert len(next(plan.group(items(50, width=512, height=512), make())).items) == 1
+    assert len(next(plan.group(items(50, width=512, height=512), make(turbo=False))).items) == 8
 
 
 @pytest.mark.parametrize(
@@ -91,12 +94,14 @@ def test_precision(monkeypatch, precision, device, parameters, bfloat16, wanted)
 
 
 def test_the_unet_stays_where_it_fits(model):
-    auto = settings.compose([])
-    assert plan.decide(auto, model, "cpu", None).turbo
-    assert plan.decide(auto, model, "cuda:0", 8 << 30).turbo
-    assert not plan.decide(auto, model, "cuda:0", 1 << 20).turbo
-    assert not plan.decide(settings.compose(["memory=1MiB"]), model, "cuda:0", 8 << 30).turbo
-    assert not plan.decide(settings.compose(["turbo=false"]), model, "cpu", None).turbo
+    def turbo(*overrides, device="cpu", free=None):
+        return plan.decide(settings.compose([*overrides]), model, device, free).layout(64, 64).turbo
+
+    assert turbo()
+    assert turbo(device="cuda:0", free=8 << 30)
+    assert not turbo(device="cuda:0", free=1 << 20)  # nobody named a ceiling, so the least is tried
+    assert not turbo("turbo=false")
+    assert turbo("memory=1GiB", device="cuda:0", free=1 << 20)
 
 
 def test_devices():
@@ -108,11 +113,63 @@ def test_devices():
         plan.check_device("cuda", ["cpu"])
 
 
-def test_memory_grows_with_what_needs_it(model):
-    def needed(rows, side, **changes):
-        wave = plan.Wave(items=(make_item(width=side, height=side),), unet_bs=rows)
-        return plan.memory_bytes(wave, execution(**changes), model)
+def test_memory_grows_with_what_needs_it(make):
+    def needed(side, modes=ALL_STAY, rows=2, wave_rows=2, device="cpu"):
+        return make(device).costs.peak(modes, side, side, rows, wave_rows)
 
-    assert needed(2, 64) < needed(8, 512) < needed(32, 512)
-    assert needed(2, 64, turbo=False) <= needed(2, 64)
-    assert needed(2, 64, device="cuda:0") < needed(2, 64)
+    assert needed(64) < needed(512) < needed(512, rows=8, wave_rows=8)
+    assert needed(512) < needed(512, wave_rows=16) < needed(512, rows=16, wave_rows=16)
+    assert needed(64, ALL_LEAVE) < needed(64, UNET_STAYS) < needed(64)
+    assert needed(64, device="cuda:0") < needed(64)
+
+
+@pytest.mark.parametrize("side", [64, 256, 512, 1024])
+def test_a_ceiling_is_kept_from_generous_to_impossible(make, side):
+    """Each layout that is ever chosen fits; the first is the fastest, the last the leanest, then comes an error."""
+    layouts = list(make().layouts(side, side))
+    assert layouts[0].modes == ALL_STAY
+    least = min(layout.peak for layout in layouts)
+    assert make(limit=least).layout(side, side).peak == least
+    for limit in range(least, layouts[0].peak + 2, max(1, (layouts[0].peak - least) // 50)):
+        assert make(limit=limit).layout(side, side).peak <= limit
+    assert make(limit=layouts[0].peak).layout(side, side) == layouts[0]
+    with pytest.raises(SettingError, match=f"need at least memory={-(-least // 2**20)}MiB"):
+        make(limit=least - 1).layout(side, side)
+    assert make(limit=least - 1, advice=True).layout(side, side).peak == least
+
+
+def test_rows_in_a_call_are_the_last_thing_that_a_ceiling_changes(make):
+    layouts = list(make(device="cuda:0").layouts(512, 512))
+    rows = [layout.unet_bs for layout in layouts]
+    assert rows == sorted(rows, reverse=True)
+    assert [layout.modes for layout in layouts[:3]] == [ALL_STAY, UNET_STAYS, ALL_LEAVE]
+    assert {layout.unet_bs for layout in make(unet_bs=3).layouts(512, 512)} == {3}
+    assert not any(layout.turbo for layout in make(turbo=False).layouts(512, 512))
+    assert all(layout.turbo for layout in make(turbo=True).layouts(512, 512))
+
+
+def test_what_was_measured_corrects_the_plan(make):
+    guessed = make().costs
+    key = guessed.key(ALL_STAY, 512, 512, 2, 2)
+    try:
+        costs.remember(key, 2 * guessed.peak(ALL_STAY, 512, 512, 2, 2))
+        known = make().costs
+        for side in (512, 256):
+            wanted = 2 * guessed.peak(ALL_STAY, side, side, 2, 2)
+            assert known.peak(ALL_STAY, side, side, 2, 2) == pytest.approx(wanted, rel=1e-6)
+        assert known.peak(ALL_LEAVE, 512, 512, 2, 2) == guessed.peak(ALL_LEAVE, 512, 512, 2, 2)
+        costs.remember(key, 1)
+        assert make().costs.peak(ALL_STAY, 512, 512, 2, 2) == known.peak(ALL_STAY, 512, 512, 2, 2)
+    finally:
+        (weights.cache_folder() / "memory.json").unlink()
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": "b"}', "{", "\x00"])
+def test_a_damaged_memory_of_measurements_counts_as_none(make, text):
+    file = weights.cache_folder() / "memory.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    try:
+        assert costs.recall() == {}
+    finally:
+        file.unlink()

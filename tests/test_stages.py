@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import tiny
 import torch
 from builders import make_item
 
-from runner import samplers, stages, weights
+from runner import costs, samplers, stages, weights
 from runner.checkpoint import build_module
 from runner.errors import ModelError
 from runner.fragments import Component
@@ -14,7 +15,7 @@ from runner.tokens import SHIPPED, ClipTokenizer
 @pytest.fixture(scope="module")
 def components(tmp_path_factory):
     model = weights.find_model(str(tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")))
-    settings = {"device": torch.device("cpu"), "dtype": torch.float32, "stays": True}
+    settings = {"device": torch.device("cpu"), "dtype": torch.float32, "mode": "stays"}
     return {name: Component(build_module(model, name), model.tensors[name], **settings) for name in model.tensors}
 
 
@@ -98,10 +99,11 @@ def test_every_call_of_the_unet_has_the_same_shape(components, tokenizer, unet_b
 @torch.inference_mode()
 def test_pictures_are_rounded_and_the_same_among_others(components):
     latents = torch.randn((18, 4, 8, 8), generator=torch.Generator().manual_seed(0))
-    together = stages.decode(components["vae"], latents)
+    together = np.concatenate(list(stages.decode(components["vae"], latents)))
     assert together.shape == (18, 64, 64, 3)
     for index in (0, 7, 17):
-        assert (stages.decode(components["vae"], latents[index : index + 1])[0] == together[index]).all()
+        [alone] = stages.decode(components["vae"], latents[index : index + 1])
+        assert (alone[0] == together[index]).all()
     vae = tiny.components()[2]
     exact = (vae.decode(latents[:1] / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1) * 255
     difference = torch.from_numpy(together[:1]).permute(0, 3, 1, 2) - exact
@@ -109,8 +111,8 @@ def test_pictures_are_rounded_and_the_same_among_others(components):
 
 
 def test_large_pictures_are_decoded_one_at_a_time():
-    assert stages.decode_rows(512, 512) == stages.decode_rows(2048, 2048) == 1
-    assert stages.decode_rows(64, 64) == 16
+    assert costs.decode_rows(512, 512) == costs.decode_rows(2048, 2048) == 1
+    assert costs.decode_rows(64, 64) == 16
 
 
 class FakeUnet:

@@ -1,0 +1,180 @@
+"""What making pictures costs in memory: from a model's configuration, before anything is loaded; never imports torch.
+
+The numbers of the formulas were measured with Stable Diffusion v1. `measured` corrects them: what earlier runs on this
+machine held in fact, which `remember` keeps in a small file of the user's cache folder. Which way of working these
+costs lead to is the business of `plan`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from runner.files import atomic_write
+from runner.weights import COMPONENTS, ModelFiles, cache_folder
+
+STAYS, VISITS, WALKS = "stays", "visits", "walks"  # what a component does on the device, see `fragments`
+UNITS = 24  # a unit of a walk has at most about this share of the weights, unless it can't be divided
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+PROCESS_BYTES = 480 << 20  # Python and its libraries
+TEXT_BYTES = 24 << 20  # a call of the text encoder
+# Numbers held at once for each latent and each channel of the first block, or each pixel and channel of the last one.
+UNET_HELD, DECODER_HELD = 30, 4
+STRIPS_HELD = 12  # strips, while one is made from another
+STRIP_ELEMENTS = {"cpu": 1 << 22}  # numbers in a strip of a large picture: on a CPU about what its caches hold
+OTHER_STRIP_ELEMENTS = 1 << 24
+DECODED_PIXELS = 1 << 17  # in one call of the decoder; a larger picture is decoded in strips
+MOST_DECODED_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """A model's costs on a device, in bytes. `base` is what the process holds without it, 0 where that doesn't count.
+
+    `measured` are peaks of earlier waves by their `key`.
+    """
+
+    device: str
+    dtype: str
+    base: int
+    latent_factor: int
+    weights: Mapping[str, int]
+    largest_units: Mapping[str, int]
+    unet: Mapping[str, Any]
+    decoder_channels: tuple[int, ...]
+    model: str = ""
+    measured: Mapping[str, int] = field(default_factory=dict)
+
+    def peak(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> int:
+        """The most that a wave holds: `wave_rows` rows of one size, in UNet calls of `rows` rows."""
+        key = self.key(modes, width, height, rows, wave_rows)
+        if key in self.measured:
+            return self.measured[key]
+        return int(self._formula(modes, width, height, rows, wave_rows) * self._correction(modes))
+
+    def key(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> str:
+        """The name under which such a wave's peak is remembered."""
+        return f"{self._group(modes)} {width}x{height} {rows} {wave_rows}"
+
+    def in_dtype(self, dtype: str) -> Costs:
+        """The costs in another number type."""
+        old, new = DTYPE_BYTES[self.dtype], DTYPE_BYTES[dtype]
+        weights = {name: size // old * new for name, size in self.weights.items()}
+        largest = {name: size // old * new for name, size in self.largest_units.items()}
+        return replace(self, dtype=dtype, weights=weights, largest_units=largest)
+
+    def _group(self, modes: Mapping[str, str]) -> str:
+        return " ".join((self.device.partition(":")[0], self.model, self.dtype, *(modes[name] for name in COMPONENTS)))
+
+    def _correction(self, modes: Mapping[str, str]) -> float:
+        """How far the formula was off for the waves that were measured, at worst."""
+        group, ratios = self._group(modes), [1.0]
+        for key, found in self.measured.items():
+            if key.startswith(f"{group} "):
+                size, rows, wave_rows = key.removeprefix(f"{group} ").split()
+                width, height = map(int, size.split("x"))
+                ratios.append(found / self._formula(modes, width, height, int(rows), int(wave_rows)))
+        return max(ratios[1:], default=1.0)
+
+    def _formula(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> int:
+        latents = (width // self.latent_factor) * (height // self.latent_factor)
+        staying = {name: self.weights[name] if mode == STAYS else 0 for name, mode in modes.items()}
+        stages = {
+            "text_encoder": TEXT_BYTES,
+            "unet": self._denoising(latents, rows) + self._waiting(latents) * max(0, wave_rows - rows),
+            "vae": self._decoding(width, height),
+        }
+        # Between its own stage and the last one a wave keeps its latents and prompts, which are small.
+        return self.base + sum(staying.values()) + max(
+            stages[name] + (0 if staying[name] else self._brought(name, modes[name])) for name in COMPONENTS
+        )  # fmt: skip
+
+    def _brought(self, name: str, mode: str) -> int:
+        """What a component that doesn't stay has there at once: a unit and the next one, or all that a stage needs."""
+        if mode == WALKS:
+            return 2 * self.largest_units[name]
+        return self.weights[name] * 2 // 3 if name == "vae" else self.weights[name]  # the larger half is the decoder
+
+    def _denoising(self, latents: int, rows: int) -> int:
+        return rows * latents * int(self.unet["block_out_channels"][0]) * DTYPE_BYTES[self.dtype] * UNET_HELD
+
+    def _waiting(self, latents: int) -> int:
+        """What a row that waits for its next unit holds: the skip connections, and the hidden states."""
+        channels = [int(number) for number in self.unet["block_out_channels"]]
+        layers = int(self.unet.get("layers_per_block", 2))
+        held = 2 * channels[0] * latents
+        for level, number in enumerate(channels):
+            held += layers * number * (latents >> 2 * level)
+            if level < len(channels) - 1:
+                held += number * (latents >> 2 * (level + 1))
+        return held * DTYPE_BYTES[self.dtype]
+
+    def _decoding(self, width: int, height: int) -> int:
+        pixels, number = width * height, DTYPE_BYTES[self.dtype]
+        if pixels <= DECODED_PIXELS:
+            rows = decode_rows(width, height)
+            return rows * pixels * self.decoder_channels[0] * number * DECODER_HELD * 2
+        widest = max(self.decoder_channels[min(1, len(self.decoder_channels) - 1)], self.decoder_channels[0])
+        strips = STRIPS_HELD * strip_elements(self.device) * number
+        return pixels * widest * number + strips
+
+
+def model_costs(model: ModelFiles, device: str, dtype: str, base: int | None = None) -> Costs:
+    """The costs of a model on a device; `base` is what the process holds already, where that is known."""
+    number = DTYPE_BYTES[dtype]
+    weights = {name: model.parameters(name) * number for name in COMPONENTS}
+    largest = {
+        name: max(
+            weights[name] // UNITS, *(math.prod(tensor.shape) * number for tensor in model.tensors[name].values())
+        )
+        for name in COMPONENTS
+    }
+    return Costs(
+        device=device,
+        dtype=dtype,
+        base=(PROCESS_BYTES if base is None else base) if device == "cpu" else 0,
+        latent_factor=model.latent_factor,
+        weights=weights,
+        largest_units=largest,
+        unet=model.configs["unet"],
+        decoder_channels=tuple(int(number) for number in model.configs["vae"]["block_out_channels"]),
+        model=model.name,
+        measured=recall(),
+    )
+
+
+def decode_rows(width: int, height: int) -> int:
+    """How many pictures of this size are decoded in one call."""
+    return min(MOST_DECODED_ROWS, max(1, DECODED_PIXELS // (width * height)))
+
+
+def strip_elements(device: str) -> int:
+    """Numbers in a strip of a large picture."""
+    return STRIP_ELEMENTS.get(device.partition(":")[0], OTHER_STRIP_ELEMENTS)
+
+
+def recall() -> dict[str, int]:
+    """The peaks that were measured on this machine, in bytes; none where there are none or they can't be read."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found = json.loads(_file().read_text(encoding="utf-8"))
+        return {str(key): int(value) for key, value in found.items()}
+    return {}
+
+
+def remember(key: str, peak: int) -> None:
+    """Keeps the peak that a wave held, the highest one; that it can't is no reason to stop a run."""
+    known = recall()
+    if peak > known.get(key, 0):
+        with contextlib.suppress(OSError):
+            _file().parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(_file(), json.dumps(known | {key: peak}, indent=1).encode())
+
+
+def _file() -> Path:
+    return cache_folder() / "memory.json"
