@@ -83,17 +83,13 @@ def test_what_nobody_touched_is_the_same_and_stays_untouched(verify, folder):
     def listing():
         return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob("*")}
 
-    before = listing()
-    code, report = verify()
+    with Ledger(folder):  # as if a run were going on: no lock is taken
+        before = listing()
+        code, report = verify()
+        assert listing() == before
     assert code == 0
     assert report["counts"] == {"same": 7, "differs": 0, "damaged": 0, "missing": 0, "altered": 0, "failed": 0}
     assert (report["records"], report["verified"], report["problems"]) == (7, 7, [])
-    assert listing() == before
-
-
-def test_it_takes_no_lock(verify, folder):
-    with Ledger(folder):
-        assert verify()[0] == 0
 
 
 def test_pictures_are_made_in_the_recorded_manner_unless_another_is_given(verify, monkeypatch):
@@ -102,9 +98,9 @@ def test_pictures_are_made_in_the_recorded_manner_unless_another_is_given(verify
     asked = []
     original = verb.start_executor
     monkeypatch.setattr(verb, "start_executor", lambda request: asked.append(request.settings) or original(request))
-    verify()
-    verify("unet_bs=2", "precision=autocast", "turbo=false")
-    verify("unet_bs=auto", "model.prediction=epsilon")
+    verify("sample=1")
+    verify("sample=1", "unet_bs=2", "precision=autocast", "turbo=false")
+    verify("sample=1", "unet_bs=auto", "model.prediction=epsilon")
     chosen = [(each.unet_bs, each.precision, each.turbo, each.device) for each in asked]
     assert chosen == [(4, "full", True, "cpu"), (2, "autocast", False, "cpu"), (None, "full", True, "cpu")]
 
@@ -136,11 +132,6 @@ def test_a_difference_is_measured_and_its_factor_named(verify, folder, other_noi
     assert all(problem["reproduced"] is False for problem in report["problems"])
 
 
-def test_a_changed_factor_without_a_difference_is_no_difference(verify, folder):
-    edit_records(folder, lambda record: record["env"].update(torch="1.0"))
-    assert verify("turbo=false")[0] == 0
-
-
 def test_a_difference_without_a_changed_factor_is_said(folder, other_noise, capsys):
     assert cli.main(["verify", str(folder), "sample=1"]) == 5
     text = capsys.readouterr().out
@@ -162,21 +153,6 @@ def test_a_weight_that_was_changed_is_named_by_its_fragment(verify, folder, made
     assert all(problem["distance"]["greatest"] for problem in report["problems"] if problem["image"].endswith("png"))
 
 
-def test_other_weights_that_make_the_same_pictures_are_a_difference(verify, made, tmp_path):
-    model = shutil.copytree(made / "tiny", tmp_path / "other")
-    file = model / "text_encoder/model.safetensors"
-    tensors = load_file(file)
-    (name,) = [name for name in tensors if name.endswith("token_embedding.weight")]
-    tensors[name][40000] += 1
-    save_file(tensors, file)
-    code, report = verify(f"model.path={model}", "sample=1")
-    assert code == 5
-    problem = only(report["problems"])
-    assert problem["state"] == "differs"
-    assert problem["message"] == "the pixels are those of the rendering"
-    assert list(problem["changed"]) == ["weights of text_encoder"]
-
-
 def test_every_byte_of_the_weights_is_read_again(verify, folder, monkeypatch):
     monkeypatch.setattr(weights, "CACHED_SIZE", 0)
     asked = []
@@ -186,94 +162,26 @@ def test_every_byte_of_the_weights_is_read_again(verify, folder, monkeypatch):
     assert len(asked) == 2
 
 
-def test_a_changed_pixel_is_damage_and_is_measured(verify, folder):
+def test_damage_is_told_apart(verify, folder):
+    files = sorted((folder / "images/cat_1_dog_3").iterdir())
+    files[0].write_bytes(files[0].read_bytes()[:-60])
+    files[1].unlink()
+    edit_records(folder, lambda record: record.update(run="nonsense", env=None), place=1)
+    edit_records(folder, lambda record: record["item"].update(steps=3), place=4)
     with Image.open(folder / FIRST) as image:
         pixels = np.asarray(image).copy()
     pixels[5, 5, 0] ^= 16
     Image.fromarray(pixels).save(folder / FIRST)
-    code, report = verify()
+    code, report = verify("unet_bs=4")
     assert code == 5
-    problem = only(report["problems"])
-    assert (problem["state"], problem["image"], problem["reproduced"]) == ("damaged", FIRST, True)
-    distance = problem["distance"]
-    assert (distance["greatest"], distance["share"]) == (16, 1 / 4096)
-    assert distance["psnr"] == pytest.approx(10 * np.log10(255**2 * 4096 * 3 / 256))
-    assert problem["changed"] == {}
-
-
-def test_a_changed_text_in_a_file_leaves_its_pixels_right(verify, folder):
-    data = (folder / FIRST).read_bytes()
-    with Image.open(folder / FIRST) as image:
-        image.save(folder / FIRST)
-    assert (folder / FIRST).read_bytes() != data
-    problem = only(verify()[1]["problems"])
-    assert problem["state"] == "damaged"
-    assert problem["message"] == "the pixels are those of the rendering; its rendering is as recorded"
-
-
-@pytest.mark.parametrize("name", [FIRST, "images/dog/seed_9_00004.jpg"])
-@pytest.mark.parametrize("cut", [0, 40, -60])
-def test_a_file_that_was_cut_off_is_damaged(verify, folder, name, cut):
-    path = folder / name
-    path.write_bytes(path.read_bytes()[:cut])
-    problem = only(verify()[1]["problems"])
-    assert problem["state"] == "damaged"
-    assert problem["image"] == name
-    assert problem["message"] == "it is no picture any more; its rendering is as recorded"
-    assert problem["distance"] is None
-
-
-@pytest.mark.parametrize("step", [7, 150, 999, 2500])
-def test_any_changed_byte_of_a_jpeg_is_damage(verify, folder, step):
-    path = folder / "images/dog/seed_9_00004.jpg"
-    data = bytearray(path.read_bytes())
-    data[step % len(data)] ^= 1
-    path.write_bytes(data)
-    assert only(verify()[1]["problems"])["state"] == "damaged"
-
-
-def test_a_deleted_file_is_missing(verify, folder):
-    (folder / FIRST).unlink()
-    code, report = verify()
-    assert code == 5
-    problem = only(report["problems"])
-    assert (problem["state"], problem["message"]) == ("missing", "its rendering is as recorded")
-
-
-def test_a_path_out_of_the_run_folder_is_nobodys_picture(verify, folder):
-    (folder.parent / "secret.png").write_bytes((folder / FIRST).read_bytes())
-    edit_records(folder, lambda record: record.update(image="../secret.png"))
-    assert only(verify()[1]["problems"])["state"] == "missing"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda record: record.update(id="0" * 64),
-        lambda record: record["item"].update(seed=77),
-        lambda record: record["item"].update(scale=7.25),
-        lambda record: record["item"].update(sampler="dddim"),
-        lambda record: record["item"].update(prompt="cow"),
-        lambda record: record["item"].update(number=12),
-        lambda record: record["item"].update(axes={"seed": 77}),
-        lambda record: record["item"]["parts"][0].update(text="cow"),
-        lambda record: record["model"]["fingerprints"].update(vae="0" * 64),
-        lambda record: record["model"].update(fingerprints=[1]),
-        lambda record: record.update(item=None),
-        lambda record: record.update(pixels="0" * 64),
-        lambda record: record.update(sha256="0" * 64),
-        lambda record: record.update(bytes=1),
-        lambda record: record.pop("pixels"),
-    ],
-)
-def test_a_record_that_was_altered_is_told(verify, folder, change):
-    edit_records(folder, change)
-    code, report = verify()
-    assert code == 5
-    problem = only(report["problems"])
-    assert (problem["state"], problem["image"]) == ("altered", FIRST)
-    assert problem["message"]
-    assert report["counts"]["same"] == 6
+    states = {problem["image"]: (problem["state"], problem["reproduced"]) for problem in report["problems"]}
+    assert states == {
+        FIRST: ("damaged", True),
+        str(files[0].relative_to(folder)): ("damaged", True),
+        str(files[1].relative_to(folder)): ("missing", True),
+        "images/dog/seed_9_00004.jpg": ("altered", None),
+    }
+    assert report["problems"][0]["distance"]["greatest"] == 16
 
 
 def test_a_line_that_can_not_be_read_is_told(verify, folder, capsys):
@@ -286,12 +194,6 @@ def test_a_line_that_can_not_be_read_is_told(verify, folder, capsys):
     assert (report["counts"]["same"], report["problems"]) == (5, [])
     assert cli.main(["verify", str(folder), "sample=1"]) == 5
     assert "\n  unreadable  records.jsonl:2\n" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("junk", [None, 3, "x", [], {"unet_bs": [1], "device": {}, "dtypes": {"vae": []}, "turbo": 2}])
-def test_nonsense_in_a_records_run_stops_nothing(verify, folder, junk):
-    edit_records(folder, lambda record: record.update(run=junk, env=junk))
-    assert verify()[1]["verified"] == 7
 
 
 def test_an_init_picture_that_is_gone_or_another_one(verify, folder):
@@ -339,8 +241,8 @@ def test_only_the_newest_record_of_an_id_counts(verify, folder):
 
 
 def test_a_sample_is_the_same_each_time_and_shuffle_draws_another(verify, folder):
-    for path in (folder / "images").rglob("*.*g"):
-        path.unlink()
+    for place in range(7):  # so that nothing needs to be rendered
+        edit_records(folder, lambda record: record.update(id=record["id"][::-1]), place)
 
     def drawn(*words):
         return [problem["image"] for problem in verify(*words)[1]["problems"]]
