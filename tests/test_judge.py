@@ -119,6 +119,7 @@ def test_a_changed_pixel_is_damage_and_is_measured(png):
     found = png.find()
     assert (found.state, found.reproduced, found.message) == ("damaged", True, "its rendering is as recorded")
     assert found.distance.greatest == 16
+    assert png.find(env={"torch": "2.1"}).changed == {}
     assert png.find(shifted(3)).message == "its rendering is not as recorded"
 
 
