@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan gallery web test check clean
+.PHONY: help setup run plan verify gallery web test check clean
 
 help: ## show these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ run: .venv/ready ## render what is missing of MANIFEST
 
 plan: .venv/ready ## say what a run of MANIFEST would do
 	$(BIN)/runner plan $(MANIFEST) $(ARGS)
+
+verify: .venv/ready ## render the pictures of FOLDER again and compare
+	$(BIN)/runner verify $(FOLDER) $(ARGS)
 
 gallery: .venv/ready ## rebuild the gallery of FOLDER
 	$(BIN)/runner gallery $(FOLDER) $(ARGS)

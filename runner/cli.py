@@ -23,6 +23,7 @@ USAGE = """usage: runner VERB [TARGET] [key=value ...]
 
   run MANIFEST     render what is still missing, then build the gallery
   plan MANIFEST    dry run: how many images, how they are grouped, what they take
+  verify FOLDER    render recorded pictures again and compare
   gallery FOLDER   (re)build gallery.html and grid.png of a run folder
   web              the page for txt2img and img2img, on this machine only
 
@@ -40,6 +41,12 @@ Run it again to go on: finished pictures are skipped. Exit code 3: some items fa
     "plan": """usage: runner plan MANIFEST [key=value ...]
 
 Says what `run` would do: images, groups, memory and disk, how each prompt was read. json=true prints JSON.
+""",
+    "verify": """usage: runner verify FOLDER [sample=N] [key=value ...]
+
+Renders the recorded pictures of a run folder again, or N of them, and compares bytes; writes nothing. What isn't set is
+as recorded: model, device, precision, turbo, unet_bs. Says for each difference how large it is and what has changed.
+Exit code 5: something differs, is damaged, missing or altered. 3: no more than that some items can't be rendered.
 """,
     "gallery": """usage: runner gallery FOLDER [key=value ...]
 
@@ -150,7 +157,8 @@ def parse(words: Sequence[str]) -> Command:
 def _run_one(command: Command) -> int:
     from runner import settings
 
-    return VERBS[command.verb](_target(command), settings.compose(command.overrides))
+    said = command.overrides if command.verb in TAKES_OVERRIDES else settings.compose(command.overrides)
+    return VERBS[command.verb](_target(command), said)
 
 
 def _run_all(command: Command) -> int:
@@ -206,6 +214,21 @@ def _plan(target: Path, settings: Any) -> int:
     return 0
 
 
+def _verify(target: Path, overrides: Sequence[str]) -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from rich.console import Console
+
+    from runner import settings
+
+    chosen = settings.compose(overrides)  # before torch is loaded: a wrong setting is said at once
+    from runner import progress, verify
+
+    verification = verify.Verification(target, chosen, settings.given_keys(overrides))
+    progress.show(verification.run(), Console(stderr=True))
+    verify.print_report(verification, as_json=chosen.json)
+    return verification.exit_code()
+
+
 def _gallery(target: Path, settings: Any) -> int:
     from runner import gallery
 
@@ -232,6 +255,8 @@ def _target(command: Command) -> Path:
         if command.target or command.multirun:
             raise SettingError(f"runner {command.verb} takes settings only; see runner {command.verb} --help")
         return Path()
+    if command.multirun and command.verb in TAKES_OVERRIDES:
+        raise SettingError(f"runner {command.verb} doesn't take -m: it makes pictures in the way that is recorded")
     if command.target is None:
         raise SettingError(f"runner {command.verb} needs a target; see runner {command.verb} --help")
     return command.target
@@ -260,5 +285,12 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
 
 
-VERBS: dict[str, Callable[[Path, Any], int]] = {"run": _run, "plan": _plan, "gallery": _gallery, "web": _web}
+VERBS: dict[str, Callable[[Path, Any], int]] = {
+    "run": _run,
+    "plan": _plan,
+    "verify": _verify,
+    "gallery": _gallery,
+    "web": _web,
+}
 WITHOUT_TARGET = ("web",)
+TAKES_OVERRIDES = ("verify",)  # what isn't said there is as recorded, not as in conf/

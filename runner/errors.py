@@ -12,6 +12,7 @@ from pathlib import Path
 
 EXIT_FAULT = 1
 EXIT_ITEMS_FAILED = 3
+EXIT_DIFFERENCE = 5
 NAMES_SHOWN = 8
 
 

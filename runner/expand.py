@@ -187,9 +187,17 @@ def _read_parts(given: Mapping[str, Node], location: Location) -> tuple[Part, ..
 def _read_axes(node: Node | None) -> tuple[tuple[str, Any], ...]:
     if node is None:
         return ()
-    if not isinstance(node.value, dict) or any(isinstance(value.value, list | dict) for value in node.value.values()):
+    if not isinstance(node.value, dict):
         raise node.error("axes: expected a mapping of keys to single values")
-    return tuple((key.written, value.value) for key, value in node.value.items())
+    return tuple((key.written, _read_chosen(key.written, value)) for key, value in node.value.items())
+
+
+def _read_chosen(key: str, node: Node) -> Any:
+    if key == "crop":
+        return check(key, node)  # the only key whose single value is a list
+    if isinstance(node.value, list | dict):
+        raise node.error("axes: expected a mapping of keys to single values")
+    return node.value
 
 
 class _Lines(_Lazy):

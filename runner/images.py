@@ -175,6 +175,16 @@ def read_metadata(path: Path) -> Metadata:
     return Metadata(item=_item(wish), parameters=parameters if isinstance(parameters, str) else None)
 
 
+def decode(data: bytes, width: int, height: int) -> Pixels | None:
+    """The pixels of a PNG or JPEG file; None where it isn't a whole picture of this size."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            return np.asarray(image.convert("RGB")) if image.size == (width, height) else None
+    except Exception as error:  # the parsers raise almost anything on garbage
+        log.debug("no picture: %r", error)
+        return None
+
+
 def _png_metadata(image: Image.Image) -> tuple[object, object]:
     return image.info.get("runner"), image.info.get("parameters")
 

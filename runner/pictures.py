@@ -83,7 +83,7 @@ def as_text(value: object) -> str:
 def _picture(folder: Path, record: dict[str, Any]) -> Picture:
     item, model, error = (_mapping(record.get(key)) for key in ("item", "model", "error"))
     path, failed = str(record.get("image") or ""), record["status"] == "failed"
-    file = None if failed else _file_within(folder, path)
+    file = None if failed else file_within(folder, path)
     problem = "" if file else "missing: " + (path or "no file was recorded")
     if failed:
         problem = f"failed: {error.get('class', 'error')}: {error.get('message', 'unknown')}"
@@ -95,7 +95,7 @@ def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _file_within(folder: Path, path: str) -> Path | None:
+def file_within(folder: Path, path: str) -> Path | None:
     """The picture's file, if it is there; a path that leaves the run folder is nobody's picture."""
     parts = PurePosixPath(path)
     if not path or "\0" in path or parts.is_absolute() or ".." in parts.parts:

@@ -21,10 +21,15 @@ log = logging.getLogger("runner")
 def watch(events: Iterable[RunEvent], folder: Path, console: Console) -> RunFinished:
     """Shows a run's events on `console` until its last one, which is returned."""
     seen = logged(events, folder)
-    finished = _show_bar(seen, console) if console.is_terminal else _show_lines(seen, console)
+    finished = show(seen, console)
     for line in summary(finished, folder):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return finished
+
+
+def show(events: Iterable[RunEvent], console: Console) -> RunFinished:
+    """Shows how far a run is until its last event, which is returned; it writes no log."""
+    return _show_bar(events, console) if console.is_terminal else _show_lines(events, console)
 
 
 def summary(finished: RunFinished, folder: Path) -> list[str]:

@@ -169,12 +169,24 @@ def read_index(folder: Path) -> Index:
 
 def iterate_records(folder: Path) -> Iterator[dict[str, Any]]:
     """The records of a run folder, oldest first; it takes no lock and mends nothing, so a run may be going on."""
+    return (line.record for line in _lines(_records_file(folder)) if line.record is not None)
+
+
+def numbered_records(folder: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Every line that isn't blank, by its number from 1 on: its record, or None where it isn't one."""
+    with _records_file(folder).open("rb") as file:
+        for number, text in enumerate(file, start=1):
+            if text.strip():
+                yield number, _parse(text)
+
+
+def _records_file(folder: Path) -> Path:
     path = folder / RECORDS
     if not folder.is_dir():
         raise NoRunFolder(f"there is no run folder '{folder}'")
     if not path.is_file():
         raise NoRunFolder(f"'{folder}' is not a run folder: it has no {RECORDS}")
-    return (line.record for line in _lines(path) if line.record is not None)
+    return path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,6 +71,7 @@ class Settings:
     out: str | None
     limit: int | None
     shuffle: int | None
+    sample: int | None
     skip_grid: bool
     skip_save: bool
     n_rows: int | None
@@ -86,7 +87,7 @@ class Settings:
         self.turbo = _parse_turbo(self.turbo)
         self.unet_bs = _parse_unet_bs(self.unet_bs)
         self.memory = None if self.memory == "auto" else parse_size(self.memory)
-        for key, number in (("limit", self.limit), ("n_rows", self.n_rows)):
+        for key, number in (("limit", self.limit), ("sample", self.sample), ("n_rows", self.n_rows)):
             if number is not None and number < 1:
                 raise SettingError(f"{key}={number}: should be at least 1")
 
@@ -148,6 +149,11 @@ def to_settings(config: Any) -> Settings:
         raise SettingError(f"{key}: {_first_line(error)}" if key else _first_line(error)) from error
     assert isinstance(settings, Settings)
     return settings
+
+
+def given_keys(overrides: Sequence[str]) -> frozenset[str]:
+    """The keys that overrides set."""
+    return frozenset(override.partition("=")[0] for override in overrides)
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

@@ -138,10 +138,11 @@ def read_tensors(file: Path) -> dict[str, StoredTensor]:
     raise ModelError(f"{file}: is neither a safetensors file nor one of torch.save, or was cut off")
 
 
-def fingerprints(model: ModelFiles) -> dict[str, str]:
+def fingerprints(model: ModelFiles, *, remembered: bool = True) -> dict[str, str]:
     """SHA-256 of each fragment's weights: names, types, shapes and bytes, whatever files they stand in.
 
-    Those of large models are remembered in the user's cache folder, by names and the files' paths, sizes and times.
+    Those of large models are remembered in the user's cache folder, by names and the files' paths, sizes and times;
+    `remembered=False` reads every byte again.
     """
     files = sorted({tensor.file for table in model.tensors.values() for tensor in table.values()})
     states = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -150,7 +151,7 @@ def fingerprints(model: ModelFiles) -> dict[str, str]:
     names = {component: sorted(table) for component, table in model.tensors.items()}
     key = hashlib.sha256(json.dumps([states, names]).encode()).hexdigest()
     cached = cache_folder() / "fingerprints" / f"{key}.json"
-    if cached.exists():
+    if remembered and cached.exists():
         return dict(json.loads(cached.read_text()))
     hashes = _hash_fragments(model)
     cached.parent.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,7 @@ from runner.images import (
     Pixels,
     Writer,
     Written,
+    decode,
     encode,
     folder_name,
     image_path,
@@ -299,3 +300,15 @@ def test_an_error_around_a_writer_gives_up_what_is_waiting(tmp_path: Path, monke
         raise KeyboardInterrupt
     assert futures[0].result().bytes == 1
     assert all(future.cancelled() for future in futures[1:])
+
+
+@pytest.mark.parametrize("format", ["png", "jpg"])
+def test_a_file_is_decoded_or_nothing_is(format):
+    pixels = np.random.default_rng(3).integers(0, 256, (64, 128, 3), np.uint8)
+    data = encode(pixels, make_item(), "emoji", format)
+    decoded = decode(data, 128, 64)
+    assert decoded.shape == pixels.shape
+    assert (decoded == pixels).all() == (format == "png")
+    assert decode(data, 64, 128) is None
+    assert decode(data[:-200], 128, 64) is None
+    assert decode(b"", 128, 64) is None

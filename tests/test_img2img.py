@@ -106,6 +106,15 @@ def test_the_run_folder_is_whole_on_its_own(ask, tmp_path):
     assert all((made[number] == remade[number]).all() for number in made)
 
 
+def test_items_of_swept_crops_come_back_from_records(ask):
+    items = list(ask("init: sketch.png, matrix: {crop: [[0, 0, 64, 64], [8, 0, 100, 90]]}").wanted())
+    lines = "".join(json.dumps(item.to_dict()) + "\n" for item in items)
+    assert list(ask(lines.replace(str(items[0].init), "sketch.png"), name="items.jsonl").wanted()) == items
+    wrong = json.loads(lines.splitlines()[0]) | {"init": "sketch.png", "axes": {"steps": [1, 2]}}
+    with pytest.raises(ManifestError, match="single values"):
+        ask(json.dumps(wrong), name="items.jsonl")
+
+
 def test_the_id_is_of_the_picture_and_not_of_its_name(ask, tmp_path):
     first = ask("init: sketch.png")
     ids = [first.identity(item) for item in first.wanted()]

@@ -15,7 +15,7 @@ import pytest
 
 import runner
 from runner.errors import FolderUnwritable, NoRunFolder, RunFolderHeld
-from runner.records import Ledger, iterate_records
+from runner.records import RECORDS, Ledger, iterate_records, numbered_records
 
 HOLD = """
 import sys, time
@@ -246,3 +246,12 @@ def test_a_hostile_path_in_a_record_is_only_not_done(tmp_path: Path) -> None:
         ledger.append(done("a", "nul\0nul"))
         ledger.append(done("b", "x" * 5000))
         assert ledger.finished_ids() == set()
+
+
+def test_lines_are_numbered_and_those_that_are_no_records_are_told(tmp_path):
+    good = b'{"id": "a", "status": "failed"}\n'
+    (tmp_path / RECORDS).write_bytes(good + b"\n" + b"{broken\n" + good + good[:-1])
+    found = list(numbered_records(tmp_path))
+    assert [(line, record is not None) for line, record in found] == [(1, True), (3, False), (4, True), (5, False)]
+    with pytest.raises(NoRunFolder):
+        list(numbered_records(tmp_path / "nowhere"))

@@ -63,6 +63,7 @@ def test_sizes(text, size):
         ("memory=2PB", ["memory=2PB", "2GiB"]),
         ("limit=0", ["limit=0", "at least 1"]),
         ("n_rows=0", ["n_rows=0", "at least 1"]),
+        ("sample=0", ["sample=0", "at least 1"]),
         ("limit=abc", ["limit", "abc"]),
         ("shuffle=abc", ["shuffle", "abc"]),
         ("engine=rays", ["engine=rays", "local"]),
@@ -88,3 +89,7 @@ def test_every_default_of_an_item_can_be_overridden():
 def test_only_what_conf_says_is_a_setting():
     config = OmegaConf.to_container(settings.compose_config([]))
     assert set(config) == {field.name for field in settings.fields(settings.Settings)}
+
+
+def test_what_was_given():
+    assert settings.given_keys(["unet_bs=4", "model.path=a=b"]) == {"unet_bs", "model.path"}

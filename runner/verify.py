@@ -1,0 +1,214 @@
+"""The verb `verify`: renders recorded items of a run folder again, in the manner that their records name, and reports.
+
+Nothing is written into the folder and no lock is taken; of a run that is going on, what is recorded so far is
+verified. What a rendering says of its record and its file is found in `judge`.
+
+    verification = Verification(Path("outputs/alps"), settings.compose([]), given=())
+    for event in verification.run():
+        ...
+    print_report(verification, as_json=False)
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from runner import plan, weights
+from runner.errors import EXIT_DIFFERENCE, EXIT_ITEMS_FAILED, NoRunFolder, SettingError
+from runner.events import ItemDone, ItemFailed, Rendered, RunEvent, RunFinished, RunStarted
+from runner.execute import available_devices
+from runner.judge import FAILED, SAME, STATES, Finding, judge, part, read_back
+from runner.records import RECORDS, numbered_records
+from runner.request import RUN_FILE, Request
+from runner.run import environment, start_executor
+from runner.settings import PREDICTIONS, UNET_BS_LIMIT, ModelSettings, Settings
+from runner.spec import Item
+
+SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How a picture was made, as far as settings can ask for it and it changes bytes; `unet_bs` is None for `auto`."""
+
+    device: str
+    precision: str
+    unet_bs: int | None
+    prediction: str
+
+
+class Verification:
+    """One look at a run folder. `given` are the keys of those settings that hold instead of what is recorded."""
+
+    def __init__(self, folder: Path, settings: Settings, given: Container[str]) -> None:
+        self.folder, self.settings, self.given = folder, settings, given
+        self.done = self.failed = 0  # records
+        self.unreadable: list[int] = []  # lines
+        self.findings: list[Finding] = []
+
+    def run(self) -> Iterator[RunEvent]:
+        """Looks at every chosen record; the findings are complete after the last event.
+
+        Raises:
+            NoRunFolder: there is nothing to verify.
+            SettingError: the model isn't known, found, or whole; this machine hasn't the device that was asked for.
+        """
+        begun = time.monotonic()
+        chosen = self._choose()
+        groups: dict[Manner, list[Item]] = defaultdict(list)
+        for line, record in chosen.items():
+            item = read_back(self.folder, line, record)
+            if isinstance(item, Finding):
+                self.findings.append(item)
+            else:
+                groups[_manner(part(record, "run"))].append(item)
+        yield RunStarted(wanted=len(chosen), missing=sum(map(len, groups.values())), settings={})
+        for manner, items in groups.items():
+            yield from self._render(manner, items, chosen)
+        self.findings.sort(key=lambda finding: finding.line)
+        yield RunFinished(done=len(self.findings), failed=(), seconds=time.monotonic() - begun)
+
+    def counts(self) -> dict[str, int]:
+        """How many records are in each state."""
+        found = Counter(finding.state for finding in self.findings)
+        return {state: found[state] for state in STATES}
+
+    def problems(self) -> list[Finding]:
+        """The findings other than `same`."""
+        return [finding for finding in self.findings if finding.state != SAME]
+
+    def exit_code(self) -> int:
+        """5 for any difference or damage; 3 where the only trouble is that items can't be rendered; else 0."""
+        states = {finding.state for finding in self.problems()}
+        if self.unreadable or states - {FAILED}:
+            return EXIT_DIFFERENCE
+        return EXIT_ITEMS_FAILED if states else 0
+
+    def _choose(self) -> dict[int, dict[str, Any]]:
+        """By their lines: each id's newest record, if it says done; of these all, or as many as asked for."""
+        newest: dict[str, int | None] = {}
+        for line, record in numbered_records(self.folder):
+            if record is None:
+                self.unreadable.append(line)
+            else:
+                newest[record["id"]] = line if record["status"] == "done" else None
+        done = [line for line in newest.values() if line]
+        self.done, self.failed = len(done), len(newest) - len(done)
+        if not done and not self.unreadable:
+            raise NoRunFolder(f"'{self.folder}' has no record of a finished picture, so there is nothing to verify")
+        if self.settings.sample and self.settings.sample < len(done):
+            # Not every n-th: a step that fits the manifest's axes would meet one value of an axis only.
+            done = random.Random(self.settings.shuffle or 0).sample(done, self.settings.sample)
+        lines = set(done)
+        return {line: record for line, record in numbered_records(self.folder) if record and line in lines}
+
+    def _render(
+        self, manner: Manner, items: list[Item], records: Mapping[int, Mapping[str, Any]]
+    ) -> Iterator[RunEvent]:
+        request = self._request(manner)
+        executor = start_executor(request)
+        now = {"model": {"fingerprints": request.fingerprints}, "env": environment()}
+        for wave in plan.group(items, executor.execution):
+            for event in executor.run(wave):
+                if isinstance(event, Rendered | ItemFailed):
+                    how = event.how if isinstance(event, Rendered) else {}
+                    now["run"] = executor.describe() | how
+                    record = records[event.item.number]
+                    made = event.pixels if isinstance(event, Rendered) else event.error
+                    self.findings.append(judge(self.folder, record, event.item, made, now))
+                    yield ItemDone(item=event.item, record=record)
+                else:
+                    yield event
+
+    def _request(self, manner: Manner) -> Request:
+        """A run in this manner, save for what is given."""
+        settings = copy.copy(self.settings)
+        for key in {"device", "precision", "unet_bs"}:
+            if key not in self.given:
+                setattr(settings, key, getattr(manner, key))
+        path, prediction = settings.model.path, settings.model.prediction
+        if "model" not in self.given and "model.path" not in self.given:
+            path = _recorded_model(self.folder / RUN_FILE)
+        if "model.prediction" not in self.given:
+            prediction = manner.prediction
+        settings.model = ModelSettings(path=path, prediction=prediction)
+        model = weights.find_model(path, prediction)
+        return Request(
+            target=self.folder / RECORDS,
+            folder=self.folder,
+            items=(),
+            drawn_seeds={},
+            model=model,
+            fingerprints=weights.fingerprints(model, remembered=False),
+            settings=settings,
+        )
+
+
+def _manner(run: Mapping[str, Any]) -> Manner:
+    """The settings for a record's `run`; what is no setting, or no device of this machine, is left to `auto`."""
+    dtypes = part(run, "dtypes").values()
+    unet_bs, prediction = run.get("unet_bs"), run.get("prediction")
+    return Manner(
+        device=str(run["device"]) if run.get("device") in available_devices() else "auto",
+        precision="full" if dtypes and all(dtype == "float32" for dtype in dtypes) else "autocast",
+        unet_bs=unet_bs if type(unet_bs) is int and 1 <= unet_bs <= UNET_BS_LIMIT else None,
+        prediction=str(prediction) if prediction in PREDICTIONS else weights.AUTO,
+    )
+
+
+def _recorded_model(run_file: Path) -> str:
+    try:
+        return str(json.loads(run_file.read_text(encoding="utf-8"))["settings"]["model"]["path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        message = f"{run_file}: doesn't say which model was used; name it with model= or model.path="
+        raise SettingError(message) from None
+
+
+def print_report(verification: Verification, *, as_json: bool) -> None:
+    """Prints what was found on stdout: every problem as JSON, or the first ones as lines."""
+    if as_json:
+        print(orjson.dumps(_document(verification)).decode())
+        return
+    checked = f"{len(verification.findings)} of {verification.done} pictures verified"
+    counts = [f"{count} {state}" for state, count in verification.counts().items() if count]
+    failed = [f"{verification.failed} failed when they were made"] if verification.failed else []
+    print("; ".join([checked, ", ".join(counts), *failed]))
+    for line in verification.unreadable:
+        print(f"  unreadable  {RECORDS}:{line}")
+    problems = verification.problems()
+    print(*(f"  {_line(finding)}\n" for finding in problems[:SHOWN]), sep="", end="")
+    if len(problems) > SHOWN:
+        print(f"  and {len(problems) - SHOWN} more; json=true shows them all")
+
+
+def _document(verification: Verification) -> dict[str, Any]:
+    return {
+        "folder": str(verification.folder),
+        "records": verification.done,
+        "verified": len(verification.findings),
+        "failed_records": verification.failed,
+        "unreadable_lines": verification.unreadable,
+        "counts": verification.counts(),
+        "problems": [asdict(finding) for finding in verification.problems()],
+    }
+
+
+def _line(finding: Finding) -> str:
+    said = [finding.message] if finding.message else []
+    if (distance := finding.distance) and distance.psnr is not None:
+        said.append(f"{distance.psnr:.1f} dB, up to {distance.greatest} levels in {distance.share:.2%} of the pixels")
+    if finding.changed:
+        said.append("changed: " + ", ".join(f"{name} {a} -> {b}" for name, (a, b) in finding.changed.items()))
+    elif finding.reproduced is False:
+        said.append("nothing that is recorded has changed")
+    return f"{finding.state:10}  {finding.image}  {'; '.join(said)}"
