@@ -14,7 +14,7 @@ LAYERS = (
     ("errors", "spec", "events", "settings"),
     ("files", "tokens", "stored", "pickled", "torch_file", "compvis", "weights"),
     ("inits", "yaml_nodes", "prompts", "values", "manifest", "expand", "records", "images"),
-    ("pictures", "contact_sheet", "gallery", "request", "plan", "survey"),
+    ("pictures", "contact_sheet", "gallery", "request", "plan", "survey", "infotext", "regroup", "extract"),
     ("samplers", "checkpoint", "fragments", "stages"),
     ("execute",),
     ("run",),
