@@ -10,7 +10,6 @@ comments name the rest. Nothing in a file is executed, no pixel is decoded, and 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import os
 import re
@@ -61,7 +60,6 @@ def extract(targets: Sequence[Path]) -> Extraction:
             sources.append(_read(path))
         except ManifestError as error:
             problems.append(_one_line(str(error)))
-    sources = _in_order(sources)
     notes = tuple(_notes(sources))
     return Extraction(manifest=_manifest(sources, notes) if sources else "", notes=notes, problems=tuple(problems))
 
@@ -80,16 +78,6 @@ def _within(folder: Path) -> list[Path]:
 def _is_aside(path: Path) -> bool:
     run = path.parent.parent if path.parent.name == "inits" else path.parent
     return (run / RECORDS).exists()
-
-
-def _in_order(sources: Sequence[_Source]) -> list[_Source]:
-    """Each wish once, by the items' numbers, as in their own manifest; where these say nothing, as they were named."""
-    once: dict[Item, _Source] = {}
-    for source in sources:
-        once.setdefault(_wish(source.item), source)
-    found = list(once.values())
-    numbers = {source.item.number for source in found if source.own}
-    return sorted(found, key=lambda source: source.item.number) if len(numbers) == len(found) else found
 
 
 def _wish(item: Item, **changes: Any) -> Item:
@@ -152,7 +140,7 @@ def _find_init(path: Path, recorded: PurePosixPath, sha256: str, notes: list[str
     name = f"inits/{sha256}{suffix}"
     copy = path.resolve().parent.parent.parent / name
     if not copy.is_file() or _hash(copy) != sha256:
-        notes.append(f"the init picture isn't in the run folder; put the file with SHA-256 {sha256} at {name}")
+        notes.append(f"the init picture isn't in the run folder; put the file with this SHA-256 at {name}")
         return name
     found = os.path.relpath(copy)
     if found.startswith(os.pardir):
@@ -160,7 +148,6 @@ def _find_init(path: Path, recorded: PurePosixPath, sha256: str, notes: list[str
     return found
 
 
-@functools.cache
 def _hash(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -199,11 +186,22 @@ def _notes(sources: Sequence[_Source]) -> Iterator[str]:
             yield _one_line(f"a picture with seed {lender} is added: {source.path} (fixed_code) begins with its noise")
 
 
+def _in_order(sources: Sequence[_Source]) -> list[_Source]:
+    """Each wish once, by the items' numbers, as in their own manifest; where these say nothing, as they were named."""
+    once: dict[Item, _Source] = {}
+    for source in sources:
+        once.setdefault(_wish(source.item), source)
+    found = list(once.values())
+    numbers = {source.item.number for source in found if source.own}
+    return sorted(found, key=lambda source: source.item.number) if len(numbers) == len(found) else found
+
+
 def _manifest(sources: Sequence[_Source], notes: Sequence[str]) -> str:
-    pictures = "1 picture" if len(sources) == 1 else f"{len(sources)} pictures"
+    items = [source.item for source in _in_order(sources)]
+    pictures = "1 picture" if len(items) == 1 else f"{len(items)} pictures"
     models = [_one_line(f"model: {model}") for model in dict.fromkeys(source.model for source in sources) if model]
     comments = "".join(f"# {line}\n" for line in (f"from {pictures}", *models, *notes))
-    return comments + regroup.to_yaml([source.item for source in sources])
+    return comments + regroup.to_yaml(items)
 
 
 def _one_line(text: str) -> str:

@@ -54,6 +54,9 @@ HOSTILE = [
 WINDOWS_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 
+KEPT: list[Image.Image] = []  # sd-parsers takes an image with the address of an earlier one for that one
+
+
 def noise(height: int = 64, width: int = 48) -> Pixels:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
@@ -136,7 +139,7 @@ def test_the_parameters_are_what_automatic1111_writes() -> None:
 
 @pytest.mark.parametrize("format", ["png", "jpg"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_another_program_reads_the_parameters(tmp_path: Path, sampler: str, format: str) -> None:
+def test_another_program_reads_the_parameters(sampler: str, format: str) -> None:
     item = make_item(
         prompt="cat, sitting: oil\ntabby:0.25 家:0.75",
         negative="blurry, bad: 2\nugly",
@@ -145,7 +148,9 @@ def test_another_program_reads_the_parameters(tmp_path: Path, sampler: str, form
         eta=0.5,
         scale=3.5,
     )
-    read = ParserManager().parse(saved(tmp_path, item, format))
+    image = Image.open(io.BytesIO(encode(noise(), item, MODEL, format)))
+    KEPT.append(image)
+    read = ParserManager().parse(image)
     assert read is not None
     (found,) = read.samplers
     assert [prompt.value for prompt in found.prompts] == [item.prompt]
@@ -240,7 +245,7 @@ def test_garbage_is_no_picture(tmp_path: Path) -> None:
     path = tmp_path / "garbage"
     for data in (b"", b"no picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe1\x00\x10Exif\0\0MM\0*", bytes(5000)):
         path.write_bytes(data)
-        with pytest.raises(PictureError, match="is not a PNG or JPEG picture"):
+        with pytest.raises(PictureError, match=r"^is (not a PNG or JPEG picture|broken)"):
             read_metadata(path)
     with pytest.raises(FileNotFoundError):
         read_metadata(tmp_path / "nowhere")
