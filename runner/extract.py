@@ -142,7 +142,7 @@ def _find_init(path: Path, recorded: PurePosixPath, sha256: str, notes: list[str
     if not copy.is_file() or _hash(copy) != sha256:
         notes.append(f"the init picture isn't in the run folder; put the file with this SHA-256 at {name}")
         return name
-    found = os.path.relpath(copy)
+    found = Path(os.path.relpath(copy)).as_posix()
     if found.startswith(os.pardir):
         notes.append("the init picture is outside the current folder: the manifest needs allow_outside=true")
     return found
@@ -199,7 +199,7 @@ def _in_order(sources: Sequence[_Source]) -> list[_Source]:
 def _manifest(sources: Sequence[_Source], notes: Sequence[str]) -> str:
     items = [source.item for source in _in_order(sources)]
     pictures = "1 picture" if len(items) == 1 else f"{len(items)} pictures"
-    models = [_one_line(f"model: {model}") for model in dict.fromkeys(source.model for source in sources) if model]
+    models = [_one_line(shorten(f"model: {model}", 200)) for model in dict.fromkeys(source.model for source in sources) if model]
     comments = "".join(f"# {line}\n" for line in (f"from {pictures}", *models, *notes))
     return comments + regroup.to_yaml(items)
 
