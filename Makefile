@@ -1,11 +1,12 @@
 MANIFEST ?= manifests/quickstart.yaml
 FOLDER ?= outputs/$(basename $(notdir $(MANIFEST)))
+FILES ?= $(FOLDER)
 ARGS ?=
 PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan verify gallery web test check clean
+.PHONY: help setup run plan verify gallery extract web test check clean
 
 help: ## show these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +30,9 @@ verify: .venv/ready ## render the pictures of FOLDER again and compare
 
 gallery: .venv/ready ## rebuild the gallery of FOLDER
 	$(BIN)/runner gallery $(FOLDER) $(ARGS)
+
+extract: .venv/ready ## print the manifest that makes FILES again
+	@$(BIN)/runner extract $(FILES) $(ARGS)
 
 web: .venv/ready ## show the page for txt2img and img2img
 	$(BIN)/runner web $(ARGS)

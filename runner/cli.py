@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from runner import __version__
-from runner.errors import EXIT_FAULT, EXIT_ITEMS_FAILED, RunnerError, SettingError, did_you_mean
+from runner.errors import EXIT_FAULT, EXIT_ITEMS_FAILED, ManifestError, RunnerError, SettingError, did_you_mean
 
 USAGE = """usage: runner VERB [TARGET] [key=value ...]
 
@@ -25,6 +25,7 @@ USAGE = """usage: runner VERB [TARGET] [key=value ...]
   plan MANIFEST    dry run: how many images, how they are grouped, what they take
   verify FOLDER    render recorded pictures again and compare
   gallery FOLDER   (re)build gallery.html and grid.png of a run folder
+  extract FILE...  print the manifest that makes these pictures again, from the files alone
   web              the page for txt2img and img2img, on this machine only
 
   runner VERB --help    the settings of a verb
@@ -52,6 +53,11 @@ Exit code 5: something differs, is damaged, missing or altered. 3: no more than 
 
 (Re)builds gallery.html and grid.png of a run folder from its records and pictures.
 """,
+    "extract": """usage: runner extract FILE... [key=value ...]
+
+Prints the manifest that makes these PNG and JPEG files again, or all those in these folders, from the files alone. Of
+pictures of AUTOMATIC1111's program, comments name what can't be carried over. Exit code 4: some files can't be read.
+""",
     "web": """usage: runner web [key=value ...]
 
 Shows the page for txt2img and img2img at http://127.0.0.1:7860, or the next free port; GRADIO_SERVER_PORT names
@@ -65,7 +71,7 @@ class Command:
     """A command line, taken apart."""
 
     verb: str
-    target: Path | None
+    targets: tuple[Path, ...]
     overrides: tuple[str, ...]
     multirun: bool
     show_config: bool
@@ -141,14 +147,14 @@ def parse(words: Sequence[str]) -> Command:
             raise SettingError(
                 f"'{word}' is not an option: {did_you_mean(word, ('--help', '--multirun', '--cfg job'))}"
             )
-    targets = [word for word in rest if "=" not in word]
-    if len(targets) > 1:
+    many = verb in WITH_MANY_TARGETS
+    targets = [word for word in rest if "=" not in word or (many and Path(word).exists())]
+    if len(targets) > 1 and not many:
         raise SettingError(f"two targets: {' and '.join(targets[:2])}; a setting is written key=value")
-    overrides = tuple(word for word in rest if "=" in word)
     return Command(
         verb=verb,
-        target=Path(targets[0]) if targets else None,
-        overrides=overrides,
+        targets=tuple(map(Path, targets)),
+        overrides=tuple(word for word in rest if word not in targets),
         multirun=multirun,
         show_config=show_config,
     )
@@ -237,6 +243,17 @@ def _gallery(target: Path, settings: Any) -> int:
     return 0
 
 
+def _extract(targets: Sequence[Path], settings: Any) -> int:
+    from runner import extract
+
+    found = extract.extract(targets)
+    sys.stdout.buffer.write(found.manifest.encode())  # a manifest is UTF-8, whatever the screen is
+    sys.stdout.flush()
+    for line in (*found.notes, *found.problems):
+        print(f"runner: {line}", file=sys.stderr)
+    return ManifestError.exit_code if found.problems else 0
+
+
 def _web(target: Path, settings: Any) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
@@ -250,16 +267,18 @@ def _web(target: Path, settings: Any) -> int:
     return 0
 
 
-def _target(command: Command) -> Path:
+def _target(command: Command) -> Any:
+    """What the verb is about: a path, or several where it takes several."""
+    see = f"see runner {command.verb} --help"
     if command.verb in WITHOUT_TARGET:
-        if command.target or command.multirun:
-            raise SettingError(f"runner {command.verb} takes settings only; see runner {command.verb} --help")
+        if command.targets or command.multirun:
+            raise SettingError(f"runner {command.verb} takes settings only; {see}")
         return Path()
-    if command.multirun and command.verb in TAKES_OVERRIDES:
-        raise SettingError(f"runner {command.verb} doesn't take -m: it makes pictures in the way that is recorded")
-    if command.target is None:
-        raise SettingError(f"runner {command.verb} needs a target; see runner {command.verb} --help")
-    return command.target
+    if not command.targets:
+        raise SettingError(f"runner {command.verb} needs a target; {see}")
+    if command.multirun and command.verb in RUNS_ONCE:
+        raise SettingError(f"runner {command.verb} runs once; {see}")
+    return command.targets if command.verb in WITH_MANY_TARGETS else command.targets[0]
 
 
 def _show_config(command: Command) -> int:
@@ -285,12 +304,15 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
 
 
-VERBS: dict[str, Callable[[Path, Any], int]] = {
+VERBS: dict[str, Callable[[Any, Any], int]] = {
     "run": _run,
     "plan": _plan,
     "verify": _verify,
     "gallery": _gallery,
+    "extract": _extract,
     "web": _web,
 }
 WITHOUT_TARGET = ("web",)
+WITH_MANY_TARGETS = ("extract",)
+RUNS_ONCE = ("extract", "verify")  # whatever is said of multirun
 TAKES_OVERRIDES = ("verify",)  # what isn't said there is as recorded, not as in conf/

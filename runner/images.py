@@ -4,7 +4,7 @@ Pixels come in as bytes of an array and go out as PNG or JPEG, with the item ins
 give the same bytes: nothing here depends on the time. It does not make pixels, and it keeps no records.
 
     with Writer(folder) as writer:
-        written = writer.submit(pixels, item, "sd15").result()
+        written = writer.submit(pixels, item, {"name": "sd15", "fingerprints": {...}}, image_path(item)).result()
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import io
 import json
 import logging
 import re
+import struct
 import threading
 import unicodedata
+import warnings
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,7 +28,7 @@ from typing import Any, Self
 import numpy as np
 import orjson
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from runner.files import atomic_write, writing_to
@@ -52,6 +55,8 @@ PNG_LEVEL = 1
 JPEG_QUALITY = 95
 EXIF_LIMIT = 65533 - len(b"Exif\0\0")  # bytes; a JPEG segment's length has 16 bits
 IMAGE_DESCRIPTION, EXIF_IFD, USER_COMMENT = 0x010E, 0x8769, 0x9286
+# The comment's tag and type: Pillow says BYTE, EXIF says UNDEFINED, and AUTOMATIC1111's program reads no other.
+COMMENT_AS_BYTES, COMMENT_AS_UNDEFINED = (struct.pack(">HH", USER_COMMENT, kind) for kind in (1, 7))
 UNICODE_COMMENT, ASCII_COMMENT = b"UNICODE\0", b"ASCII\0\0\0"
 
 FOLDER_BYTES = 100
@@ -64,11 +69,16 @@ log = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]  # [H, W, 3], RGB
 
 
+class PictureError(ValueError):
+    """A file that is no picture, or in which what it says of its making can't be read."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metadata:
-    """What a picture says of its making, each if it is there: the item, and AUTOMATIC1111's text."""
+    """What a picture says of its making, each if it is there: the item, the model, and AUTOMATIC1111's text."""
 
     item: dict[str, Any] | None = None
+    model: dict[str, Any] | None = None
     parameters: str | None = None
 
 
@@ -112,12 +122,13 @@ def pixels_hash(pixels: Pixels) -> str:
     return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
 
 
-def encode(pixels: Pixels, item: Item, model_name: str, format: str) -> bytes:
-    """The file of a picture, with its item inside."""
+def encode(pixels: Pixels, item: Item, model: Mapping[str, Any], format: str) -> bytes:
+    """The file of a picture, with its item inside; `model` has a name and the fingerprints, as in a record."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"pixels are [H, W, 3] in uint8, not {list(pixels.shape)} in {pixels.dtype}")
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    parameters, wish = parameters_text(item, model_name), json.dumps(item.to_dict())
+    parameters = parameters_text(item, model["name"])
+    wish = json.dumps({"item": item.to_dict(), "model": dict(model)})
     file = io.BytesIO()
     if format == "png":
         image.save(file, "PNG", compress_level=PNG_LEVEL, pnginfo=_png_text(parameters, wish))
@@ -129,15 +140,22 @@ def encode(pixels: Pixels, item: Item, model_name: str, format: str) -> bytes:
 
 
 def parameters_text(item: Item, model_name: str) -> str:
-    """The text that AUTOMATIC1111's program writes into its pictures, and many programs read."""
+    """The text that AUTOMATIC1111's program writes into its pictures, and many programs read.
+
+    Its last line is `key: value, ...`. Few of its readers know how to unquote a value, so none is quoted here.
+    """
     settings = {
         "Steps": item.steps,
         "Sampler": SAMPLER_NAMES[item.sampler],
         "CFG scale": int(item.scale) if item.scale == int(item.scale) else item.scale,
         "Seed": item.seed,
         "Size": f"{item.width}x{item.height}",
-        "Model": json.dumps(model_name) if re.search(r'[,:\n"]', model_name) else model_name,
+        "Model": " ".join(re.sub(r'[,:"]', " ", model_name).split()),
     }
+    if item.strength is not None:
+        settings["Denoising strength"] = item.strength
+    if item.eta:
+        settings["Eta DDIM"] = item.eta
     negative = [f"Negative prompt: {item.negative}"] if item.negative else []
     return "\n".join([item.prompt, *negative, ", ".join(f"{key}: {value}" for key, value in settings.items())])
 
@@ -156,7 +174,7 @@ def _exif(parameters: str, wish: str) -> bytes:
         exif[IMAGE_DESCRIPTION] = description
         if comment is not None:
             exif.get_ifd(EXIF_IFD)[USER_COMMENT] = UNICODE_COMMENT + comment.encode("utf-16-be")
-        data = exif.tobytes()
+        data = exif.tobytes().replace(COMMENT_AS_BYTES, COMMENT_AS_UNDEFINED, 1)
         if len(data) <= EXIF_LIMIT:
             return data
     log.warning("an item of %d bytes does not fit into a JPEG; it stands in the record only", len(wish))
@@ -164,15 +182,25 @@ def _exif(parameters: str, wish: str) -> bytes:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """What a picture says of its making. Nothing is executed or decoded; of a file that is garbage it is nothing."""
-    with path.open("rb") as file:
+    """What a picture says of its making, which may be nothing. Nothing is executed, and no pixel is decoded.
+
+    Raises:
+        OSError: the file can't be read.
+        PictureError: it isn't a PNG or JPEG picture, is broken, or its text isn't what `encode` writes.
+    """
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bomb stays packed
         try:
             with Image.open(file, formats=("PNG", "JPEG")) as image:
                 wish, parameters = _png_metadata(image) if image.format == "PNG" else _jpeg_metadata(image)
+        except UnidentifiedImageError:
+            raise PictureError("is not a PNG or JPEG picture, or a broken one") from None
+        except Image.DecompressionBombError:
+            raise PictureError("has far too many pixels for a picture of a model") from None
         except Exception as error:  # the parsers raise almost anything on garbage
-            log.debug("%s: no metadata: %r", path, error)
-            return Metadata()
-    return Metadata(item=_item(wish), parameters=parameters if isinstance(parameters, str) else None)
+            raise PictureError(f"is broken: {error}") from None
+    item, model = _item_and_model(wish)
+    return Metadata(item=item, model=model, parameters=parameters if isinstance(parameters, str) else None)
 
 
 def decode(data: bytes, width: int, height: int) -> Pixels | None:
@@ -191,7 +219,9 @@ def _png_metadata(image: Image.Image) -> tuple[object, object]:
 
 def _jpeg_metadata(image: Image.Image) -> tuple[object, object]:
     exif = image.getexif()
-    return exif.get(IMAGE_DESCRIPTION), _comment(exif.get_ifd(EXIF_IFD).get(USER_COMMENT))
+    description = exif.get(IMAGE_DESCRIPTION)  # cameras and editors write theirs at the same place
+    is_wish = isinstance(description, str) and description.startswith('{"item":')
+    return description if is_wish else None, _comment(exif.get_ifd(EXIF_IFD).get(USER_COMMENT))
 
 
 def _comment(value: object) -> str | None:
@@ -202,14 +232,17 @@ def _comment(value: object) -> str | None:
     return value.removeprefix(ASCII_COMMENT).decode("ascii", "replace")
 
 
-def _item(text: object) -> dict[str, Any] | None:
+def _item_and_model(text: object) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     if not isinstance(text, str):
-        return None
+        return None, None
     try:
-        item = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return None
-    return item if isinstance(item, dict) else None
+        wish = orjson.loads(text)
+        item, model = wish["item"], wish["model"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        raise PictureError("holds a text of runner that can't be read; was it changed?") from None
+    if not isinstance(item, dict) or not isinstance(model, dict):
+        raise PictureError("holds a text of runner that is not an item and its model")
+    return item, model
 
 
 class Writer:
@@ -230,22 +263,22 @@ class Writer:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)
 
-    def submit(self, pixels: Pixels, item: Item, model_name: str, path: PurePosixPath) -> Future[Written]:
+    def submit(self, pixels: Pixels, item: Item, model: Mapping[str, Any], path: PurePosixPath) -> Future[Written]:
         """Have a picture written to `path` in the folder; its pixels must stay as they are until then.
 
         Waits while too many are waiting.
         """
         self._places.acquire()
         try:
-            future = self._pool.submit(self._write, pixels, item, model_name, path)
+            future = self._pool.submit(self._write, pixels, item, model, path)
         except BaseException:
             self._places.release()
             raise
         future.add_done_callback(lambda _: self._places.release())
         return future
 
-    def _write(self, pixels: Pixels, item: Item, model_name: str, path: PurePosixPath) -> Written:
-        data = encode(pixels, item, model_name, item.format)
+    def _write(self, pixels: Pixels, item: Item, model: Mapping[str, Any], path: PurePosixPath) -> Written:
+        data = encode(pixels, item, model, item.format)
         with writing_to(self.folder):
             atomic_write(self.folder / path, data, durable=self._durable)
         sha256 = hashlib.sha256(data).hexdigest()

@@ -86,7 +86,7 @@ def judge(
     if isinstance(made, Exception):
         return replace(finding, message=f"it can't be rendered again: {made}")
     item = replace(item, number=record["item"].get("number"), init=record["item"].get("init"))
-    new = images.encode(made, item, str(part(record, "model").get("name")), item.format)
+    new = images.encode(made, item, part(record, "model"), item.format)
     recorded = (record.get("pixels"), record.get("sha256"), record["bytes"])
     as_recorded = (images.pixels_hash(made), _sha256(new), len(new)) == recorded
     if (file == new and not as_recorded) or (not state and _says_otherwise(folder / record["image"], record["item"])):

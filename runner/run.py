@@ -126,7 +126,7 @@ class Session:
 
     def _write(self, event: Rendered) -> futures.Future[Written]:
         path = self._free_path(event.item)
-        return self.writer.submit(event.pixels, self._keep_init(event.item), self.request.model.name, path)
+        return self.writer.submit(event.pixels, self._keep_init(event.item), self._constant["model"], path)
 
     def _keep_init(self, item: Item) -> Item:
         """The item with its init picture as a copy in the run folder, so that the folder is whole on its own."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import builders
 import pytest
 import tiny
 
@@ -60,6 +61,11 @@ def test_version(capsys):
         (["run", "wrong.yaml"], 4, "wrong.yaml:2:3: "),
         (["plan", "wrong.yaml"], 4, "did you mean 'prompts'?"),
         (["gallery", "nowhere"], 10, "no run folder"),
+        (["extract"], 2, "needs a target"),
+        (["extract", "-m", "a.png"], 2, "runs once"),
+        (["extract", "nowhere.png"], 4, "nowhere.png: can't be read: No such file"),
+        (["extract", "m.yaml"], 4, "m.yaml: is not a PNG or JPEG picture"),
+        (["extract", "a=b.png"], 2, "needs a target"),
     ],
 )
 def test_a_user_error_is_one_message_and_its_code(manifest, tmp_path, capsys, words, code, said):
@@ -112,6 +118,22 @@ def test_run_then_plan_then_gallery(manifest, model, tmp_path, capsys):
     (tmp_path / "outputs/small/gallery.html").unlink()
     assert cli.main(["gallery", "outputs/small"]) == 0
     assert (tmp_path / "outputs/small/gallery.html").exists()
+
+
+def test_extract_takes_many_files_and_names_those_that_it_cannot_read(manifest, tmp_path, capsysbinary):
+    folder = builders.run_folder(tmp_path / "run", [builders.make_item(prompt="é"), builders.make_item(seed=3)])
+    first, second = sorted(folder.rglob("seed*.png"))
+    (tmp_path / "steps=3.png").write_bytes(first.read_bytes())
+    assert cli.main(["extract", "steps=3.png", str(second), "debug=false"]) == 0
+    out, error = capsysbinary.readouterr()
+    assert (out.decode("utf-8").splitlines()[0], error) == ("# from 2 pictures", b"")
+    assert cli.main(["extract", str(folder), "m.yaml"]) == 4
+    again, error = capsysbinary.readouterr()
+    assert again == out
+    assert error.startswith(b"runner: m.yaml: is not a PNG") and error.count(b"\n") == 1
+    (tmp_path / "again.yaml").write_bytes(out)
+    assert cli.main(["plan", "again.yaml", "json=true"]) == 0
+    assert json.loads(capsysbinary.readouterr().out)["images"] == 2
 
 
 def test_failed_items_are_named_and_are_code_3(manifest, model, monkeypatch, capsys):

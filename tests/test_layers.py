@@ -14,7 +14,7 @@ LAYERS = (
     ("errors", "spec", "events", "settings"),
     ("files", "tokens", "stored", "pickled", "torch_file", "compvis", "weights", "costs"),
     ("inits", "yaml_nodes", "prompts", "values", "manifest", "expand", "records", "images"),
-    ("pictures", "contact_sheet", "gallery", "request", "plan", "survey", "judge"),
+    ("pictures", "contact_sheet", "gallery", "request", "plan", "survey", "judge", "infotext", "regroup", "extract"),
     ("samplers", "checkpoint", "parking", "fragments", "strips", "stages"),
     ("execute",),
     ("run", "verify"),
@@ -63,5 +63,6 @@ def test_light_modules_do_not_import_torch(statement):
 def test_help_and_plan_do_not_import_torch(tmp_path):
     manifest = tmp_path / "m.yaml"
     manifest.write_text("version: 1\njobs: [{prompts: [cat], seeds: 1-3, width: 64, height: 64}]\n")
+    assert heavy_after("from runner import cli; assert cli.main(['extract', 'nowhere.png']) == 4") == []
     for words in (["--help"], ["run", "--help"], ["plan", str(manifest)], ["run", "--cfg", "job"]):
         assert heavy_after(f"from runner import cli; assert cli.main({words!r}) == 0") == []

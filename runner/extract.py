@@ -1,0 +1,213 @@
+"""From picture files to the manifest that makes the pictures again, by what stands in the files alone.
+
+Pictures of this program say everything; those of AUTOMATIC1111's program are read as far as they go, and the manifest's
+comments name the rest. Nothing in a file is executed, no pixel is decoded, and no model is looked for.
+
+    extraction = extract([Path("outputs/alps")])
+    print(extraction.manifest, *extraction.notes, *extraction.problems)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from runner import images, infotext, regroup
+from runner.errors import Location, ManifestError, name_some, shorten
+from runner.expand import read_item
+from runner.records import RECORDS
+from runner.spec import Item
+from runner.values import MOST_ITEMS, check
+from runner.yaml_nodes import wrap
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+OF_IMG2IMG = ("init", "init_sha256", "crop", "strength")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+DIGITS_SHOWN = 12  # of a fingerprint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extraction:
+    """A manifest ("" where no picture could be read), what it doesn't carry over, and the files that can't be read."""
+
+    manifest: str
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """What one file says; `own` says whether it was made by this program."""
+
+    path: Path
+    item: Item
+    model: str
+    notes: Sequence[str]
+    own: bool
+
+
+def extract(targets: Sequence[Path]) -> Extraction:
+    """The manifest of these pictures, and of all in these folders; its paths are relative to the current folder."""
+    sources, problems = list[_Source](), list[str]()
+    for path in _files(targets):
+        try:
+            sources.append(_read(path))
+        except ManifestError as error:
+            problems.append(_one_line(str(error)))
+    notes = tuple(_notes(sources))
+    return Extraction(manifest=_manifest(sources, notes) if sources else "", notes=notes, problems=tuple(problems))
+
+
+def _files(targets: Sequence[Path]) -> Iterator[Path]:
+    for target in targets:
+        yield from _within(target) if target.is_dir() else [target]
+
+
+def _within(folder: Path) -> list[Path]:
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    # In a run folder the contact sheet and the init pictures aren't results.
+    return [path for path in found if not _is_aside(path)] or [folder]
+
+
+def _is_aside(path: Path) -> bool:
+    run = path.parent.parent if path.parent.name == "inits" else path.parent
+    return (run / RECORDS).exists()
+
+
+def _wish(item: Item, **changes: Any) -> Item:
+    """The item without what has no say in its picture."""
+    return dataclasses.replace(item, number=0, axes=(), **changes)
+
+
+# ---- one file
+
+
+def _read(path: Path) -> _Source:
+    place = Location(path)
+    try:
+        if path.is_dir() or (path.exists() and not path.is_file()):
+            raise ManifestError("holds no PNG or JPEG pictures" if path.is_dir() else "is not a file", place)
+        found = images.read_metadata(path)
+        if found.item is not None:
+            return _read_own(path, found.item, found.model or {}, place)
+        if found.parameters is None:
+            raise ManifestError("says nothing of its making: no text of runner or AUTOMATIC1111 is in it", place)
+        return _read_infotext(path, found.parameters, place)
+    except OSError as error:
+        raise ManifestError(f"can't be read: {error.strerror or error}", place) from None
+    except images.PictureError as error:
+        raise ManifestError(str(error), place) from None
+
+
+def _read_own(path: Path, given: Mapping[str, Any], model: Mapping[str, Any], place: Location) -> _Source:
+    number = wrap(given.get("number", 0), place).integer(0, MOST_ITEMS)
+    noise_only = {key: value for key, value in given.items() if key not in OF_IMG2IMG}
+    item = read_item(noise_only, number=number, location=place)
+    notes: list[str] = []
+    if given.get("init") is not None:
+        item = dataclasses.replace(item, **_img2img(path, given, notes, place))
+    return _Source(path=path, item=item, model=_model(model), notes=notes, own=True)
+
+
+def _model(model: Mapping[str, Any]) -> str:
+    fingerprints = model.get("fingerprints")
+    known = fingerprints if isinstance(fingerprints, dict) else {}
+    return ", ".join([str(model.get("name")), *(f"{name} {str(known[name])[:DIGITS_SHOWN]}" for name in known)])
+
+
+def _img2img(path: Path, given: Mapping[str, Any], notes: list[str], place: Location) -> dict[str, Any]:
+    sha256 = str(given.get("init_sha256"))
+    if not SHA256.fullmatch(sha256):
+        raise ManifestError("init_sha256: expected the SHA-256 of the init picture, 64 hexadecimal digits", place)
+    crop = given.get("crop")
+    return {
+        "init": _find_init(path, PurePosixPath(str(given["init"])), sha256, notes),
+        "init_sha256": sha256,
+        "crop": None if crop is None else check("crop", wrap(crop, place)),
+        "strength": check("strength", wrap(given.get("strength"), place)),
+    }
+
+
+def _find_init(path: Path, recorded: PurePosixPath, sha256: str, notes: list[str]) -> str:
+    """The run folder's copy, relative to the current folder; where it is gone, a path that says what is missing."""
+    suffix = recorded.suffix if recorded.suffix.isprintable() else ""
+    name = f"inits/{sha256}{suffix}"
+    copy = path.resolve().parent.parent.parent / name
+    if not copy.is_file() or _hash(copy) != sha256:
+        notes.append(f"the init picture isn't in the run folder; put the file with this SHA-256 at {name}")
+        return name
+    found = Path(os.path.relpath(copy)).as_posix()
+    if found.startswith(os.pardir):
+        notes.append("the init picture is outside the current folder: the manifest needs allow_outside=true")
+    return found
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_infotext(path: Path, text: str, place: Location) -> _Source:
+    try:
+        record, notes, model = infotext.read(text)
+    except ValueError as error:
+        raise ManifestError(f"its text is not AUTOMATIC1111's: {error}", place) from None
+    strength = record.pop("strength", None)
+    item = read_item(record, number=0, location=place)
+    if strength is not None:
+        item = dataclasses.replace(item, strength=check("strength", wrap(strength, place)))
+    return _Source(path=path, item=item, model=model, notes=notes, own=False)
+
+
+# ---- the manifest
+
+
+def _notes(sources: Sequence[_Source]) -> Iterator[str]:
+    """Each note once, with the files that it is about."""
+    about: dict[str, list[Path]] = {}
+    for source in sources:
+        for note in source.notes:
+            about.setdefault(note, []).append(source.path)
+    for note, paths in about.items():
+        files = name_some([str(path) for path in paths]) if len(paths) < len(sources) else "all pictures"
+        yield _one_line(f"{shorten(note, 200)} ({files})")
+    if len(models := {source.model for source in sources}) > 1:
+        yield f"these pictures were made with {len(models)} models; a run of the manifest uses one for all of them"
+    there = {_wish(source.item) for source in sources}
+    for source in sources:
+        lender = source.item.fixed_code
+        if lender is not None and _wish(source.item, seed=lender, fixed_code=None) not in there:
+            yield _one_line(f"a picture with seed {lender} is added: {source.path} (fixed_code) begins with its noise")
+
+
+def _in_order(sources: Sequence[_Source]) -> list[_Source]:
+    """Each wish once, by the items' numbers, as in their own manifest; where these say nothing, as they were named."""
+    once: dict[Item, _Source] = {}
+    for source in sources:
+        once.setdefault(_wish(source.item), source)
+    found = list(once.values())
+    numbers = {source.item.number for source in found if source.own}
+    return sorted(found, key=lambda source: source.item.number) if len(numbers) == len(found) else found
+
+
+def _manifest(sources: Sequence[_Source], notes: Sequence[str]) -> str:
+    items = [source.item for source in _in_order(sources)]
+    pictures = "1 picture" if len(items) == 1 else f"{len(items)} pictures"
+    models = [
+        _one_line(shorten(f"model: {model}", 200))
+        for model in dict.fromkeys(source.model for source in sources)
+        if model
+    ]
+    comments = "".join(f"# {line}\n" for line in (f"from {pictures}", *models, *notes))
+    return comments + regroup.to_yaml(items)
+
+
+def _one_line(text: str) -> str:
+    """A text from a file for a comment or the screen: nothing in it ends the line or steers a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
