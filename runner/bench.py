@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ class Turns:
             command=command,
             bench=dataclasses.asdict(self.settings.bench) | {"model": self.settings.model.path},
             machine=_machine() | {key: self.about["run"][key] for key in ("device", "device_name", "threads")},
-            versions=self.about["env"],
+            versions=self.about["env"] | _accelerate(),
             rows=summarise(self.standings, self.settings),
         )
 
@@ -324,6 +325,11 @@ def compare(files: Sequence[str], others: Sequence[str]) -> tuple[float, int]:
         largest = max(largest, int(np.abs(difference).max()))
     mean = statistics.fmean(squares)
     return (10 * float(np.log10(255**2 / mean)) if mean else float("inf")), largest
+
+
+def _accelerate() -> dict[str, str]:
+    """Its version: stock diffusers loads with less memory where it is installed, and needs it for some offloading."""
+    return {"accelerate": version("accelerate") if find_spec("accelerate") else "none"}
 
 
 def _machine() -> dict[str, Any]:

@@ -15,23 +15,40 @@ from typing import Any
 import orjson
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from runner.bench import Report
+from runner.bench import Report, baseline
 from runner.contact_sheet import INK, PAPER, SOFT, to_png
 from runner.files import atomic_write, writing_to
 
+Box = tuple[float, float, float, float]
+Columns = Sequence[tuple[str, str, str, int | None]]
 GIB = 1 << 30
-HEADS = (
-    "contender", "type", "rows", "pictures/s", "to stock", "memory GiB", "loading GiB", "ready s", "first s",
-    "PSNR dB", "largest", "own time", "loads",
-)  # fmt: skip
+# Head, key of a row, format, and what a value is divided by. The two tables each begin with the contender's name.
+COMPARED = (
+    ("pictures/s", "pictures_per_second", "{:.3g}", None),
+    ("to stock", "ratio", "{:.2f}", None),
+    ("memory GiB", "peak_bytes", "{:.2f}", GIB),
+    ("first s", "first_picture_seconds", "{:.1f}", None),
+    ("PSNR dB", "psnr", "{:.1f}", None),
+    ("largest", "largest_difference", "{}", None),
+)
+DETAILS = (
+    ("type", "dtype", "{}", None),
+    ("rows", "rows", "{}", None),
+    ("ready s", "ready_seconds", "{:.1f}", None),
+    ("loading GiB", "load_peak_bytes", "{:.2f}", GIB),
+    ("process GiB", "process_peak_bytes", "{:.2f}", GIB),
+    ("own time", "overhead", "{:.1%}", None),
+    ("loads", "loads_per_step", "{:.2f}", None),
+)
 LEGEND = (
-    "to stock: the median of the rounds' ratios of speed. memory: the highest while rendering, on a CPU of the "
-    "process; loading: of the process before. ready, first: seconds from the start of the process until the model is "
-    "loaded and warm, and until the first picture is in its file. PSNR, largest difference of a byte: from "
-    "stock_full's pictures. own time: the runner's time outside of the model's stages. loads: of each part of a "
-    "streamed UNet in a step."
+    "to stock: the median of the rounds' ratios of speed to {baseline}'s. memory: the highest while rendering, on a "
+    "CPU the process's. first: from the start of the process until the first picture is in its file. PSNR, and the "
+    "largest difference of a byte: from stock_full's pictures.",
+    "rows: of a UNet call. ready: from the start of the process until the model is loaded and has made a step. "
+    "loading, process: the process's memory before and while rendering. own time: the share of the time that isn't "
+    "the model's. loads: of each part of a streamed UNet in a step.",
 )
 WIDTH, HEIGHT, EDGE = 900, 560, 80  # of the picture, in pixels
 DOT, TICKS = 5, 5
@@ -45,11 +62,21 @@ def as_json(report: Report) -> bytes:
 
 def print_table(report: Report, console: Console) -> None:
     """Prints the report for people."""
-    table = Table(*(HEADS[:1]), *HEADS[1:], title=title(report))
-    for row in report.rows:
-        table.add_row(*cells(row))
-    console.print(table)
-    console.print(LEGEND, highlight=False)
+    console.print(title(report), highlight=False)
+    for columns, legend in zip((COMPARED, DETAILS), legends(report), strict=True):
+        table = Table(Column("contender", no_wrap=True), *(Column(head, justify="right") for head, *_ in columns))
+        for row in report.rows:
+            if not row["problem"]:
+                table.add_row(row["name"], *cells(row, columns))
+        console.print(table)
+        console.print(legend, highlight=False)
+    for problem in report.problems:
+        console.print(f"failed: {problem}", markup=False, highlight=False, soft_wrap=True)
+
+
+def legends(report: Report) -> list[str]:
+    """What the columns of the two tables say."""
+    return [legend.format(baseline=baseline(report.machine["device"])) for legend in LEGEND]
 
 
 def write_files(report: Report, folder: Path) -> list[Path]:
@@ -67,13 +94,13 @@ def write_files(report: Report, folder: Path) -> list[Path]:
 
 def title(report: Report) -> str:
     """What was measured, in a line."""
-    bench, machine = report.bench, report.machine
+    bench = report.bench
     pictures = f"{bench['images']} pictures of {bench['size']}x{bench['size']}, {bench['steps']} steps"
-    return f"{bench['name']}: {pictures}, {bench['rounds']} rounds, on {machine['device_name']}"
+    return f"{bench['name']}: {pictures}, rounds: {bench['rounds']}, on {report.machine['device_name']}"
 
 
 def to_markdown(report: Report) -> str:
-    """The table with the machine, the versions and the command, for a document."""
+    """The tables with the machine, the versions and the command, for a document."""
     machine = report.machine
     lines = [
         f"### {title(report)}",
@@ -84,39 +111,24 @@ def to_markdown(report: Report) -> str:
         f"{machine['threads']} threads, device {machine['device']}; "
         + ", ".join(f"{name} {version}" for name, version in report.versions.items()),
         "",
-        f"| {' | '.join(HEADS)} |",
-        f"|{'---|' * len(HEADS)}",
-        *(f"| {' | '.join(cells(row))} |" for row in report.rows),
-        "",
-        LEGEND,
-        "",
     ]
-    return "\n".join(lines)
+    for columns, legend in zip((COMPARED, DETAILS), legends(report), strict=True):
+        lines += [f"| contender | {' | '.join(head for head, *_ in columns)} |", f"|---|{'--:|' * len(columns)}"]
+        lines += [f"| {row['name']} | {' | '.join(cells(row, columns))} |" for row in report.rows if not row["problem"]]
+        lines += ["", legend, ""]
+    lines += [f"- failed: {' '.join(problem.split())}" for problem in report.problems]
+    return "\n".join(lines).rstrip() + "\n"
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row of the table as text; a contender that failed says why."""
-    if row["problem"]:
-        problem = " ".join(row["problem"].replace("|", "/").split())
-        return [row["name"], f"failed: {problem}", *[""] * (len(HEADS) - 2)]
-    values = (
-        (row["rows"], "{}"),
-        (row["pictures_per_second"], "{:.3g}"),
-        (row["ratio"], "{:.2f}"),
-        (_gib(row["peak_bytes"]), "{:.2f}"),
-        (_gib(row["load_peak_bytes"]), "{:.2f}"),
-        (row["ready_seconds"], "{:.1f}"),
-        (row["first_picture_seconds"], "{:.1f}"),
-        (row["psnr"], "{:.1f}"),
-        (row["largest_difference"], "{}"),
-        (row["overhead"], "{:.1%}"),
-        (row["loads_per_step"], "{:.2f}"),
-    )
-    return [row["name"], row["dtype"], *("" if value is None else form.format(value) for value, form in values)]
+def cells(row: Mapping[str, Any], columns: Columns) -> list[str]:
+    """A row's values as text; what there is none of is empty."""
+    return [_cell(row[key], form, unit) for _, key, form, unit in columns]
 
 
-def _gib(number: int | None) -> float | None:
-    return None if number is None else number / GIB
+def _cell(value: Any, form: str, unit: int | None) -> str:
+    if value is None:
+        return ""
+    return form.format(value / unit if unit else value)
 
 
 # ---- the picture
@@ -130,12 +142,11 @@ def draw(report: Report) -> Image.Image:
     points = [(row["peak_bytes"] / GIB, row["pictures_per_second"]) for row in rows]
     across, up = (scale([point[axis] for point in points]) for axis in (0, 1))
     _draw_axes(pen, across, up)
-    taken: list[tuple[float, ...]] = []
-    for row, (memory, speed) in zip(rows, points, strict=True):
-        x, y = _place(memory, speed, across, up)
+    dots = [_place(*point, across, up) for point in points]
+    taken: list[Box] = [(x - DOT, y - DOT, x + DOT, y + DOT) for x, y in dots]
+    for row, (x, y), box in zip(rows, dots, list(taken), strict=True):
         colour = SOFT if row["name"].startswith("stock") else OURS
-        pen.ellipse((x - DOT, y - DOT, x + DOT, y + DOT), fill=colour)
-        taken.append((x - DOT, y - DOT, x + DOT, y + DOT))
+        pen.ellipse(box, fill=colour)
         _write_beside(pen, x, y, row["name"], colour, taken)
     pen.text((EDGE, 14), title(report), font=_font(16), fill=INK)
     return image
@@ -167,9 +178,7 @@ def _draw_axes(pen: ImageDraw.ImageDraw, across: Sequence[float], up: Sequence[f
     pen.text((EDGE, EDGE - 24), "pictures a second", font=_font(14), fill=INK, anchor="lm")
 
 
-def _write_beside(
-    pen: ImageDraw.ImageDraw, x: float, y: float, text: str, colour: str, taken: list[tuple[float, ...]]
-) -> None:
+def _write_beside(pen: ImageDraw.ImageDraw, x: float, y: float, text: str, colour: str, taken: list[Box]) -> None:
     """A label at the first side of a dot where nothing is written yet; lower and lower if every side is taken."""
     sides = [("lm", 10, 0), ("rm", -10, 0), ("mb", 0, -9), ("mt", 0, 9)]
     lower = [("lm", 10, 15 * line) for line in range(1, 20)]

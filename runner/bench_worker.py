@@ -99,7 +99,7 @@ def _find_batch(job: Job) -> Iterator[dict[str, Any]]:
         contender.batch = batch
         items = [item | {"steps": TRIAL_STEPS} for item in contender.wanted[:batch]]
         try:
-            seconds = _shortest(lambda items=items: _render(contender, items)) / batch
+            seconds = _shortest(contender, items) / batch
         except (RuntimeError, MemoryError):  # how torch says that there isn't enough
             if batch == 1:
                 raise
@@ -110,12 +110,12 @@ def _find_batch(job: Job) -> Iterator[dict[str, Any]]:
         best, batch = min(best, seconds), 2 * batch
 
 
-def _shortest(render: Callable[[], Any]) -> float:
+def _shortest(contender: StockPipeline, items: Sequence[Mapping[str, Any]]) -> float:
     """The seconds of the quickest of as many tries as fit into a short time, at least one."""
     begun, best = time.monotonic(), float("inf")
     while time.monotonic() - begun < TRIAL_SECONDS:
         now = time.monotonic()
-        render()
+        _render(contender, items)
         best = min(best, time.monotonic() - now)
     return best
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 SCHEDULER = Path(__file__).parent / "models" / "emoji" / "scheduler"  # has Stable Diffusion v1's noise schedule
@@ -35,7 +35,7 @@ def save_sd15(folder: Path, *, seed: int = 0) -> None:
     partial.rename(folder)
 
 
-def _text_encoder() -> nn.Module:
+def _text_encoder() -> Any:
     config = CLIPTextConfig(
         vocab_size=VOCABULARY,
         hidden_size=768,
@@ -49,12 +49,12 @@ def _text_encoder() -> nn.Module:
     return CLIPTextModel(config)
 
 
-def _unet() -> nn.Module:
+def _unet() -> Any:
     """diffusers' own defaults are Stable Diffusion v1's, but for the width of the text's embedding."""
     return UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
 
 
-def _autoencoder() -> nn.Module:
+def _autoencoder() -> Any:
     return AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,
@@ -65,4 +65,4 @@ def _autoencoder() -> nn.Module:
     )
 
 
-PARTS: dict[str, Callable[[], nn.Module]] = {"text_encoder": _text_encoder, "unet": _unet, "vae": _autoencoder}
+PARTS: dict[str, Callable[[], Any]] = {"text_encoder": _text_encoder, "unet": _unet, "vae": _autoencoder}
