@@ -48,7 +48,9 @@ from runner.weights import cache_folder, find_model
 RANDOM_SD15 = "random:sd15"
 ALL = "all"
 LOG = "bench.log"
-WORKER = (sys.executable, "-W", "ignore", "-c", "from runner import bench_worker; bench_worker.main()")
+# The process finds the modules where this one does.
+PROGRAM = f"import sys; sys.path[:] = {sys.path!r}; from runner import bench_worker; bench_worker.main()"
+WORKER = (sys.executable, "-W", "ignore", "-c", PROGRAM)
 THINGS = ("tiger face", "penguin", "red apple", "fire engine", "mushroom", "rocket", "pizza", "octopus")
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "pink", "gray")
 

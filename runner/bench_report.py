@@ -154,10 +154,10 @@ def draw(report: Report) -> Image.Image:
 
 def scale(values: Sequence[float]) -> list[float]:
     """Round numbers from 0 to the first one above all values, for the marks of an axis."""
-    rough = max(values, default=1.0) / TICKS
-    magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= rough)
-    return [step * index for index in range(math.floor(max(values, default=1.0) / step) + 2)]
+    largest = max(values, default=1.0)
+    magnitude = 10.0 ** math.floor(math.log10(largest / TICKS))
+    step = next(factor * magnitude for factor in (1, 2, 5, 10) if factor * magnitude >= largest / TICKS)
+    return [step * index for index in range(math.floor(largest / step + 1e-9) + 2)]
 
 
 def _place(memory: float, speed: float, across: Sequence[float], up: Sequence[float]) -> tuple[float, float]:

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -58,8 +58,12 @@ class Job:
 def main() -> None:
     """Does the job on stdin."""
     job: Job = pickle.load(sys.stdin.buffer)
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)  # what a library prints is no answer
+        sys.exit(_answer(job, answers))
+
+
+def _answer(job: Job, answers: BinaryIO) -> int:
     if job.stock is None:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does
     try:
@@ -70,7 +74,8 @@ def main() -> None:
         traceback.print_exc()
         message = str(error) if isinstance(error, RunnerError) else f"{type(error).__name__}: {error}"
         answers.write(orjson.dumps({"error": message}) + b"\n")
-        sys.exit(1)
+        return 1
+    return 0
 
 
 def _describe(job: Job) -> Iterator[dict[str, Any]]:
