@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan gallery web test check clean
+.PHONY: help setup run plan gallery web bench test check clean
 
 help: ## show these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ gallery: .venv/ready ## rebuild the gallery of FOLDER
 
 web: .venv/ready ## show the page for txt2img and img2img
 	$(BIN)/runner web $(ARGS)
+
+bench: .venv/ready ## compare with stock diffusers on this machine
+	$(BIN)/runner bench $(ARGS)
 
 test: .venv/ready check ## run all checks and tests
 	$(BIN)/python -m pytest $(ARGS)
