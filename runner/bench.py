@@ -47,6 +47,7 @@ from runner.weights import cache_folder, find_model
 
 RANDOM_SD15 = "random:sd15"
 ALL = "all"
+ANY_GPU = "cuda:0"
 LOG = "bench.log"
 # The process finds the modules where this one does.
 PROGRAM = f"import sys; sys.path[:] = {sys.path!r}; from runner import bench_worker; bench_worker.main()"
@@ -97,14 +98,14 @@ def bench(settings: Settings, command: str, say: Callable[[str], None] = lambda 
     Raises:
         RunnerError: a setting or the model is wrong. A contender that fails is only reported.
     """
-    folder = folder_of(settings)
+    choose(contenders(dataclasses.replace(settings, device=ANY_GPU)), settings.bench.contenders)  # says typos at once
+    settings, folder = _with_model(settings, say), folder_of(settings)
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / LOG, b"")
         with tempfile.TemporaryDirectory(dir=folder, prefix=".bench-") as inputs:
             _write_items(Path(inputs), settings.bench)
-            turns = Turns(_with_model(settings, folder / LOG, say), Path(inputs), folder / LOG, say)
-            return turns.report(command)
+            return Turns(settings, Path(inputs), folder / LOG, say).report(command)
 
 
 def folder_of(settings: Settings) -> Path:
@@ -232,21 +233,28 @@ def choose(known: Sequence[Contender], names: Sequence[str]) -> list[Contender]:
     return [table[name] for name in wanted]
 
 
-def _with_model(settings: Settings, log: Path, say: Callable[[str], None]) -> Settings:
+def _with_model(settings: Settings, say: Callable[[str], None]) -> Settings:
     """The settings with the model's folder as its path; a random model is made if it isn't there."""
     path = settings.model.path
     if path == RANDOM_SD15:
-        folder = cache_folder() / "bench-sd15"
-        if not folder.exists():
-            say(f"writing a model with random weights to {folder}, once (2.1 GB)")
-            answer = ask(Job(task="random_model", settings=settings, inputs=folder, folder=folder), log)
-            if "error" in answer:
-                raise ModelError(f"{folder}: {answer['error']}")
-        path = str(folder)
+        path = str(_random_model(settings, say))
     model = find_model(path)
     if not model.path.is_dir():
         raise ModelError(f"model.path={path}: bench needs a diffusers folder, since stock diffusers has to read it too")
     return dataclasses.replace(settings, model=dataclasses.replace(settings.model, path=str(model.path)))
+
+
+def _random_model(settings: Settings, say: Callable[[str], None]) -> Path:
+    folder = cache_folder() / "bench-sd15"
+    if not folder.exists():
+        say(f"writing a model with random weights to {folder}, once (2.1 GB)")
+        with writing_to(folder.parent):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            job = Job(task="random_model", settings=settings, inputs=folder, folder=folder)
+            answer = ask(job, folder.with_suffix(".log"))
+        if "error" in answer:
+            raise ModelError(f"{folder}: {answer['error']}")
+    return folder
 
 
 def _write_items(folder: Path, bench: BenchSettings) -> None:

@@ -231,13 +231,13 @@ def test_a_model_with_random_weights_is_written_once_to_the_cache(folder, model,
 
     monkeypatch.setattr(bench, "ask", write)
     chosen = settings.compose(["bench=sd15"])
-    made = [bench._with_model(chosen, folder / "log", lambda line: None).model.path for _ in range(2)]
+    made = [bench._with_model(chosen, lambda line: None).model.path for _ in range(2)]
     assert asked == ["random_model"]
     assert made == [str(folder / "cache/runner/bench-sd15")] * 2
     monkeypatch.setattr(bench, "ask", lambda job, log: {"error": "the disk is full"})
     shutil.rmtree(made[0])
     with pytest.raises(ModelError, match="the disk is full"):
-        bench._with_model(chosen, folder / "log", lambda line: None)
+        bench._with_model(chosen, lambda line: None)
 
 
 def test_all_pictures_differ_and_the_warm_up_has_texts_of_its_own(tmp_path):

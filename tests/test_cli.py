@@ -60,6 +60,9 @@ def test_version(capsys):
         (["run", "wrong.yaml"], 4, "wrong.yaml:2:3: "),
         (["plan", "wrong.yaml"], 4, "did you mean 'prompts'?"),
         (["gallery", "nowhere"], 10, "no run folder"),
+        (["bench", "m.yaml"], 2, "takes settings only"),
+        (["bench", "model.path=nowhere"], 2, "there is nothing at nowhere"),
+        (["bench", "bench.contenders=[runer]"], 2, "did you mean 'runner'?"),
     ],
 )
 def test_a_user_error_is_one_message_and_its_code(manifest, tmp_path, capsys, words, code, said):
