@@ -98,6 +98,10 @@ def bench(settings: Settings, command: str, say: Callable[[str], None] = lambda 
     Raises:
         RunnerError: a setting or the model is wrong. A contender that fails is only reported.
     """
+    if settings.limit or settings.skip_save or settings.shuffle is not None:
+        raise SettingError(
+            "limit, shuffle and skip_save are not for bench; bench.images says how many pictures it makes"
+        )
     choose(contenders(dataclasses.replace(settings, device=ANY_GPU)), settings.bench.contenders)  # says typos at once
     settings, folder = _with_model(settings, say), folder_of(settings)
     with writing_to(folder):

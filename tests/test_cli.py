@@ -61,6 +61,7 @@ def test_version(capsys):
         (["plan", "wrong.yaml"], 4, "did you mean 'prompts'?"),
         (["gallery", "nowhere"], 10, "no run folder"),
         (["bench", "m.yaml"], 2, "takes settings only"),
+        (["bench", "limit=3"], 2, "bench.images says how many"),
         (["bench", "model.path=nowhere"], 2, "there is nothing at nowhere"),
         (["bench", "bench.contenders=[runer]"], 2, "did you mean 'runner'?"),
     ],
