@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan verify gallery extract web test check clean
+.PHONY: help setup run plan verify gallery extract web bench test check clean
 
 help: ## show these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ extract: .venv/ready ## print the manifest that makes FILES again
 
 web: .venv/ready ## show the page for txt2img and img2img
 	$(BIN)/runner web $(ARGS)
+
+bench: .venv/ready ## compare with stock diffusers on this machine
+	$(BIN)/runner bench $(ARGS)
 
 test: .venv/ready check ## run all checks and tests
 	$(BIN)/python -m pytest $(ARGS)

@@ -7,6 +7,7 @@ ends here as one message and its exit code.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -27,6 +28,7 @@ USAGE = """usage: runner VERB [TARGET] [key=value ...]
   gallery FOLDER   (re)build gallery.html and grid.png of a run folder
   extract FILE...  print the manifest that makes these pictures again, from the files alone
   web              the page for txt2img and img2img, on this machine only
+  bench            this runner against stock diffusers, on this machine
 
   runner VERB --help    the settings of a verb
   -m, --multirun        Hydra's multirun: unet_bs=2,4 runs once for each value
@@ -62,6 +64,21 @@ pictures of AUTOMATIC1111's program, comments name what can't be carried over. E
 
 Shows the page for txt2img and img2img at http://127.0.0.1:7860, or the next free port; GRADIO_SERVER_PORT names
 another. Each press makes a run folder in outputs/web, or in out=. Ctrl-C ends it.
+""",
+    "bench": """usage: runner bench [bench=emoji|sd15] [bench.KEY=value ...] [key=value ...]
+
+Renders the same pictures with stock diffusers and with this runner, in turns and in one run, and compares speed,
+memory, the time to the first picture, and the pictures. bench=emoji takes the model that ships with the package,
+bench=sd15 one of Stable Diffusion v1's size with random weights, written once to the user's cache; model.path= your
+own. Writes bench.json, bench.md and bench.png to outputs/bench-<name>, or to out=; json=true prints JSON.
+
+  bench.images=64 bench.size=64 bench.steps=20 bench.scale=5.0 bench.rounds=3
+  'bench.contenders=[all]'      or some of: stock_full stock_full_batched stock_half stock_half_batched, on CUDA
+                                stock_model_offload stock_group_offload stock_sequential_offload,
+                                runner runner_full runner_resident runner_streamed
+  'bench.ceilings=[1200MB]'     adds a contender runner_1200MB with memory=1200MB
+
+Exit code 3: a contender failed.
 """,
 }
 
@@ -267,6 +284,22 @@ def _web(target: Path, settings: Any) -> int:
     return 0
 
 
+def _bench(target: Path, settings: Any) -> int:
+    from rich.console import Console
+
+    from runner import bench, bench_report
+
+    folder = bench.folder_of(settings)
+    report = bench.bench(settings, shlex.join(["runner", *sys.argv[1:]]), Console(stderr=True, highlight=False).print)
+    files = bench_report.write_files(report, folder)
+    if settings.json:
+        print(bench_report.as_json(report).decode())
+    else:
+        bench_report.print_table(report, Console())
+        print(*files, sep="\n")
+    return EXIT_ITEMS_FAILED if report.problems else 0
+
+
 def _target(command: Command) -> Any:
     """What the verb is about: a path, or several where it takes several."""
     see = f"see runner {command.verb} --help"
@@ -311,8 +344,9 @@ VERBS: dict[str, Callable[[Any, Any], int]] = {
     "gallery": _gallery,
     "extract": _extract,
     "web": _web,
+    "bench": _bench,
 }
-WITHOUT_TARGET = ("web",)
+WITHOUT_TARGET = ("web", "bench")
 WITH_MANY_TARGETS = ("extract",)
 RUNS_ONCE = ("extract", "verify")  # whatever is said of multirun
 TAKES_OVERRIDES = ("verify",)  # what isn't said there is as recorded, not as in conf/

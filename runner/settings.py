@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import SettingError, did_you_mean
+from runner.spec import MOST_STEPS, SIZE_STEP
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 UNET_BS_LIMIT = 1024
+GROUPS = {"model": "For a path write model.path=...", "bench": ""}  # files to choose from, and a hint about others
 PREDICTIONS = ("auto", "epsilon", "v_prediction")
 
 
@@ -57,11 +59,40 @@ class ItemDefaults:
 
 
 @dataclass(slots=True, kw_only=True)
+class BenchSettings:
+    """What the verb `bench` measures; a file of `conf/bench/` explains each."""
+
+    name: str
+    images: int
+    size: int
+    steps: int
+    scale: float
+    rounds: int
+    contenders: list[str]
+    ceilings: list[str]
+
+    def __post_init__(self) -> None:
+        for key in ("images", "size", "steps", "rounds"):
+            if getattr(self, key) < 1:
+                raise SettingError(f"bench.{key}={getattr(self, key)}: should be at least 1")
+        if self.size % SIZE_STEP:
+            raise SettingError(f"bench.size={self.size}: should be a multiple of {SIZE_STEP}")
+        if self.steps > MOST_STEPS:
+            raise SettingError(f"bench.steps={self.steps}: should be at most {MOST_STEPS}")
+        for size in self.ceilings:
+            parse_size(size, "bench.ceilings")
+
+
+@dataclass(slots=True, kw_only=True)
 class Settings:
-    """How pictures are made. `turbo`, `unet_bs` and `memory` are None for `auto`; `memory` is in bytes."""
+    """How pictures are made. `turbo`, `unet_bs` and `memory` are None for `auto`; `memory` is in bytes.
+
+    Values that were checked once pass again, so that `dataclasses.replace` works.
+    """
 
     model: ModelSettings
     defaults: ItemDefaults
+    bench: BenchSettings
     device: str
     precision: str
     turbo: Any
@@ -86,18 +117,19 @@ class Settings:
             raise SettingError(f"device={self.device}: should be auto, cpu, cuda, cuda:N or mps")
         self.turbo = _parse_turbo(self.turbo)
         self.unet_bs = _parse_unet_bs(self.unet_bs)
-        self.memory = None if self.memory == "auto" else parse_size(self.memory)
+        self.memory = None if self.memory in (None, "auto") else parse_size(self.memory)
         for key, number in (("limit", self.limit), ("sample", self.sample), ("n_rows", self.n_rows)):
             if number is not None and number < 1:
                 raise SettingError(f"{key}={number}: should be at least 1")
 
 
-def parse_size(text: Any) -> int:
+def parse_size(text: Any, key: str = "memory") -> int:
     """`2GiB`, `1.2GB`, `1200MB` or a number of bytes, in bytes."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", str(text))
     unit = UNITS.get((match[2] or "B").upper()) if match else None
     if match is None or unit is None or not (size := int(float(match[1]) * unit)):
-        raise SettingError(f"memory={text}: should be auto, or a size such as 2GiB, 1.2GB or 1200MB")
+        auto = "auto, or " if key == "memory" else ""
+        raise SettingError(f"{key}={text}: should be {auto}a size such as 2GiB, 1.2GB or 1200MB")
     return size
 
 
@@ -107,9 +139,9 @@ def conf_folder() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[1] / "conf"
 
 
-def model_names() -> list[str]:
-    """What `model=` can name."""
-    return sorted(path.stem for path in (conf_folder() / "model").glob("*.yaml"))
+def group_names(group: str) -> list[str]:
+    """What `model=` or `bench=` can name."""
+    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
 
 
 def compose(overrides: Sequence[str]) -> Settings:
@@ -172,13 +204,13 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise SettingError(f"'{text}': settings can be changed, but not added or removed; write {key}=value")
         if key not in known and not key.startswith("hydra."):
             raise SettingError(f"'{key}' is not a setting: {did_you_mean(key, known)}")
-        if key == "model" and not override.is_sweep_override() and override.value() not in model_names():
-            hint = did_you_mean(override.value(), model_names())
-            raise SettingError(f"model={override.value()}: no such model; {hint} For a path write model.path=...")
+        if key in GROUPS and not override.is_sweep_override() and override.value() not in group_names(key):
+            hint = did_you_mean(override.value(), group_names(key))
+            raise SettingError(f"{key}={override.value()}: no such {key}; {hint} {GROUPS[key]}".rstrip())
 
 
 def _known_keys() -> set[str]:
-    nested = {"model": ModelSettings, "defaults": ItemDefaults}
+    nested = {"model": ModelSettings, "defaults": ItemDefaults, "bench": BenchSettings}
     keys = {field.name for field in fields(Settings)} - {"defaults"}
     return keys | {f"{name}.{field.name}" for name, node in nested.items() for field in fields(node)}
 
@@ -189,13 +221,13 @@ def _check_choice(key: str, value: str, known: Sequence[str]) -> None:
 
 
 def _parse_turbo(value: Any) -> bool | None:
-    if value == "auto" or isinstance(value, bool):
+    if value in (None, "auto") or isinstance(value, bool):
         return None if value == "auto" else value
     raise SettingError(f"turbo={value}: should be true, false or auto")
 
 
 def _parse_unet_bs(value: Any) -> int | None:
-    if value == "auto":
+    if value in (None, "auto"):
         return None
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= UNET_BS_LIMIT:
         return value

@@ -122,7 +122,7 @@ class Verification:
             for event in executor.run(wave):
                 if isinstance(event, Rendered | ItemFailed):
                     how = event.how if isinstance(event, Rendered) else {}
-                    now["run"] = executor.describe() | how
+                    now["run"] = {**executor.describe(), **how}
                     record = records[event.item.number]
                     made = event.pixels if isinstance(event, Rendered) else event.error
                     self.findings.append(judge(self.folder, record, event.item, made, now))

@@ -66,6 +66,10 @@ def test_version(capsys):
         (["extract", "nowhere.png"], 4, "nowhere.png: can't be read: No such file"),
         (["extract", "m.yaml"], 4, "m.yaml: is not a PNG or JPEG picture"),
         (["extract", "a=b.png"], 2, "needs a target"),
+        (["bench", "m.yaml"], 2, "takes settings only"),
+        (["bench", "limit=3"], 2, "bench.images says how many"),
+        (["bench", "model.path=nowhere"], 2, "there is nothing at nowhere"),
+        (["bench", "bench.contenders=[runer]"], 2, "did you mean 'runner'?"),
     ],
 )
 def test_a_user_error_is_one_message_and_its_code(manifest, tmp_path, capsys, words, code, said):

@@ -15,12 +15,13 @@ LAYERS = (
     ("files", "tokens", "stored", "pickled", "torch_file", "compvis", "weights", "costs"),
     ("inits", "yaml_nodes", "prompts", "values", "manifest", "expand", "records", "images"),
     ("pictures", "contact_sheet", "gallery", "request", "plan", "survey", "judge", "infotext", "regroup", "extract"),
-    ("samplers", "checkpoint", "parking", "fragments", "strips", "stages"),
+    ("samplers", "checkpoint", "parking", "fragments", "strips", "stages", "random_model"),
     ("execute",),
     ("run", "verify"),
     ("progress",),
     ("studio",),
     ("web_text", "web"),
+    ("bench_worker", "bench", "bench_report"),
     ("cli",),
     ("__main__",),
 )
@@ -55,7 +56,9 @@ def heavy_after(statement: str) -> list[str]:
     return ast.literal_eval(done.stdout.strip().splitlines()[-1])
 
 
-@pytest.mark.parametrize("statement", ["import runner.cli", "import runner.survey", "import runner.progress"])
+@pytest.mark.parametrize(
+    "statement", ["import runner.cli", "import runner.survey", "import runner.progress", "import runner.bench_report"]
+)
 def test_light_modules_do_not_import_torch(statement):
     assert heavy_after(statement) == []
 

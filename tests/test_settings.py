@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -69,6 +71,13 @@ def test_sizes(text, size):
         ("engine=rays", ["engine=rays", "local"]),
         ("allow_outside=perhaps", ["allow_outside", "perhaps"]),
         ("steps=4", ["'steps' is not a setting"]),
+        ("bench=emojy", ["bench=emojy: no such bench", "did you mean 'emoji'"]),
+        ("bench.imges=4", ["did you mean 'bench.images'"]),
+        ("bench.images=0", ["bench.images=0", "at least 1"]),
+        ("bench.rounds=-1", ["bench.rounds=-1", "at least 1"]),
+        ("bench.size=100", ["bench.size=100", "multiple of 64"]),
+        ("bench.steps=501", ["bench.steps=501", "at most 500"]),
+        ("bench.ceilings=[lots]", ["bench.ceilings=lots", "1200MB"]),
         ("=4", ["is not a setting"]),
     ],
 )
@@ -79,6 +88,21 @@ def test_wrong_settings_are_refused_with_what_would_be_right(override, words):
     assert all(word in message for word in words), message
     assert "\n" not in message
     assert caught.value.exit_code == 2
+
+
+def test_a_bench_brings_its_model_unless_another_is_named():
+    assert settings.compose(["bench=emoji"]).model.path == "builtin:emoji"
+    assert settings.compose(["bench=sd15"]).model.path == "random:sd15"
+    assert settings.compose(["bench=sd15", "model=sd15"]).model.path == "weights/stable-diffusion-v1-5"
+    assert settings.compose(["bench=sd15", "model.path=mine"]).model.path == "mine"
+    for name in settings.group_names("bench"):
+        assert settings.compose([f"bench={name}"]).bench.name == name
+
+
+def test_checked_settings_can_be_changed():
+    made = settings.compose(["memory=2GiB", "unet_bs=4"])
+    assert dataclasses.replace(made) == made
+    assert dataclasses.replace(settings.compose([]), memory="1KB").memory == 1000
 
 
 def test_every_default_of_an_item_can_be_overridden():

@@ -1,0 +1,136 @@
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from runner import bench, bench_worker, settings
+from runner.bench_worker import Job, Stock, StockPipeline
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory):
+    model = tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")
+    return settings.compose([f"model.path={model}", "device=cpu", "bench.images=3", "bench.steps=2"])
+
+
+@pytest.fixture
+def job(chosen, tmp_path):
+    bench._write_items(tmp_path, chosen.bench)
+
+    def make(stock=None, **changes):
+        changed = dataclasses.replace(chosen, **changes)
+        return Job(task="measure", settings=changed, inputs=tmp_path, folder=tmp_path / "made", stock=stock)
+
+    return make
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_stock_diffusers_makes_the_runners_pictures(job, batch):
+    [stock] = bench_worker.TASKS["measure"](job(Stock(half=False, batch=batch)))
+    [runner] = bench_worker.TASKS["measure"](job(turbo=True))
+    psnr, largest = bench.compare(stock["files"], runner["files"])
+    assert psnr > 50
+    assert largest <= 1
+    assert stock["rows"] == 2 * batch
+    assert runner["loads_per_step"] is None
+    assert len(stock["files"]) == len(runner["files"]) == 3
+
+
+def test_stock_diffusers_in_half_precision_begins_with_the_same_noise(job):
+    [full] = bench_worker.TASKS["measure"](job(Stock(half=False)))
+    full_pictures = [Path(file).read_bytes() for file in full["files"]]
+    [half] = bench_worker.TASKS["measure"](job(Stock(half=True)))
+    assert half["dtype"] == "bfloat16"
+    for content, file in zip(full_pictures, half["files"], strict=True):
+        psnr, _ = bench.compare([io.BytesIO(content)], [file])
+        assert 20 < psnr < 60
+
+
+def test_an_item_that_the_runner_cannot_make_is_an_error(job, monkeypatch):
+    from runner import stages
+
+    def draw(*_):
+        raise ValueError("no noise today")
+
+    monkeypatch.setattr(stages, "draw_noise", draw)
+    with pytest.raises(ValueError, match="no noise today"):
+        list(bench_worker.TASKS["measure"](job()))
+
+
+@pytest.fixture
+def search(job, monkeypatch):
+    monkeypatch.setattr(bench_worker, "_limit_memory", lambda: None)  # it would hold for all the other tests
+    monkeypatch.setattr(bench_worker, "TRIAL_SECONDS", 0.01)
+
+    def run(render):
+        monkeypatch.setattr(bench_worker, "_shortest", render)
+        return list(bench_worker.TASKS["batch"](job(Stock(half=False, batch=bench_worker.FIND_BATCH))))
+
+    return run
+
+
+def test_batches_are_tried_up_to_the_number_of_pictures(search):
+    shortest = bench_worker._shortest
+    answers = search(shortest)
+    assert [answer["batch"] for answer in answers] == [1, 2]
+    assert all(answer["seconds"] > 0 for answer in answers)
+
+
+def test_the_search_ends_where_memory_does_or_larger_batches_are_hopeless(search):
+    def too_large(contender, items):
+        if len(items) > 1:
+            raise RuntimeError("can't allocate memory")
+        return 1.0
+
+    assert search(too_large) == [{"batch": 1, "seconds": 1.0}]
+    assert len(search(lambda contender, items: 4.0 ** len(items))) == 2
+    with pytest.raises(RuntimeError, match="broken"):
+        search(lambda contender, items: (_ for _ in ()).throw(RuntimeError("broken")))
+
+
+class Recorder:
+    """Stands for a pipeline on a machine with a GPU."""
+
+    def __init__(self):
+        self.calls = {}
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: self.calls.update({name: (args, kwargs)})
+
+
+@pytest.mark.parametrize("offload", bench_worker.OFFLOADS)
+def test_each_way_of_offloading_is_switched_on(offload):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = Recorder()
+    assert bench_worker._place(pipeline, "cuda:0", offload) is pipeline
+    [name] = pipeline.calls
+    assert offload in name
+    assert hasattr(StableDiffusionPipeline, name)
+
+
+def test_errors_are_answers(job, tmp_path, capsys):
+    model = dataclasses.replace(job().settings.model, path=str(tmp_path / "nowhere"))
+    answers = io.BytesIO()
+    assert bench_worker._answer(job(model=model), answers) == 1
+    assert b"there is nothing at" in answers.getvalue()
+    assert answers.getvalue().startswith(b'{"error":')
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_the_peak_is_of_what_was_held_since_it_was_reset():
+    bench_worker.reset_peaks("cpu")
+    before = bench_worker.peak_bytes("cpu")
+    held = torch.ones(100 << 18)  # 100 MiB
+    assert bench_worker.peak_bytes("cpu") - before > 90 << 20
+    del held
+
+
+def test_noise_is_each_items_own(job):
+    contender = StockPipeline(job(Stock(half=False, batch=2)))
+    both = contender._noise(contender.wanted[:2])
+    assert torch.equal(both[1:], contender._noise(contender.wanted[1:2]))
+    assert both.shape == (2, 4, 8, 8)
