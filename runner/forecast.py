@@ -176,8 +176,9 @@ def _read(file: Path, fingerprints: Mapping[str, str], execution: Execution) -> 
 
 
 def _tail(file: Path) -> Iterator[dict[str, Any]]:
-    with file.open("rb") as stream:
-        stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
+    lines: list[bytes] = []
+    with contextlib.suppress(OSError), file.open("rb") as stream:  # another run's file may be closed to us
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL_BYTES))
         lines = stream.read().splitlines()[-LINES_READ:]
     for line in lines:
         with contextlib.suppress(orjson.JSONDecodeError):  # cut, at the beginning or by a run that is going on

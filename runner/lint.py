@@ -78,12 +78,13 @@ class Warned:
 
 FOREIGN = (  # other tools' syntax, what it is, and what says the same here
     (re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)"), "emphasis in AUTOMATIC1111 and ComfyUI; here words:number is a part"),
-    (re.compile(r"\({2,}[^()]+\){2,}|(?<!\S)\[+[^\[\]]+\]+"), "emphasis in AUTOMATIC1111; here words:number is a part"),
+    (re.compile(r"\({2,}[^()]+\){2,}"), "emphasis in AUTOMATIC1111; here words:number is a part"),
+    (re.compile(r"(?<!\S)\[+[^\[\]]+\]+"), "less emphasis, or a change on the way, in AUTOMATIC1111"),
     (re.compile(r"\{[^{}]*\|[^{}]*\}"), "a choice in Dynamic Prompts; here each is a prompt of its own"),
     (re.compile(r"\{+[^{}|]+\}+"), "emphasis in NovelAI; here words:number is a part"),
     (re.compile(r"(?<!\w)__[\w*/-]+__(?!\w)"), "a wildcard; here 'file: NAME.txt' is one prompt a line"),
-    (re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE), "a LoRA or hypernetwork, which are not known here"),
-    (re.compile(r"\bembedding:\s?[\w.-]+"), "an embedding in ComfyUI, which are not known here"),
+    (re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE), "a LoRA or a hypernetwork, not known here"),
+    (re.compile(r"\bembedding:\s?[\w.-]+"), "an embedding in ComfyUI, not known here"),
     (re.compile(r"(?<![A-Z]\s)\bBREAK\b(?!\s[A-Z]{2})"), "a new piece in AUTOMATIC1111; here long_prompts: chunk"),
     (re.compile(r"(?<=[^\WA-Z]\s)AND(?=\s+[^\WA-Z])"), "two prompts at once in AUTOMATIC1111; here words:1 words:1"),
     (re.compile(r"[^\s:]*::\s?-?\d*\.?\d*(?!\S)"), "a weight in Midjourney; here with one colon, words:number"),
@@ -169,7 +170,7 @@ CUT = Check(
     message=f"words beyond {ROOM} tokens are lost, as long_prompts: truncate allows; long_prompts: chunk keeps them",
 )
 OTHER_SYNTAX = Check(name="other_syntax", unit="text", message="another tool's syntax, which is plain text here")
-SAME_PICTURE = Check(name="same_picture", unit="picture", message="the same as another item's picture; it is made once")
+SAME_PICTURE = Check(name="same_picture", unit="picture", message="wished for by another item as well, and made once")
 NAME_TAKEN = Check(
     name="name_taken",
     unit="picture",

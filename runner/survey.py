@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from runner import plan
 from runner.forecast import Forecast, Kind, device_name, forecast, read_past
 from runner.images import image_path
-from runner.lint import NAME_TAKEN, SAME_PICTURE, Linter, Warned
+from runner.lint import EXAMPLES, NAME_TAKEN, SAME_PICTURE, Linter, Warned
 from runner.plan import Execution, Wave
 from runner.records import RECORDS, Index, iterate_records
 from runner.request import OUTPUTS, Request
@@ -98,7 +98,7 @@ class Survey:
 
     def to_dict(self) -> dict[str, Any]:
         """As one JSON document."""
-        execution, seconds = self.execution, self.forecast.seconds
+        execution, seconds = self.execution, dict(self.forecast.seconds)
         return {
             "target": str(self.request.target),
             "folder": str(self.request.folder),
@@ -115,7 +115,7 @@ class Survey:
             "turbo": execution.turbo,
             "memory_bytes": self.memory_bytes,
             "disk_bytes": self.forecast.disk_bytes,
-            "seconds": {**seconds, "total": math.fsum(seconds.values())} if seconds else None,
+            "seconds": _rounded(seconds | {"total": math.fsum(seconds.values())}) if seconds else None,
             "judged_by": self.forecast.pictures,
             "axes": {key: axis.to_dict() for key, axis in self.axes.items()},
             "first": _item_dict(self.ends[0]),
@@ -131,6 +131,10 @@ class Survey:
             },
             "warnings": [warned.to_dict() for warned in self.warnings],
         }
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {stage: round(value, 3) for stage, value in seconds.items()}
 
 
 def _item_dict(item: Item) -> dict[str, Any]:
@@ -227,9 +231,12 @@ class _Tally:
         ordered = ids[order]
         twins = np.zeros(len(ids), dtype=np.bool_)
         twins[order[1:][ordered[1:] == ordered[:-1]]] = True
-        for place in np.flatnonzero(twins):
+        places = np.flatnonzero(twins)
+        for place in places[:EXAMPLES]:
             first = order[np.searchsorted(ordered, ids[place])]
-            self.linter.note(SAME_PICTURE, f"as item {self.numbers[first]}", item=self.numbers[place])
+            self.linter.note(SAME_PICTURE, f"the same as item {self.numbers[first]}", item=self.numbers[place])
+        if len(places) > EXAMPLES:
+            self.linter.note(SAME_PICTURE, "", count=len(places) - EXAMPLES)
         return twins
 
     def ends(self) -> tuple[Item, Item]:

@@ -61,9 +61,9 @@ def _section(console: Console, title: str, rows: Iterable[Row], style: str = "bo
         console.print()
         console.print(Text(title, style=style))
     table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style="cyan", overflow="fold")
+    table.add_column(style="cyan")
     for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(cell, overflow="fold") for cell in row))
     console.print(Padding(table, (0, 0, 0, 2), expand=False))
 
 
@@ -87,6 +87,7 @@ def _facts(survey: Survey) -> Iterator[Row]:
         yield "memory", f"about {_size(survey.memory_bytes)} of {of}"
     weighted = f", {survey.weighted:,} of them weighted" if survey.weighted else ""
     yield "prompts", f"{survey.prompts:,} different{weighted}"
+    yield "warnings", f"{len(survey.warnings)}, at the end" if survey.warnings else "none"
 
 
 def _time(survey: Survey) -> str:

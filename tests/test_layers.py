@@ -14,7 +14,7 @@ LAYERS = (
     ("errors", "spec", "events", "settings"),
     ("files", "tokens", "stored", "pickled", "torch_file", "compvis", "weights"),
     ("inits", "yaml_nodes", "prompts", "values", "manifest", "expand", "records", "images"),
-    ("pictures", "contact_sheet", "gallery", "request", "plan", "survey"),
+    ("pictures", "contact_sheet", "gallery", "request", "plan", "forecast", "lint", "survey", "survey_text"),
     ("samplers", "checkpoint", "fragments", "stages"),
     ("execute",),
     ("run",),
@@ -55,7 +55,7 @@ def heavy_after(statement: str) -> list[str]:
     return ast.literal_eval(done.stdout.strip().splitlines()[-1])
 
 
-@pytest.mark.parametrize("statement", ["import runner.cli", "import runner.survey", "import runner.progress"])
+@pytest.mark.parametrize("statement", ["import runner.cli", "import runner.survey_text", "import runner.progress"])
 def test_light_modules_do_not_import_torch(statement):
     assert heavy_after(statement) == []
 
