@@ -225,7 +225,7 @@ class _Tally:
         return Counter({kind: int(counts[place]) for kind, place in self.places.items() if counts[place]})
 
     def find_twins(self) -> NDArray[np.bool_]:
-        """Which items have the id of an earlier one; 64 bits of it, which meet by chance once in 10^7 such lists."""
+        """Which items have the id of an earlier one; 64 bits of it, which meet by chance in 1 of 10^7 lists of a million."""
         ids = np.frombuffer(self.ids, dtype=np.uint64)
         order = np.argsort(ids, kind="stable")
         ordered = ids[order]
@@ -245,12 +245,14 @@ class _Tally:
 
 
 def _read_folder(folder: Path) -> tuple[Index, Counter[str]]:
-    """What is finished in a run folder, and how often each of the other items has failed."""
+    """What is finished in a run folder, and how often each of the other items has failed since it was last done."""
     index, failures = Index(folder), Counter[str]()
     for record in iterate_records(folder) if (folder / RECORDS).is_file() else ():
         index.note(record)
         if record["status"] == "failed":
             failures[record["id"]] += 1
+        else:
+            failures.pop(record["id"], None)
     return index, failures
 
 

@@ -63,8 +63,13 @@ def _section(console: Console, title: str, rows: Iterable[Row], style: str = "bo
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="cyan")
     for row in cells:
-        table.add_row(*(Text(cell, overflow="fold") for cell in row))
+        table.add_row(*(Text(_printable(cell), overflow="fold") for cell in row))
     console.print(Padding(table, (0, 0, 0, 2), expand=False))
+
+
+def _printable(text: str) -> str:
+    """A text with what would steer the terminal, in a prompt from elsewhere, written as an escape."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _headline(survey: Survey) -> str:

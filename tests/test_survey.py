@@ -97,6 +97,8 @@ def test_what_is_done_and_what_has_failed(ask):
     finish(asked, [0, 1, 2])
     failed = [{**failure(asked.items[n]), "id": asked.identity(asked.items[n])} for n in (2, 3, 3, 4)]
     write(asked.folder, failed)
+    write(asked.folder, [{**failure(asked.items[1]), "id": asked.identity(asked.items[1])}])
+    finish(asked, [1])
     (asked.folder / image_path(asked.items[1])).unlink()
     found = survey.make_survey(asked)
     assert (found.done, found.missing, found.failed, found.attempts) == (1, 47, 3, 4)
@@ -215,6 +217,11 @@ def test_in_a_pipe_lines_are_whole_and_without_colour(look, capsys, monkeypatch)
     assert "x" * 150 in out.split()
     assert "\x1b" not in out
     assert all(line == line.rstrip() for line in out.splitlines())
+
+
+def test_a_prompt_does_not_steer_the_terminal(look):
+    line = json.dumps({"prompt": "a \x1b[31mred [bold]cat[/bold]", "seed": 1}) + "\n"
+    assert r"a \x1b[31mred [bold]cat[/bold]" in shown(look(line, name="items.jsonl"), 100)
 
 
 def test_what_people_see(look):
