@@ -43,7 +43,8 @@ Run it again to go on: finished pictures are skipped. Exit code 3: some items fa
 """,
     "plan": """usage: runner plan MANIFEST [key=value ...]
 
-Says what `run` would do: images, groups, memory and disk, how each prompt was read. json=true prints JSON.
+Says what `run` would do: how many pictures, the axes, time, disk and memory, how prompts were read, and what may not be
+what was meant. Nothing is rendered or written. json=true prints one JSON document.
 """,
     "verify": """usage: runner verify FOLDER [sample=N] [key=value ...]
 
@@ -230,10 +231,15 @@ def _run(target: Path, settings: Any) -> int:
 
 
 def _plan(target: Path, settings: Any) -> int:
-    from runner import request, survey
+    import orjson
 
-    asked = request.read_request(target, settings)
-    survey.print_survey(survey.make_survey(asked), asked, as_json=settings.json)
+    from runner import request, survey, survey_text
+
+    found = survey.make_survey(request.read_request(target, settings))
+    if settings.json:
+        print(orjson.dumps(found.to_dict()).decode())
+    else:
+        survey_text.print_survey(found)
     return 0
 
 

@@ -28,8 +28,8 @@ from runner.errors import RunnerError
 from runner.events import ItemFailed, MemoryShort, Rendered, StepDone, WaveEvent, WaveStarted
 from runner.fragments import Component
 from runner.plan import Execution, Layout, Wave
-from runner.samplers import NoiseSchedule, model_calls
-from runner.spec import Item
+from runner.samplers import NoiseSchedule
+from runner.spec import Item, model_calls
 from runner.tokens import ClipTokenizer
 from runner.weights import AUTO, COMPONENTS, FRAGMENTS, ModelFiles
 

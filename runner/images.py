@@ -9,6 +9,7 @@ give the same bytes: nothing here depends on the time. It does not make pixels, 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -97,6 +98,7 @@ def image_path(item: Item) -> PurePosixPath:
     return PurePosixPath("images", folder_name(item.prompt), f"seed_{item.seed}_{item.number:05d}.{item.format}")
 
 
+@functools.lru_cache(maxsize=1024)
 def folder_name(prompt: str) -> str:
     """The prompt as a folder's name, as the original made it, but safe on every system and never too long."""
     words = "_".join(re.split("[: ]", unicodedata.normalize("NFC", prompt)))

@@ -25,12 +25,13 @@ LARGEST_DRAWN_SEED = 2**32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The wishes of one run. `drawn_seeds` are those that the manifest left open, by job."""
+    """The wishes of one run. `drawn_seeds` are those that the manifest left open, by job; JSON lines have no `jobs`."""
 
     target: Path
     folder: Path
     items: Sequence[Item]
     drawn_seeds: Mapping[int, int]
+    jobs: Sequence[manifest.Job]
     model: weights.ModelFiles
     fingerprints: Mapping[str, str]
     settings: Settings
@@ -71,6 +72,7 @@ def read_request(target: Path, settings: Settings) -> Request:
         folder=folder,
         items=source.items(drawn),
         drawn_seeds=drawn,
+        jobs=source.jobs,
         model=model,
         fingerprints=weights.fingerprints(model),
         settings=settings,
@@ -82,6 +84,7 @@ class _Source:
     """A target that was read. `texts` are those that must fit into the model's context, with their places."""
 
     name: str
+    jobs: Sequence[manifest.Job]
     without_seed: Sequence[int]
     items: Callable[[Mapping[int, int]], Sequence[Item]]
     texts: Iterable[tuple[str, Location]]
@@ -90,13 +93,14 @@ class _Source:
 def _read_items(target: Path, settings: Settings) -> _Source:
     items = expand.read_items(target, allow_outside=settings.allow_outside)
     texts = ((text, Location(target)) for item in items if item.long_prompts == "error" for text in item.texts())
-    return _Source(name=target.stem, without_seed=(), items=lambda _: items, texts=texts)
+    return _Source(name=target.stem, jobs=(), without_seed=(), items=lambda _: items, texts=texts)
 
 
 def _read_manifest(target: Path, settings: Settings) -> _Source:
     checked = manifest.load(target, overrides=settings.defaults.given(), allow_outside=settings.allow_outside)
     return _Source(
         name=checked.name,
+        jobs=checked.jobs,
         without_seed=expand.jobs_without_seed(checked),
         items=lambda drawn: expand.Items(checked, drawn),
         texts=(text for job in checked.jobs for text in expand.texts(job)),

@@ -106,11 +106,6 @@ def _nothing_to_do(pictures: Tensor) -> SamplerRun:
     return pictures
 
 
-def model_calls(name: str, steps: int) -> int:
-    """How many predictions a run of so many steps asks for."""
-    return CALLS[name](steps) if name in CALLS and steps else steps
-
-
 def _by_scheduler(scheduler: str, *, noisy: bool = False, **settings: Any) -> Callable[..., SamplerRun]:
     def run(schedule: NoiseSchedule, steps: int, eta: float, begin: Start) -> SamplerRun:
         made = getattr(diffusers, scheduler)(**schedule.scheduler_settings(), **settings)
@@ -231,9 +226,3 @@ TABLE: Mapping[str, Callable[..., SamplerRun]] = {
     "dpmpp_2m": _by_scheduler("DPMSolverMultistepScheduler", timestep_spacing="linspace"),
     "unipc": _by_scheduler("UniPCMultistepScheduler", timestep_spacing="linspace"),
 }  # fmt: skip
-CALLS: Mapping[str, Callable[[int], int]] = {
-    "plms": lambda n: n + 1 if n > 1 else n,
-    "heun": lambda n: 2 * n - 1,
-    "dpm2": lambda n: 2 * n,
-    "dpm2_a": lambda n: 2 * n,
-}

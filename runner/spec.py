@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,23 @@ FORMATS = ("png", "jpg")
 LONG_PROMPTS = ("error", "truncate", "chunk")
 ORIGINAL_SAMPLERS = ("ddim", "plms", "heun", "euler", "euler_a", "dpm2", "dpm2_a", "lms")
 SAMPLERS = (*ORIGINAL_SAMPLERS, "dpmpp_2m", "unipc")
+CALLS: Mapping[str, Callable[[int], int]] = {  # predictions that so many steps ask for, where it isn't one each
+    "plms": lambda n: n + 1 if n > 1 else n,
+    "heun": lambda n: 2 * n - 1,
+    "dpm2": lambda n: 2 * n,
+    "dpm2_a": lambda n: 2 * n,
+}
+
+
+def model_calls(sampler: str, steps: int) -> int:
+    """How many predictions a sampler asks the model for in so many steps."""
+    return CALLS[sampler](steps) if sampler in CALLS and steps else steps
+
+
+def steps_made(steps: int, strength: float | None) -> int:
+    """How many of the steps are made: with an init picture only the last ones, as `strength` says."""
+    # A product such as 0.29 * 100 is a little less than what was meant.
+    return steps if strength is None else int(steps * strength + 1e-6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +94,7 @@ class Item:
     @property
     def skipped_steps(self) -> int:
         """How many of the steps are not made, since the picture is there already."""
-        # A product such as 0.29 * 100 is a little less than what was meant.
-        return self.steps - int(self.steps * self.strength + 1e-6) if self.strength is not None else 0
+        return self.steps - steps_made(self.steps, self.strength)
 
     def texts(self) -> tuple[str, ...]:
         """Every text that has to be encoded for this picture."""

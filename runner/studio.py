@@ -46,7 +46,6 @@ MANIFEST, PICTURE = "manifest.yaml", "init.png"
 # Of a model that ships with the package; those of others are the manifest's.
 SHIPPED = {"scale": 5.0}
 GOOD = {"steps": 20, "sampler": "dpmpp_2m", "strength": 0.75, "seed": "", "n_samples": 4, "n_iter": 1}
-SAMPLE_SIZE = 64  # latents along one side of what a model was made for, where its files do not say
 ITEM_FIELDS = (
     "prompt", "negative", "width", "height", "steps", "scale", "sampler", "eta", "format", "long_prompts",
     "seed", "n_samples", "n_iter",
@@ -143,7 +142,7 @@ class Studio:
 
     def usual_form(self) -> dict[str, Any]:
         """What a form shows at first: the model's own size, what suits it, and what `defaults.KEY=` says."""
-        size = int(self.model.configs["unet"].get("sample_size", SAMPLE_SIZE)) * self.model.latent_factor
+        size = self.model.native_size
         shipped = SHIPPED if self.settings.model.path.startswith(weights.BUILTIN) else {}
         own = {"prompt": "", "width": size, "height": size}
         settings = {

@@ -1,125 +1,281 @@
-"""The verb `plan`: what a run would do, without doing it, as a table for people or as one JSON document."""
+"""The verb `plan`: what a run would do, without doing it. It counts, and `survey_text` shows it to people.
+
+Items are read once, as a stream; of each one a few bytes are kept, so a manifest may have millions of them. Nothing is
+rendered or written, and torch is never imported.
+
+    survey = make_survey(request)
+    survey.missing, survey.to_dict()
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+import dataclasses
+import itertools
+import math
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import orjson
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+import numpy as np
+from numpy.typing import NDArray
 
 from runner import plan
+from runner.forecast import Forecast, Kind, device_name, forecast, read_past
+from runner.images import image_path
+from runner.lint import EXAMPLES, NAME_TAKEN, SAME_PICTURE, Linter, Warned
 from runner.plan import Execution
-from runner.records import read_index
-from runner.request import Request
+from runner.records import RECORDS, Index, iterate_records
+from runner.request import OUTPUTS, Request
 from runner.spec import Item, Part
 
-DISK_BYTES_PER_PIXEL = {"png": 1.6, "jpg": 0.45}  # typical of photographs; flat pictures are smaller
-PROMPTS_SHOWN = 20
+VALUES_KEPT, VALUES_LISTED = 10**5, 100  # of an axis: counted, and named in the JSON document
+READ_AS_KEPT = 100
+MISSING, FAILED, DONE = range(3)  # what is known of an item's picture; FAILED: tried, and so missing as well
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True)
+class Axis:
+    """How many items have each value of an axis; `more` have one that comes after the first `VALUES_KEPT`."""
+
+    values: Counter[Any] = field(default_factory=Counter)
+    more: int = 0
+
+    def add(self, value: Any) -> None:
+        """Counts an item."""
+        if value in self.values or len(self.values) < VALUES_KEPT:
+            self.values[value] += 1
+        else:
+            self.more += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: the number of values, and the first of them."""
+        listed = itertools.islice(self.values.items(), VALUES_LISTED)
+        values = [{"value": value, "images": images} for value, images in listed]
+        return {"different": len(self.values), "values": values, "images_of_more_values": self.more}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Pictures that go into the same UNet calls of `unet_bs` rows."""
+
+    size: str
+    sampler: str
+    steps: int
+    unet_bs: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What a run has to do. Sizes are in bytes; groups are counted by size, sampler, steps and `unet_bs`."""
+    """What a run has to do. Sizes are in bytes.
 
+    `images` counts the items; `done`, `missing` and `failed` the pictures, since two items may wish for the same one.
+    `failed` are those of the missing ones that were tried before, `attempts` times in all. `ends` are the first and the
+    last item that is wanted; `read_as` the weighted prompts.
+    """
+
+    request: Request
     execution: Execution
-    images: int = 0
-    missing: int = 0
-    waves: int = 0
-    disk_bytes: int = 0
-    memory_bytes: int = 0
-    groups: Counter[tuple[str, str, int, int]] = field(default_factory=Counter)
-    prompts: dict[str, tuple[Part, ...]] = field(default_factory=dict)
+    turbo: bool
+    images: int
+    done: int
+    missing: int
+    failed: int
+    attempts: int
+    waves: int
+    memory_bytes: int
+    forecast: Forecast
+    axes: Mapping[str, Axis]
+    ends: tuple[Item, Item]
+    groups: Sequence[Group]
+    prompts: int
+    weighted: int
+    read_as: Mapping[str, tuple[Part, ...]]
+    warnings: Sequence[Warned]
 
     def to_dict(self) -> dict[str, Any]:
         """As one JSON document."""
+        execution, seconds = self.execution, dict(self.forecast.seconds)
         return {
+            "target": str(self.request.target),
+            "folder": str(self.request.folder),
+            "model": self.request.model.name,
             "images": self.images,
+            "done": self.done,
             "missing": self.missing,
+            "failed": self.failed,
+            "attempts": self.attempts,
             "waves": self.waves,
+            "device": execution.device,
+            "device_name": device_name(execution.device),
+            "dtype": execution.dtype,
+            "turbo": self.turbo,
             "memory_bytes": self.memory_bytes,
-            "disk_bytes": self.disk_bytes,
-            "device": self.execution.device,
-            "dtype": self.execution.dtype,
-            "turbo": self.execution.turbo,
-            "groups": [
-                {"size": size, "sampler": sampler, "steps": steps, "unet_bs": unet_bs, "images": images}
-                for (size, sampler, steps, unet_bs), images in self.groups.items()
-            ],
-            "prompts": [
-                {"prompt": prompt, "parts": [{"text": part.text, "weight": part.weight} for part in parts]}
-                for prompt, parts in self.prompts.items()
-            ],
+            "disk_bytes": self.forecast.disk_bytes,
+            "seconds": _rounded(seconds | {"total": math.fsum(seconds.values())}) if seconds else None,
+            "judged_by": self.forecast.pictures,
+            "axes": {key: axis.to_dict() for key, axis in self.axes.items()},
+            "first": _item_dict(self.ends[0]),
+            "last": _item_dict(self.ends[1]),
+            "groups": [dataclasses.asdict(group) for group in self.groups],
+            "prompts": {
+                "different": self.prompts,
+                "weighted": self.weighted,
+                "read_as": [
+                    {"prompt": prompt, "parts": [{"text": part.text, "weight": part.weight} for part in parts]}
+                    for prompt, parts in self.read_as.items()
+                ],
+            },
+            "warnings": [warned.to_dict() for warned in self.warnings],
         }
 
 
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {stage: round(value, 3) for stage, value in seconds.items()}
+
+
+def _item_dict(item: Item) -> dict[str, Any]:
+    return item.to_dict() | {"image": str(image_path(item))}
+
+
 def make_survey(request: Request) -> Survey:
-    """Counts what is wanted and what is missing, and estimates what that takes."""
+    """Counts what is wanted and what is missing, looks for what is odd, and estimates what the run takes."""
+    tally = _Tally(request)
+    for item in request.wanted():
+        tally.add(item)
+    twins = tally.find_twins()
+    tally.linter.read_kinds(tally.by_kind(), tally.samples)
+    states = np.frombuffer(tally.states, dtype=np.uint8)
+    missing = tally.by_kind((states != DONE) & ~twins)
     device = plan.guess_device(request.settings.device)
     free = plan.free_main_memory() if device == "cpu" else None
     execution = plan.decide(request.settings, request.model, device, free)
-    answer = Survey(execution=execution)
-    index = read_index(request.folder)
-    missing: list[Item] = []
-    for item in request.wanted():
-        answer.images += 1
-        if len(answer.prompts) < PROMPTS_SHOWN:
-            answer.prompts[item.prompt] = item.parts
-        if not index.is_done(request.identity(item)):
-            missing.append(item)
-    for wave in plan.group(missing, execution):
-        answer.waves += 1
-        answer.memory_bytes = max(answer.memory_bytes, wave.layout.peak)
-        for item in wave.items:
-            answer.missing += 1
-            answer.disk_bytes += int(item.width * item.height * DISK_BYTES_PER_PIXEL[item.format])
-            answer.groups[f"{item.width}x{item.height}", item.sampler, item.steps, wave.unet_bs] += 1
-    return answer
-
-
-def print_survey(survey: Survey, request: Request, *, as_json: bool) -> None:
-    """Prints the answer on stdout."""
-    if as_json:
-        print(orjson.dumps(survey.to_dict()).decode())
-        return
-    console = Console()
-    console.print(_summary(survey, request), highlight=False)
-    console.print(_groups(survey))
-    console.print(_prompts(survey))
-
-
-def _summary(survey: Survey, request: Request) -> Text:
-    done = survey.images - survey.missing
-    execution = survey.execution
-    mode = "the UNet stays on the device" if execution.turbo else "the UNet is streamed"
-    return Text(
-        f"{survey.images} images, {done} done, {survey.missing} to render in {survey.waves} waves: {request.folder}\n"
-        f"model {request.model.name} on {execution.device} in {execution.dtype}; {mode}\n"
-        f"about {_size(survey.memory_bytes)} of memory, at most about {_size(survey.disk_bytes)} of disk"
+    layouts = {size: execution.layout(*size) for size in {kind.size for kind in missing}}
+    rows = {size: layout.unet_bs for size, layout in layouts.items()}
+    shares = {kind: tally.samples[kind].rows / layouts[kind.size].wave_rows for kind in missing}
+    folders = [request.folder, *_folders(request.folder.parent), *_folders(OUTPUTS)]
+    return Survey(
+        request=request,
+        execution=execution,
+        turbo=all(layout.turbo for layout in layouts.values()),
+        images=len(states),
+        done=int(((states == DONE) & ~twins).sum()),
+        missing=missing.total(),
+        failed=int((states == FAILED).sum()),
+        attempts=tally.attempts,
+        waves=_count_waves(missing, shares),
+        memory_bytes=max((layout.peak for layout in layouts.values()), default=0),
+        forecast=forecast(missing, read_past(folders, request.fingerprints, execution), rows),
+        axes=tally.axes,
+        ends=tally.ends(),
+        groups=_groups(missing, rows),
+        prompts=tally.linter.prompts,
+        weighted=tally.weighted,
+        read_as=tally.read_as,
+        warnings=tally.linter.warnings(),
     )
 
 
-def _groups(survey: Survey) -> Table:
-    table = Table("size", "sampler", "steps", "unet_bs", "images")
-    for (size, sampler, steps, unet_bs), images in survey.groups.items():
-        table.add_row(size, sampler, str(steps), str(unet_bs), str(images))
-    return table
+class _Tally:
+    """What is kept while the items pass by: a few bytes of each, and one whole item of each kind."""
+
+    def __init__(self, request: Request) -> None:
+        self.request, self.linter = request, Linter(request)
+        self.index, self.failures = _read_folder(request.folder)
+        self.attempts = 0
+        self.ids, self.numbers, self.kinds, self.states = array("Q"), array("Q"), array("Q"), bytearray()
+        self.samples: dict[Kind, Item] = {}
+        self.places: dict[Kind, int] = {}  # of the kinds in `samples`
+        self.axes: dict[str, Axis] = defaultdict(Axis)
+        self.weighted, self.read_as = 0, dict[str, tuple[Part, ...]]()
+
+    def add(self, item: Item) -> None:
+        """Takes an item into account."""
+        identity, kind = self.request.identity(item), Kind.of(item)
+        if kind not in self.places:
+            self.places[kind] = len(self.places)
+            self.samples[kind] = item
+        self.ids.append(int(identity[:16], 16))
+        self.numbers.append(item.number)
+        self.kinds.append(self.places[kind])
+        self.states.append(self._state(item, identity))
+        for key, value in item.axes:
+            self.axes[key].add(value)
+        if self.linter.read(item) and (len(item.parts) > 1 or item.parts[0].text != item.prompt.strip()):
+            self.weighted += 1
+            if len(self.read_as) < READ_AS_KEPT:
+                self.read_as[item.prompt] = item.parts
+
+    def _state(self, item: Item, identity: str) -> int:
+        if self.index.is_done(identity):
+            return DONE
+        if owners := self.index.image_paths():
+            path = str(image_path(item))
+            if owners.get(path, identity) != identity:
+                self.linter.note(NAME_TAKEN, path, item=item.number)
+        if failures := self.failures.pop(identity, 0):
+            self.attempts += failures
+            return FAILED
+        return MISSING
+
+    def by_kind(self, which: NDArray[np.bool_] | None = None) -> Counter[Kind]:
+        """How many items there are of each kind; only `which` of them, if that is given."""
+        kinds = np.frombuffer(self.kinds, dtype=np.uint64).astype(np.int64)
+        counts = np.bincount(kinds if which is None else kinds[which], minlength=len(self.places))
+        return Counter({kind: int(counts[place]) for kind, place in self.places.items() if counts[place]})
+
+    def find_twins(self) -> NDArray[np.bool_]:
+        """Which items have the id of an earlier one, by 64 bits of it; two of a million meet by chance in one of 10^7."""
+        ids = np.frombuffer(self.ids, dtype=np.uint64)
+        order = np.argsort(ids, kind="stable")
+        ordered = ids[order]
+        twins = np.zeros(len(ids), dtype=np.bool_)
+        twins[order[1:][ordered[1:] == ordered[:-1]]] = True
+        places = np.flatnonzero(twins)
+        for place in places[:EXAMPLES]:
+            first = order[np.searchsorted(ordered, ids[place])]
+            self.linter.note(SAME_PICTURE, f"the same as item {self.numbers[first]}", item=self.numbers[place])
+        if len(places) > EXAMPLES:
+            self.linter.note(SAME_PICTURE, "", count=len(places) - EXAMPLES)
+        return twins
+
+    def ends(self) -> tuple[Item, Item]:
+        """The first and the last item."""
+        return self.request.items[self.numbers[0]], self.request.items[self.numbers[-1]]
 
 
-def _prompts(survey: Survey) -> Table:
-    table = Table("prompt", "read as")
-    for prompt, parts in survey.prompts.items():
-        weighted = [f"{part.weight:.3g} x {part.text}" for part in parts]
-        table.add_row(Text(prompt), Text("as it is" if len(parts) == 1 else "\n".join(weighted)))
-    return table
+def _read_folder(folder: Path) -> tuple[Index, Counter[str]]:
+    """What is finished in a run folder, and how often each of the other items has failed since it was last done."""
+    index, failures = Index(folder), Counter[str]()
+    for record in iterate_records(folder) if (folder / RECORDS).is_file() else ():
+        index.note(record)
+        if record["status"] == "failed":
+            failures[record["id"]] += 1
+        else:
+            failures.pop(record["id"], None)
+    return index, failures
 
 
-def _size(number: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}"
-        number /= 1024
-    return f"{number:.1f} GiB"
+def _folders(parent: Path) -> Iterator[Path]:
+    return (file.parent for file in parent.glob(f"*/{RECORDS}"))
+
+
+def _count_waves(missing: Mapping[Kind, int], shares: Mapping[Kind, float]) -> int:
+    """About how many waves there will be, each item being a share of one: what is left over shares waves by size."""
+    waves: dict[tuple[int, int], float] = defaultdict(float)
+    for kind, count in missing.items():
+        waves[kind.size] += count * shares[kind]
+    return sum(math.ceil(number - 1e-9) for number in waves.values())
+
+
+def _groups(missing: Mapping[Kind, int], rows: Mapping[tuple[int, int], int]) -> list[Group]:
+    images = Counter[tuple[tuple[int, int], str, int]]()
+    for kind, count in missing.items():
+        images[kind.size, kind.sampler, kind.steps] += count
+    return [
+        Group(size=f"{size[0]}x{size[1]}", sampler=sampler, steps=steps, unet_bs=rows[size], images=count)
+        for (size, sampler, steps), count in images.items()
+    ]

@@ -147,6 +147,7 @@ class Verification:
             target=self.folder / RECORDS,
             folder=self.folder,
             items=(),
+            jobs=(),
             drawn_seeds={},
             model=model,
             fingerprints=weights.fingerprints(model, remembered=False),

@@ -25,7 +25,7 @@ BUILTIN = "builtin:"
 AUTO = "auto"
 COMPONENTS = {"text_encoder": "CLIPTextModel", "unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
 FRAGMENTS = ("text_encoder", "unet_encode", "unet_decode", "vae")
-LATENT_CHANNELS = 4  # where a configuration doesn't say it
+LATENT_CHANNELS, SAMPLE_SIZE = 4, 64  # where a configuration doesn't say it
 HASH_CHUNK = 1 << 22
 CACHED_SIZE = 1 << 28  # bytes; hashing less than this is quicker than it is worth remembering
 
@@ -57,6 +57,12 @@ class ModelFiles:
     def latent_factor(self) -> int:
         """Pixels for each latent, along one side."""
         return int(2 ** (len(self.configs["vae"]["block_out_channels"]) - 1))
+
+    @property
+    def native_size(self) -> int:
+        """Pixels along one side of the pictures that the model was trained on."""
+        size = self.configs["unet"].get("sample_size") or SAMPLE_SIZE
+        return int(max(size) if isinstance(size, list) else size) * self.latent_factor
 
     def parameters(self, component: str) -> int:
         """How many numbers a component has."""

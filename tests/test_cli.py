@@ -98,14 +98,14 @@ def test_a_fault_of_the_runner_is_code_1(manifest, monkeypatch, capsys):
 
 def test_plan_as_a_table_and_as_json(manifest, capsys):
     assert cli.main(["plan", "m.yaml"]) == 0
-    assert "6 images, 0 done, 6 to render" in capsys.readouterr().out
+    assert "6 pictures: 0 done, 6 to render" in capsys.readouterr().out
     assert cli.main(["plan", "m.yaml", "json=true", "defaults.steps=9"]) == 0
     out = capsys.readouterr()
     answer = json.loads(out.out)
     assert answer["images"] == answer["missing"] == 6
     assert answer["groups"] == [{"size": "64x64", "sampler": "ddim", "steps": 2, "unet_bs": 32, "images": 6}]
     assert answer["memory_bytes"] > answer["disk_bytes"] > 0
-    assert answer["prompts"][0] == {"prompt": "cat", "parts": [{"text": "cat", "weight": 1.0}]}
+    assert answer["prompts"] == {"different": 2, "weighted": 0, "read_as": []}
     assert out.err == ""
 
 

@@ -14,7 +14,8 @@ LAYERS = (
     ("errors", "spec", "events", "settings"),
     ("files", "tokens", "stored", "pickled", "torch_file", "compvis", "weights", "costs"),
     ("inits", "yaml_nodes", "prompts", "values", "manifest", "expand", "records", "images"),
-    ("pictures", "contact_sheet", "gallery", "request", "plan", "survey", "judge", "infotext", "regroup", "extract"),
+    ("pictures", "contact_sheet", "gallery", "request", "plan", "forecast", "lint", "survey", "survey_text"),
+    ("judge", "infotext", "regroup", "extract"),
     ("samplers", "checkpoint", "parking", "fragments", "strips", "stages", "random_model"),
     ("execute",),
     ("run", "verify"),
@@ -26,7 +27,7 @@ LAYERS = (
     ("__main__",),
 )
 ORDER = [name for layer in LAYERS for name in layer]
-NEEDS_TORCH = {name for layer in LAYERS[4:7] for name in layer}
+NEEDS_TORCH = {name for layer in LAYERS[5:8] for name in layer}
 
 
 def imported(module: str) -> set[str]:
@@ -57,7 +58,8 @@ def heavy_after(statement: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import runner.cli", "import runner.survey", "import runner.progress", "import runner.bench_report"]
+    "statement",
+    ["import runner.cli", "import runner.survey_text", "import runner.progress", "import runner.bench_report"],
 )
 def test_light_modules_do_not_import_torch(statement):
     assert heavy_after(statement) == []

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from runner import samplers
-from runner.spec import SAMPLERS
+from runner.spec import SAMPLERS, model_calls
 
 SCHEDULE = samplers.NoiseSchedule()
 
@@ -52,7 +52,7 @@ def test_an_image_is_the_same_bits_alone_and_among_others(name, steps):
     alone, _ = play(name, steps, [2], eta=eta)
     assert torch.equal(together[2:3], alone)
     assert together.isfinite().all()
-    assert len(times) == samplers.model_calls(name, steps)
+    assert len(times) == model_calls(name, steps)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -117,7 +117,7 @@ def test_a_run_from_a_picture_makes_the_rest_of_the_steps(name, skip):
     picture = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(3)) * 0.7
     made, times = play(name, 30, [1, 2], predict=perfect(picture), pictures=picture.expand(2, 4, 8, 8), skip=skip)
     assert (made - picture).abs().max() < 0.12
-    assert len(times) == samplers.model_calls(name, 30 - skip)
+    assert len(times) == model_calls(name, 30 - skip)
     _, whole = play(name, 30, [1], predict=perfect(picture))
     assert times[0] in whole
     alone, _ = play(name, 30, [2], predict=perfect(picture), pictures=picture, skip=skip)

@@ -1,0 +1,175 @@
+"""A survey for people: short, in sections, folded to the width of a terminal and whole in a file or a pipe.
+
+show(survey, Console())
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from runner.errors import shorten
+from runner.forecast import device_name
+from runner.images import image_path
+from runner.lint import Example
+from runner.pictures import as_text
+from runner.spec import Item, Part
+from runner.survey import Axis, Survey
+
+PIPE_WIDTH = 10_000  # where nothing is to be folded
+VALUES_SHOWN, GROUPS_SHOWN, PROMPTS_SHOWN = 6, 12, 12
+VALUE_LENGTH = 32
+Row = Sequence[str]
+
+
+def print_survey(survey: Survey) -> None:
+    """Shows it on stdout."""
+    folded = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(width=None if folded else PIPE_WIDTH)
+    with console.capture() as captured:
+        show(survey, console)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
+
+
+def show(survey: Survey, console: Console) -> None:
+    """Shows it section by section, without those that are empty."""
+    console.print(Text(_headline(survey), style="bold"))
+    _section(console, "", _facts(survey))
+    _section(console, "axes", [(key, *_axis(axis)) for key, axis in survey.axes.items()])
+    _section(console, f"to render, in about {_many(survey.waves, 'wave')}", _groups(survey))
+    _section(console, "weighted prompts", _weighted(survey))
+    _section(console, "first and last", [_item(item) for item in dict.fromkeys(survey.ends)])
+    for warned in survey.warnings:
+        counted = _many(warned.count, warned.check.unit)
+        _section(console, f"{counted}: {warned.check.message}", map(_example, warned.examples), style="yellow")
+
+
+def _section(console: Console, title: str, rows: Iterable[Row], style: str = "bold") -> None:
+    cells = list(rows)
+    if not cells:
+        return
+    if title:
+        console.print()
+        console.print(Text(title, style=style))
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="cyan")
+    for row in cells:
+        table.add_row(*(Text(_printable(cell), overflow="fold") for cell in row))
+    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+
+
+def _printable(text: str) -> str:
+    """A text with what would steer the terminal, in a prompt from elsewhere, written as an escape."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _headline(survey: Survey) -> str:
+    todo = f"{survey.missing:,} to render" if survey.missing else "nothing to render"
+    tries = f" ({survey.failed:,} of them failed before, {_many(survey.attempts, 'time')} in all)"
+    return f"{_many(survey.images, 'picture')}: {survey.done:,} done, {todo}{tries if survey.failed else ''}"
+
+
+def _facts(survey: Survey) -> Iterator[Row]:
+    execution, request = survey.execution, survey.request
+    name = device_name(execution.device)
+    device = execution.device if name in (None, execution.device) else f"{execution.device} ({name})"
+    mode = "kept on the device" if survey.turbo else "streamed through it"
+    yield "folder", str(request.folder)
+    yield "model", f"{request.model.name}, {execution.dtype}, on {device}, the UNet {mode}"
+    if survey.missing:
+        yield "time", _time(survey)
+        yield "disk", f"about {_size(survey.forecast.disk_bytes)}"
+        of = "the process" if execution.device == "cpu" else "the device's memory"
+        yield "memory", f"about {_size(survey.memory_bytes)} of {of}"
+    weighted = f", {survey.weighted:,} of them weighted" if survey.weighted else ""
+    yield "prompts", f"{survey.prompts:,} different{weighted}"
+    yield "warnings", f"{len(survey.warnings)}, at the end" if survey.warnings else "none"
+
+
+def _time(survey: Survey) -> str:
+    if not survey.forecast.seconds:
+        return f"no records of this machine and model yet; 'runner run {survey.request.target} limit=8' makes some"
+    total, pictures = math.fsum(survey.forecast.seconds.values()), _many(survey.forecast.pictures, "picture")
+    return f"about {_duration(total)} and the loading, judged by {pictures} made here"
+
+
+def _axis(axis: Axis) -> Row:
+    values, counts = list(itertools.islice(axis.values, VALUES_SHOWN)), set(axis.values.values())
+    least, most = min(counts), max(counts)
+    each = f"{least:,} each" if least == most else f"{least:,} to {most:,} each"
+    different = f"{len(axis.values):,}{'+' if axis.more else ''}"
+    if _is_span(axis):
+        return different, f"{min(axis.values)} to {max(axis.values)} ({each})"
+    if len(axis.values) > VALUES_SHOWN:
+        shown = ", ".join(shorten(as_text(value), VALUE_LENGTH) for value in values)
+        return different, f"{shown}, {len(axis.values) - VALUES_SHOWN:,} more ({each})"
+    if least == most:
+        return different, ", ".join(map(as_text, values)) + f" ({each})"
+    return different, ", ".join(f"{as_text(value)} ({count:,})" for value, count in axis.values.items())
+
+
+def _is_span(axis: Axis) -> bool:
+    """Whether an axis has all whole numbers of a range, and more than a few."""
+    if len(axis.values) <= 2 or axis.more or not all(type(value) is int for value in axis.values):
+        return False
+    return bool(max(axis.values) - min(axis.values) + 1 == len(axis.values))
+
+
+def _groups(survey: Survey) -> Iterator[Row]:
+    if survey.groups:
+        yield "pictures", "size", "sampler", "steps", "unet_bs"
+    for group in survey.groups[:GROUPS_SHOWN]:
+        yield f"{group.images:,}", group.size, group.sampler, str(group.steps), str(group.unet_bs)
+    if more := survey.groups[GROUPS_SHOWN:]:
+        yield f"{sum(group.images for group in more):,}", f"in {_many(len(more), 'more group')}"
+
+
+def _weighted(survey: Survey) -> Iterator[Row]:
+    for parts in itertools.islice(survey.read_as.values(), PROMPTS_SHOWN):
+        yield (" + ".join(map(_part, parts)),)
+    if survey.weighted > PROMPTS_SHOWN:
+        yield (f"{survey.weighted - PROMPTS_SHOWN:,} more",)
+
+
+def _part(part: Part) -> str:
+    return f"{part.weight:.3g} '{part.text}'"
+
+
+def _item(item: Item) -> Row:
+    size, extra = f"{item.width}x{item.height}", f", strength {item.strength:g} of {item.init}" if item.init else ""
+    settings = f"seed {item.seed}, {size}, {item.steps} steps of {item.sampler}, scale {item.scale:g}{extra}"
+    return f"item {item.number}", f"{item.prompt}\n{settings}\n{image_path(item)}"
+
+
+def _example(example: Example) -> Row:
+    return str(example.place or f"item {example.item}"), example.text
+
+
+def _many(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{max(seconds, 1):.0f} s"
+    minutes = seconds / 60
+    if minutes < 120:
+        return f"{minutes:.0f} minutes"
+    return f"{minutes / 60:.0f} hours" if minutes < 48 * 60 else f"{minutes / 60 / 24:.1f} days"
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB"

@@ -1,0 +1,267 @@
+import json
+from pathlib import Path
+
+import orjson
+import pytest
+import tiny
+from builders import failure, make_item, record
+from rich.console import Console
+
+from runner import cli, forecast, request, settings, survey, survey_text
+from runner.images import image_path
+
+JOBS = """version: 1
+name: small
+defaults: {width: 64, height: 64, steps: 20}
+jobs:
+- prompts: [cat, dog, "cat:1 dog:3"]
+  seeds: 1-4
+  matrix: {sampler: [ddim, euler], scale: [1, 7.5]}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+
+    def asked(text=JOBS, *overrides, name="m.yaml"):
+        Path(name).write_text(text)
+        return request.read_request(Path(name), settings.compose([f"model.path={model}", *overrides]))
+
+    return asked
+
+
+@pytest.fixture
+def look(ask):
+    return lambda *arguments, **more: survey.make_survey(ask(*arguments, **more))
+
+
+def finish(asked, numbers, **changes):
+    """Writes records and pictures of some of the items."""
+    lines = []
+    for number in numbers:
+        item = asked.items[number]
+        file = asked.folder / image_path(item)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x")
+        lines.append(record(item, id=asked.identity(item), **changes))
+    write(asked.folder, lines)
+
+
+def write(folder, records):
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "records.jsonl").open("ab") as file:
+        file.write(b"".join(orjson.dumps(each) + b"\n" for each in records))
+
+
+def shown(found, width):
+    console = Console(width=width, force_terminal=False)
+    with console.capture() as captured:
+        survey_text.show(found, console)
+    return captured.get()
+
+
+def test_counts(look):
+    found = look()
+    assert (found.images, found.done, found.missing, found.failed) == (48, 0, 48, 0)
+    assert {key: dict(axis.values) for key, axis in found.axes.items()} == {
+        "prompt": {"cat": 16, "dog": 16, "cat:1 dog:3": 16},
+        "sampler": {"ddim": 24, "euler": 24},
+        "scale": {1.0: 24, 7.5: 24},
+        "seed": {1: 12, 2: 12, 3: 12, 4: 12},
+    }
+    assert [(group.sampler, group.images, group.unet_bs) for group in found.groups] == [
+        ("ddim", 24, 32),
+        ("euler", 24, 32),
+    ]
+    assert (found.ends[0].number, found.ends[1].number) == (0, 47)
+    assert (found.prompts, found.weighted, list(found.read_as)) == (3, 1, ["cat:1 dog:3"])
+    assert found.waves == 2  # 72 rows
+    assert found.memory_bytes > 0
+    assert found.warnings == []
+
+
+def test_limit_and_shuffle(look):
+    found = look(JOBS, "limit=5", "shuffle=1")
+    assert found.images == found.missing == sum(found.axes["seed"].values.values()) == 5
+    assert found.ends != look(JOBS, "limit=5").ends
+
+
+def test_what_is_done_and_what_has_failed(ask):
+    asked = ask()
+    finish(asked, [0, 1, 2])
+    failed = [{**failure(asked.items[n]), "id": asked.identity(asked.items[n])} for n in (2, 3, 3, 4)]
+    write(asked.folder, failed)
+    write(asked.folder, [{**failure(asked.items[1]), "id": asked.identity(asked.items[1])}])
+    finish(asked, [1])
+    (asked.folder / image_path(asked.items[1])).unlink()
+    found = survey.make_survey(asked)
+    assert (found.done, found.missing, found.failed, found.attempts) == (1, 47, 3, 4)
+    assert "48 pictures: 1 done, 47 to render (3 of them failed before, 4 times in all)" in shown(found, 120)
+
+
+def test_when_all_is_done_there_is_little_to_say(ask):
+    asked = ask(JOBS, "limit=3")
+    finish(asked, range(3))
+    found = survey.make_survey(asked)
+    assert (found.missing, found.waves, found.memory_bytes, found.groups) == (0, 0, 0, [])
+    text = shown(found, 80)
+    assert "3 pictures: 3 done, nothing to render" in text
+    assert "to render, in" not in text
+    assert "time" not in text
+
+
+def test_the_same_picture_twice_is_made_once(ask):
+    asked = ask(JOBS.replace("seeds: 1-4", "seeds: [1, 1, 1, 1, 2]"))
+    found = survey.make_survey(asked)
+    assert (found.images, found.missing, found.groups[0].images) == (60, 24, 12)
+    (warned,) = found.warnings
+    assert (warned.check.name, warned.count, len(warned.examples)) == ("same_picture", 36, 3)
+    assert (warned.examples[0].item, warned.examples[0].text) == (1, "the same as item 0")
+    finish(asked, [0])
+    again = survey.make_survey(asked)
+    assert (again.done, again.missing) == (1, 23)
+
+
+def test_names_that_older_pictures_have(ask):
+    finish(ask(), [0, 5])
+    found = survey.make_survey(ask(JOBS.replace("steps: 20", "steps: 21")))
+    (warned,) = found.warnings
+    assert (warned.check.name, warned.count, found.missing) == ("name_taken", 2, 48)
+    assert warned.examples[1].text == str(image_path(ask().items[5]))
+
+
+def test_kinds_are_warned_of_by_their_number_of_pictures(look):
+    found = look(JOBS.replace("steps: 20", "steps: 3, negative: bad"))
+    assert {warned.check.name: warned.count for warned in found.warnings} == {"few_steps": 48, "unused_negative": 24}
+    assert look(JOBS, "defaults.width=1024").warnings[0].check.name == "odd_size"
+
+
+def test_time_and_disk_come_from_the_records(ask, monkeypatch):
+    monkeypatch.setattr(forecast, "device_name", lambda device: "A fast one")
+    asked = ask()
+    assert not survey.make_survey(asked).forecast.seconds
+    assert "no records of this machine and model yet" in shown(survey.make_survey(asked), 200)
+    run = {
+        "device": "cpu",
+        "device_name": "A fast one",
+        "dtypes": {"unet_encode": "float32"},
+        "turbo": True,
+        "unet_bs": 4,
+    }
+    seconds = {"encode": 0.0, "denoise": 3600.0, "decode": 1.0}
+    there = request.Path("outputs/other")
+    model = {"name": "tiny", "fingerprints": dict(asked.fingerprints)}
+    monkeypatch.setattr(survey.plan, "guess_device", lambda setting: "cpu")
+    write(there, [record(make_item(scale=1.0, number=n), run=run, seconds=seconds, model=model) for n in range(4)])
+    found = survey.make_survey(asked)
+    assert found.forecast.pictures == 4
+    assert found.forecast.seconds["denoise"] == pytest.approx(3600 * 96)  # 72 rows, filled up to 96
+    text = shown(found, 200)
+    assert "about 4.0 days and the loading, judged by 4 pictures made here" in text
+
+
+def test_long_axes_are_counted_to_the_end_of_what_is_kept(monkeypatch, look):
+    monkeypatch.setattr(survey, "VALUES_KEPT", 3)
+    found = look(JOBS.replace("1-4", "1-500"))
+    axis = found.axes["seed"]
+    assert (len(axis.values), axis.more) == (3, 12 * 497)
+    assert axis.to_dict() == {
+        "different": 3,
+        "values": [{"value": seed, "images": 12} for seed in (1, 2, 3)],
+        "images_of_more_values": 12 * 497,
+    }
+
+
+def test_items_are_not_kept(look, monkeypatch):
+    seen = []
+    original = survey._Tally.add
+
+    def add(self, item):
+        seen.append(id(item))
+        original(self, item)
+
+    monkeypatch.setattr(survey._Tally, "add", add)
+    found = look(JOBS.replace("1-4", "1-300"))
+    assert found.images == len(seen) == 3600
+    assert len(set(seen)) < 100
+
+
+def test_a_target_of_json_lines(look):
+    lines = [{"prompt": "a (cat:1.5)", "seed": seed, "width": 64, "height": 64} for seed in (1, 2, 2)]
+    found = look("".join(json.dumps(line) + "\n" for line in lines), name="items.jsonl")
+    assert (found.images, found.missing) == (3, 2)
+    assert {warned.check.name for warned in found.warnings} == {"other_syntax", "same_picture"}
+    assert "item 0  '(cat:1.5)' is emphasis" in shown(found, 120)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 1000])
+def test_no_text_is_cut_off_at_any_width(look, width):
+    text = JOBS.replace("cat,", f"{'a very long prompt of many words ' * 5}, {'x' * 150},")
+    out = shown(look(text), width)
+    assert "…" not in out
+    assert all(len(line) <= width for line in out.splitlines())
+    assert out.count("x") >= 150
+
+
+def test_in_a_pipe_lines_are_whole_and_without_colour(look, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    survey_text.print_survey(look(JOBS.replace("cat,", f"{'x' * 150},")))
+    out = capsys.readouterr().out
+    assert "x" * 150 in out.split()
+    assert "\x1b" not in out
+    assert all(line == line.rstrip() for line in out.splitlines())
+
+
+def test_a_prompt_does_not_steer_the_terminal(look):
+    line = json.dumps({"prompt": "a \x1b[31mred [bold]cat[/bold]", "seed": 1}) + "\n"
+    assert r"a \x1b[31mred [bold]cat[/bold]" in shown(look(line, name="items.jsonl"), 100)
+
+
+def test_what_people_see(look):
+    lines = [line.rstrip() for line in shown(look(), 100).splitlines()]
+    assert lines[0] == "48 pictures: 0 done, 48 to render"
+    assert "  sampler  2  ddim, euler (24 each)" in lines
+    assert "  seed     4  1 to 4 (12 each)" in lines
+    assert "  0.25 'cat' + 0.75 'dog'" in lines
+    assert "           seed 4, 64x64, 20 steps of euler, scale 7.5" in lines
+    assert "           images/cat_1_dog_3/seed_4_00047.png" in lines
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({1: 2, 2: 2}, "1, 2 (2 each)"),
+        ({1: 2, 2: 3}, "1 (2), 2 (3)"),
+        ({1: 2, 2: 3, 3: 2}, "1 to 3 (2 to 3 each)"),
+        ({1: 2, 5: 2, 3: 2}, "1, 5, 3 (2 each)"),
+        ({n * 0.5: 1 for n in range(8)}, "0, 0.5, 1, 1.5, 2, 2.5, 2 more (1 each)"),
+    ],
+)
+def test_an_axis_is_short(values, text):
+    assert survey_text._axis(survey.Axis(values=survey.Counter(values)))[1] == text
+
+
+def test_the_json_document(ask, model, capsys):
+    ask(JOBS.replace("seeds: 1-4", "seeds: [1, 1]"))
+    assert cli.main(["plan", "m.yaml", "json=true", f"model.path={model}"]) == 0
+    out = capsys.readouterr()
+    document = json.loads(out.out)
+    assert out.err == ""
+    assert list(document) == [
+        "target", "folder", "model", "images", "done", "missing", "failed", "attempts", "waves", "device",
+        "device_name", "dtype", "turbo", "memory_bytes", "disk_bytes", "seconds", "judged_by", "axes", "first",
+        "last", "groups", "prompts", "warnings",
+    ]  # fmt: skip
+    assert (document["images"], document["missing"], document["seconds"]) == (24, 12, None)
+    assert document["first"]["image"] == "images/cat/seed_1_00000.png"
+    assert document["prompts"]["read_as"] == [
+        {"prompt": "cat:1 dog:3", "parts": [{"text": "cat", "weight": 0.25}, {"text": "dog", "weight": 0.75}]}
+    ]
+    assert document["warnings"][0]["kind"] == "same_picture"
