@@ -29,6 +29,7 @@ from runner.tokens import ClipTokenizer
 from runner.weights import AUTO, COMPONENTS, FRAGMENTS, ModelFiles
 
 EMBEDDINGS_KEPT, PICTURES_KEPT = 4096, 256
+FULL = "float32"
 
 
 class NotFinite(RunnerError):
@@ -83,6 +84,12 @@ class Executor:
         if schedule.prediction == AUTO:
             schedule = replace(schedule, prediction=stages.probe_prediction(self.components["unet"]))
         return schedule
+
+    def in_full(self) -> Executor:
+        """The same model in full precision, after this one's weights have left the device; they come back when used."""
+        for component in self.components.values():
+            component.leave()
+        return Executor(self.model, replace(self.execution, dtype=FULL))
 
     def describe(self) -> dict[str, Any]:
         """How pictures are made, as the record's `run` says it."""
@@ -159,16 +166,26 @@ class Executor:
         items = [item for trajectory in trajectories for item in trajectory.items]
         latents = torch.cat([trajectory.latents for trajectory in trajectories if trajectory.latents is not None])
         with clock.stage("decode"), torch.inference_mode():
-            finite = stages.is_finite(latents)
-            pictures = stages.decode(self.components["vae"], latents.nan_to_num())
+            pictures, decoded = stages.decode(self.components["vae"], latents.nan_to_num())
+            problems = [self._problem(*made) for made in zip(stages.is_finite(latents), decoded, pictures, strict=True)]
         share = {name: seconds / len(items) for name, seconds in clock.seconds.items()}
         peak = peak_bytes(self.execution.device)
-        for item, picture, good in zip(items, pictures, finite, strict=True):
-            if good:
-                yield Rendered(item=item, pixels=picture, seconds=share, peak_bytes=peak)
+        for item, picture, problem in zip(items, pictures, problems, strict=True):
+            if problem:
+                error = NotFinite(f"{problem} in {self.execution.dtype}")
+                yield ItemFailed(item=item, error=error, seconds=share)
             else:
-                message = f"the latents are not finite in {self.execution.dtype}; try precision=full"
-                yield ItemFailed(item=item, error=NotFinite(message), seconds=share)
+                yield Rendered(item=item, pixels=picture, seconds=share, peak_bytes=peak)
+
+    def _problem(self, latents_finite: bool, decoded_finite: bool, picture: stages.Pixels) -> str:
+        """What is wrong with a picture's numbers, or nothing. In full precision one colour is what the model draws."""
+        if not latents_finite:
+            return "the latents are not finite"
+        if not decoded_finite:
+            return "the decoded picture is not finite"
+        if self.execution.dtype != FULL and stages.is_one_colour(picture):
+            return "the picture is of one colour"
+        return ""
 
     def _encode(self, texts: Sequence[str], chunked: bool) -> dict[str, Tensor]:
         """The texts' embeddings; each text is encoded once, as long as it is remembered."""

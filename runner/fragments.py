@@ -57,8 +57,13 @@ class Component:
             yield self.module
         finally:
             if not self.stays:
-                take_away(self.module)
-                self._here = False
+                self.leave()
+
+    def leave(self) -> None:
+        """Takes the weights off the device; the next visit brings them back."""
+        if self._here:
+            take_away(self.module)
+            self._here = False
 
     def call_all(self, calls: Sequence[Callable[[nn.Module], Tensor]]) -> list[Tensor]:
         """The results of several calls of the module; if it doesn't stay, each unit is brought once for all of them."""

@@ -74,6 +74,9 @@ class Settings:
     skip_grid: bool
     skip_save: bool
     n_rows: int | None
+    attempts: int
+    deep: bool
+    mixed: bool
     allow_outside: bool
     json: bool
     debug: bool
@@ -86,7 +89,7 @@ class Settings:
         self.turbo = _parse_turbo(self.turbo)
         self.unet_bs = _parse_unet_bs(self.unet_bs)
         self.memory = None if self.memory == "auto" else parse_size(self.memory)
-        for key, number in (("limit", self.limit), ("n_rows", self.n_rows)):
+        for key, number in (("limit", self.limit), ("n_rows", self.n_rows), ("attempts", self.attempts)):
             if number is not None and number < 1:
                 raise SettingError(f"{key}={number}: should be at least 1")
 

@@ -203,21 +203,25 @@ def decode_rows(width: int, height: int) -> int:
     return min(MOST_DECODED_ROWS, max(1, DECODED_PIXELS // (width * height)))
 
 
-def decode(decoder: Component, latents: Tensor) -> Pixels:
-    """Pictures, uint8 [n, H, W, 3], from finished latents [n, 4, h, w] of one size; bytes are rounded, not cut off."""
+def decode(decoder: Component, latents: Tensor) -> tuple[Pixels, list[bool]]:
+    """Pictures, uint8 [n, H, W, 3], from finished latents [n, 4, h, w] of one size, and whether each came out finite.
+
+    Bytes are rounded, not cut off.
+    """
     factor = 2 ** (len(decoder.config["block_out_channels"]) - 1)
     rows = decode_rows(latents.shape[-1] * factor, latents.shape[-2] * factor)
     scaled = (latents / decoder.config["scaling_factor"]).to(decoder.dtype)
     with decoder.visit() as module:
         vae: Any = module
         decoded = [_to_bytes(vae.decode(batch).sample) for batch in _padded_batches(scaled, rows)]
-    pictures: Pixels = torch.cat(decoded)[: len(latents)].cpu().numpy()
-    return pictures
+    pictures: Pixels = torch.cat([pictures for pictures, _ in decoded])[: len(latents)].cpu().numpy()
+    return pictures, [good for _, finite in decoded for good in finite][: len(latents)]
 
 
-def _to_bytes(decoded: Tensor) -> Tensor:
-    levels = (decoded.float() / 2 + 0.5).clamp(0, 1) * 255  # [rows, 3, H, W]
-    return levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+def _to_bytes(decoded: Tensor) -> tuple[Tensor, list[bool]]:
+    """From [rows, 3, H, W] uint8 [rows, H, W, 3], and whether each row was finite."""
+    levels = (decoded.float().nan_to_num() / 2 + 0.5).clamp(0, 1) * 255
+    return levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous(), is_finite(decoded)
 
 
 def _padded_batches(tensor: Tensor, rows: int) -> list[Tensor]:
@@ -229,7 +233,12 @@ def _padded_batches(tensor: Tensor, rows: int) -> list[Tensor]:
     return batches
 
 
-def is_finite(latents: Tensor) -> list[bool]:
-    """For each image whether it is free of NaN and infinity."""
-    finite: list[bool] = latents.isfinite().flatten(1).all(1).tolist()
+def is_finite(numbers: Tensor) -> list[bool]:
+    """For each image of [n, C, H, W] whether it is free of NaN and infinity."""
+    finite: list[bool] = numbers.isfinite().flatten(1).all(1).tolist()
     return finite
+
+
+def is_one_colour(picture: Pixels) -> bool:
+    """Whether all pixels of [H, W, 3] are equal."""
+    return bool((picture == picture[0, 0]).all())

@@ -12,9 +12,9 @@ import runner
 PACKAGE = Path(runner.__file__).parent
 LAYERS = (
     ("errors", "spec", "events", "settings"),
-    ("files", "tokens", "stored", "pickled", "torch_file", "compvis", "weights"),
+    ("rounding", "stops", "files", "tokens", "stored", "pickled", "torch_file", "compvis", "weights"),
     ("inits", "yaml_nodes", "prompts", "values", "manifest", "expand", "records", "images"),
-    ("pictures", "contact_sheet", "gallery", "request", "plan", "survey"),
+    ("pictures", "contact_sheet", "gallery", "request", "backlog", "plan", "survey"),
     ("samplers", "checkpoint", "fragments", "stages"),
     ("execute",),
     ("run",),
