@@ -32,11 +32,11 @@ class Backlog:
         self._ended = False
         walk = self._walk()
         head = [item for item in islice(walk, COUNTED) if item is not None]
+        # What the ledger leaves to be made, if no file was lost and all that isn't met yet will be.
+        unseen = max(0, request.count() - COUNTED - len(self._unmet))
         rest = (item for item in walk if item is not None)
         first = head or list(islice(rest, 1))
         self._items = chain(first, rest)
-        # What the ledger leaves to be made, if no file was lost and all that isn't met yet will be.
-        unseen = max(0, request.count() - COUNTED - len(self._unmet))
         self.missing = len(first) if self._ended else max(len(first), len(head) + unseen)
 
     def __iter__(self) -> Iterator[Item]:
