@@ -84,7 +84,7 @@ def _describe(job: Job) -> Iterator[dict[str, Any]]:
     from runner.request import read_request
 
     request = read_request(job.inputs / ITEMS, job.settings)
-    yield run.describe(request, run.start_executor(request))
+    yield run.describe(request, run.constant_record(request, run.start_executor(request)))
 
 
 def _make_random_model(job: Job) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from runner import __version__
 from runner.errors import EXIT_FAULT, EXIT_ITEMS_FAILED, ManifestError, RunnerError, SettingError, did_you_mean
+from runner.stops import Stop, Stopped
 
 USAGE = """usage: runner VERB [TARGET] [key=value ...]
 
@@ -95,14 +96,6 @@ class Command:
     show_config: bool
 
 
-class Stopped(BaseException):
-    """A signal asked the run to stop."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.exit_code = 128 + number
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -117,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Stopped as stopped:
+        print("runner: stopped; what was finished is safe, run again to go on", file=sys.stderr)
         return stopped.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -226,7 +220,8 @@ def _run(target: Path, settings: Any) -> int:
     from runner import progress, request, run
 
     asked = request.read_request(target, settings)
-    finished = progress.watch(run.run(asked), asked.folder, Console(stderr=True))
+    with Stop().listening() as stop:
+        finished = progress.watch(run.run(asked, stop=stop), asked.folder, Console(stderr=True))
     return EXIT_ITEMS_FAILED if finished.failed else 0
 
 

@@ -88,3 +88,12 @@ def name_some(names: Sequence[str]) -> str:
 def shorten(text: str, length: int = 60) -> str:
     """A text cut for a message."""
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def show_size(number: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}"
+        number /= 1024
+    return f"{number:.1f} GiB"

@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
-    """`missing` of `wanted` images are to be rendered; `settings` is what `run.json` says."""
+    """`missing` of `wanted` images are to be rendered, in long runs an estimate; `settings` is what `run.json` says.
+
+    `notes` are sentences that people should read.
+    """
 
     wanted: int
     missing: int
     settings: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +80,18 @@ class ItemDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
-    """`failed` are the items without a picture."""
+    """`failed` are the items without a picture; among them those that were `given_up` before and not tried again.
+
+    `unwanted` are paths of pictures that nobody asks for any more. `hopeless` says why a run ended before its time.
+    """
 
     done: int
     failed: tuple[Item, ...]
     seconds: float
+    peak_bytes: int = 0
+    given_up: tuple[Item, ...] = ()
+    unwanted: tuple[str, ...] = ()
+    hopeless: str = ""
 
 
 WaveEvent = WaveStarted | StepDone | Rendered | MemoryShort | ItemFailed

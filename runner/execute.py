@@ -24,7 +24,7 @@ from torch import Tensor
 from runner import costs, inits, plan, stages
 from runner.checkpoint import build_module
 from runner.costs import VISITS, WALKS
-from runner.errors import RunnerError
+from runner.errors import RunnerError, show_size
 from runner.events import ItemFailed, MemoryShort, Rendered, StepDone, WaveEvent, WaveStarted
 from runner.fragments import Component
 from runner.plan import Execution, Layout, Wave
@@ -36,6 +36,7 @@ from runner.weights import AUTO, COMPONENTS, FRAGMENTS, ModelFiles
 EMBEDDINGS_KEPT, PICTURES_KEPT = 4096, 256
 SHORT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "bad allocation", "bad_alloc")
 M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 1 << 20  # of glibc's malloc.h; in bytes
+FULL = "float32"
 
 
 class NotFinite(RunnerError):
@@ -95,6 +96,12 @@ class Executor:
             self.components["unet"].change(WALKS)
             schedule = replace(schedule, prediction=stages.probe_prediction(self.components["unet"]))
         return schedule
+
+    def in_full(self) -> Executor:
+        """The same model in full precision, after this one's weights have left the device; they come back when used."""
+        for component in self.components.values():
+            component.leave()
+        return Executor(self.model, plan.in_full_precision(self.execution))
 
     def describe(self) -> dict[str, Any]:
         """How all pictures are made, as the record's `run` says it."""
@@ -172,7 +179,7 @@ class Executor:
         known = {**execution.costs.measured, key: max(peak, execution.costs.measured.get(key, 0))}
         self.execution = replace(execution, costs=replace(execution.costs, measured=known))
         if execution.limit and not execution.advice and peak > execution.limit:
-            text = f"the wave held {plan.show_size(peak)}, more than memory={plan.show_size(execution.limit)}"
+            text = f"the wave held {show_size(peak)}, more than memory={show_size(execution.limit)}"
             yield MemoryShort(message=f"{text}; the next ones are planned with that")
 
     @torch.inference_mode()
@@ -228,23 +235,33 @@ class Executor:
     ) -> Iterator[WaveEvent]:
         latents = torch.cat([trajectory.latents for trajectory in trajectories if trajectory.latents is not None])
         decoded = stages.decode(self.components["vae"], latents.nan_to_num())
-        finite, left = stages.is_finite(latents), iter(items)
+        left = zip(items, stages.is_finite(latents), strict=True)
         how = {"unet_bs": layout.unet_bs, "turbo": layout.turbo}
         while True:
             begun = time.perf_counter()
             with torch.inference_mode():
-                pictures = next(decoded, None)
-            if pictures is None:
+                made = next(decoded, None)
+            if made is None:
                 return
-            seconds = {**share, "decode": (time.perf_counter() - begun) / len(pictures)}
-            for item, picture, good in zip(itertools.islice(left, len(pictures)), pictures, finite, strict=False):
-                if good:
-                    peak = peak_bytes(self.execution.device)
-                    yield Rendered(item=item, pixels=picture, seconds=seconds, peak_bytes=peak, how=how)
+            seconds = {**share, "decode": (time.perf_counter() - begun) / len(made[0])}
+            peak = peak_bytes(self.execution.device)
+            for picture, decoded_finite in zip(*made, strict=True):
+                item, latents_finite = next(left)
+                if problem := self._problem(latents_finite, decoded_finite, picture):
+                    error = NotFinite(f"{problem} in {self.execution.dtype}")
+                    yield ItemFailed(item=item, error=error, seconds=seconds)
                 else:
-                    message = f"the latents are not finite in {self.execution.dtype}; try precision=full"
-                    yield ItemFailed(item=item, error=NotFinite(message), seconds=seconds)
-            finite = finite[len(pictures) :]
+                    yield Rendered(item=item, pixels=picture, seconds=seconds, peak_bytes=peak, how=how)
+
+    def _problem(self, latents_finite: bool, decoded_finite: bool, picture: stages.Pixels) -> str:
+        """What is wrong with a picture's numbers, or nothing. In full precision one colour is what the model draws."""
+        if not latents_finite:
+            return "the latents are not finite"
+        if not decoded_finite:
+            return "the decoded picture is not finite"
+        if self.execution.dtype != FULL and stages.is_one_colour(picture):
+            return "the picture is of one colour"
+        return ""
 
     def _encode(self, texts: Sequence[str], chunked: bool) -> dict[str, Tensor]:
         """The texts' embeddings; each text is encoded once, as long as it is remembered."""

@@ -17,14 +17,18 @@ from pathlib import Path
 
 from runner.errors import FolderUnwritable
 
+PART = ".part"  # ends the name of a file that isn't whole yet
 REASONS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than is allowed",
     errno.EROFS: "the disk is read-only",
     errno.EACCES: "writing is not permitted",
     errno.EPERM: "writing is not permitted",
     errno.ENOENT: "the folder has vanished",
     errno.ESTALE: "the folder has vanished",
+    errno.ENODEV: "the disk has vanished",
+    errno.ENOTCONN: "the disk has vanished",
     errno.ENOTDIR: "a file stands where a folder should be",
     errno.EEXIST: "a file stands where a folder should be",
     errno.EISDIR: "a folder stands where a file should be",
@@ -53,27 +57,35 @@ def write_all(descriptor: int, data: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def atomic_write(path: Path, data: bytes, *, durable: bool = False) -> None:
-    """Put `data` at `path` in one step, making its folders; `durable` waits until the disk itself has it."""
+def atomic_write(path: Path, data: bytes) -> None:
+    """Put `data` at `path` in one step, making its folders.
+
+    The disk has the content before the name: after a power cut the old file is there or the new one, never half of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own, since two processes may build the same gallery; hidden, so that no file list shows it.
-    temporary = path.with_name(f".{uuid.uuid4().hex}.part")
+    temporary = path.with_name(f".{uuid.uuid4().hex}{PART}")
     try:
-        _write_new(temporary, data, durable=durable)
+        _write_new(temporary, data)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    if durable:
-        flush_folder(path.parent)
 
 
-def _write_new(path: Path, data: bytes, *, durable: bool) -> None:
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written; only for whoever holds the folder."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if name.startswith(".") and name.endswith(PART):
+                Path(place, name).unlink(missing_ok=True)
+
+
+def _write_new(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         write_all(descriptor, data)
-        if durable:
-            os.fsync(descriptor)
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

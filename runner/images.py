@@ -250,9 +250,8 @@ def _item_and_model(text: object) -> tuple[dict[str, Any] | None, dict[str, Any]
 class Writer:
     """A few threads that encode, hash and write pictures while the next ones are made."""
 
-    def __init__(self, folder: Path, *, threads: int = 3, waiting: int = 16, durable: bool = False) -> None:
+    def __init__(self, folder: Path, *, threads: int = 3, waiting: int = 16) -> None:
         self.folder = folder
-        self._durable = durable
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="writer")
         # Bounds the pictures in memory: who makes them faster than they are written has to wait.
         self._places = threading.BoundedSemaphore(threads + waiting)
@@ -282,6 +281,7 @@ class Writer:
     def _write(self, pixels: Pixels, item: Item, model: Mapping[str, Any], path: PurePosixPath) -> Written:
         data = encode(pixels, item, model, item.format)
         with writing_to(self.folder):
-            atomic_write(self.folder / path, data, durable=self._durable)
+            self.folder.stat()  # one that has vanished must not come back as a folder of pictures without records
+            atomic_write(self.folder / path, data)
         sha256 = hashlib.sha256(data).hexdigest()
         return Written(path=str(path), sha256=sha256, pixels_sha256=pixels_hash(pixels), bytes=len(data))

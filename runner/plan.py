@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runner.costs import STAYS, VISITS, WALKS, Costs, model_costs
-from runner.errors import SettingError
+from runner.errors import SettingError, show_size
 from runner.settings import Settings
 from runner.spec import Item
 from runner.weights import ModelFiles
@@ -246,15 +246,6 @@ def _wave_sizes(most: int, rows: int) -> Iterator[int]:
 
 def _rows(items: Iterable[Item]) -> int:
     return sum(item.rows for item in items)
-
-
-def show_size(number: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}"
-        number /= 1024
-    return f"{number:.1f} GiB"
 
 
 def check_device(setting: str, available: Sequence[str]) -> str:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from runner.events import ItemDone, ItemFailed, RunEvent, RunFinished, RunStarted, StepDone, WaveStarted
+from runner.errors import name_some, shorten, show_size
+from runner.events import ItemDone, ItemFailed, MemoryShort, RunEvent, RunFinished, RunStarted, StepDone, WaveStarted
+from runner.files import writing_to
+from runner.spec import Item
 
 LINE_SECONDS = 5.0  # between two plain lines
 SHOWN_FAILURES = 10
+NAME_LENGTH = 80
 log = logging.getLogger("runner")
 
 
@@ -34,15 +39,35 @@ def show(events: Iterable[RunEvent], console: Console) -> RunFinished:
 
 def summary(finished: RunFinished, folder: Path) -> list[str]:
     """What is said at the end."""
-    if not finished.done and not finished.failed:
-        return [f"nothing to render: all pictures are in {folder}"]
-    pace = finished.done / finished.seconds if finished.seconds else 0.0
-    where = f", see {folder}/gallery.html" if (folder / "gallery.html").exists() else ""
-    lines = [f"{finished.done} pictures in {finished.seconds:.1f} s ({pace:.2f} a second){where}"]
-    if finished.failed:
-        lines.append(f"{len(finished.failed)} failed, see {folder}/records.jsonl; run again to try them again:")
-        lines += [f"  {item.number}: {item.prompt}, seed {item.seed}" for item in finished.failed[:SHOWN_FAILURES]]
+    lines = []
+    if finished.hopeless:
+        lines.append(f"stopped early: {finished.hopeless}")
+    if finished.done or finished.failed:
+        pace = finished.done / finished.seconds if finished.seconds else 0.0
+        where = f", see {folder}/gallery.html" if (folder / "gallery.html").exists() else ""
+        memory = f", at most {show_size(finished.peak_bytes)} of memory" if finished.peak_bytes else ""
+        lines.append(f"{finished.done} pictures in {finished.seconds:.1f} s ({pace:.2f} a second){memory}{where}")
+    else:
+        lines.append(f"nothing to render: all pictures are in {folder}")
+    given_up = {item.number for item in finished.given_up}
+    failed = [item for item in finished.failed if item.number not in given_up]
+    if failed:
+        lines.append(f"{len(failed)} failed, see {folder}/records.jsonl; run again to try them again:")
+        lines += _name_items(failed)
+    if finished.given_up:
+        lines.append(
+            f"{len(finished.given_up)} were given up, they failed before; a larger attempts= tries them again:"
+        )
+        lines += _name_items(finished.given_up)
+    if finished.unwanted:
+        names = name_some([shorten(path, NAME_LENGTH) for path in finished.unwanted])
+        lines.append(f"{len(finished.unwanted)} pictures are no longer in the manifest and were kept: {names}")
     return lines
+
+
+def _name_items(items: Sequence[Item]) -> list[str]:
+    lines = [f"  {item.number}: {item.prompt}, seed {item.seed}" for item in items[:SHOWN_FAILURES]]
+    return lines + ([f"  and {len(items) - SHOWN_FAILURES} more"] if len(items) > SHOWN_FAILURES else [])
 
 
 class _Pace(ProgressColumn):
@@ -59,9 +84,12 @@ def _show_bar(events: Iterable[RunEvent], console: Console) -> RunFinished:
         for event in events:
             match event:
                 case RunStarted():
+                    _print_notes(event.notes, console)
                     progress.update(task, total=event.missing, description="rendering")
                 case StepDone():
                     progress.update(task, description=f"step {event.step}/{event.steps}")
+                case MemoryShort():
+                    _print_notes([event.message], console)
                 case ItemDone() | ItemFailed():
                     progress.advance(task)
                 case RunFinished():
@@ -75,9 +103,12 @@ def _show_lines(events: Iterable[RunEvent], console: Console) -> RunFinished:
     for event in events:
         match event:
             case RunStarted():
+                _print_notes(event.notes, console)
                 total, begun = event.missing, time.monotonic()
                 if total:
                     console.print(f"{event.missing} of {event.wanted} pictures to render", highlight=False)
+            case MemoryShort():
+                _print_notes([event.message], console)
             case ItemDone() | ItemFailed():
                 done += 1
             case RunFinished():
@@ -88,6 +119,11 @@ def _show_lines(events: Iterable[RunEvent], console: Console) -> RunFinished:
             line = f"{done}/{total} images, {pace:.2f} images/s, {(total - done) / pace:.0f} s left"
             console.print(line, highlight=False)
     raise AssertionError("a run's last event is RunFinished")
+
+
+def _print_notes(notes: Iterable[str], console: Console) -> None:
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def logged(events: Iterable[RunEvent], folder: Path) -> Generator[RunEvent, None, None]:
@@ -105,8 +141,20 @@ def logged(events: Iterable[RunEvent], folder: Path) -> Generator[RunEvent, None
             handler.close()
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts off, and nothing else: what matters is in the records."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def _open_log(folder: Path) -> logging.Handler:
-    handler = logging.FileHandler(folder / "runner.log", encoding="utf-8")
+    with writing_to(folder):
+        handler = _LogFile(folder / "runner.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.setLevel(logging.INFO)
     log.addHandler(handler)
@@ -117,9 +165,17 @@ def _log(event: RunEvent) -> None:
     match event:
         case RunStarted():
             log.info("started: %d of %d pictures to render", event.missing, event.wanted)
+            for note in event.notes:
+                log.warning("%s", note)
         case WaveStarted():
             log.info("wave of %d: items %s", len(event.items), [item.number for item in event.items])
         case ItemFailed():
             log.error("item %d failed: %s", event.item.number, event.error, exc_info=event.error)
         case RunFinished():
             log.info("finished: %d done, %d failed, %.1f s", event.done, len(event.failed), event.seconds)
+            if event.hopeless:
+                log.error("stopped early: %s", event.hopeless)
+            if event.unwanted:
+                log.info(
+                    "%d pictures are no longer in the manifest: %s", len(event.unwanted), name_some(event.unwanted)
+                )

@@ -1,7 +1,7 @@
 """The ledger of a run folder: one line an item, appended as it is finished, read to know what is left to do.
 
-It holds the folder's lock, mends a tail that was torn when a process died, and says which items are finished. It does
-not look into pictures, and it does not decide what a record contains.
+It holds the folder's lock, mends a tail that was torn when a process died, and says which items are finished, which
+have failed how often, and in which ways pictures were made. It does not decide what a record contains.
 
     with Ledger(folder) as ledger:
         if not ledger.is_done(identity):
@@ -12,10 +12,11 @@ not look into pictures, and it does not decide what a record contains.
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -25,28 +26,45 @@ from filelock import FileLock, Timeout
 
 from runner.errors import NoRunFolder, RunFolderHeld
 from runner.files import flush_folder, write_all, writing_to
+from runner.rounding import Way, way_of
 
 RECORDS, TORN, LOCK = "records.jsonl", "records.torn", ".lock"
 log = logging.getLogger(__name__)
 
 
 class Index:
-    """What the records of a run folder say is finished; `read_index` makes one from the file."""
+    """What the records of a run folder say is finished; `read_index` makes one from the file.
 
-    def __init__(self, folder: Path) -> None:
+    `ways` are those in which its pictures were made. If it is `deep`, a picture counts only if its SHA-256 is right.
+    """
+
+    def __init__(self, folder: Path, *, deep: bool = False) -> None:
         self.folder = folder
-        # For a million records, so no objects of their own: id -> (path, bytes) of the newest record that is done,
-        # and path -> id of the newest record that wrote it.
-        self._images: dict[str, tuple[str, int]] = {}
+        self.ways: set[Way] = set()
+        self._deep = deep
+        # For a million records, so no objects of their own: id -> (path, bytes, SHA-256 if deep) of the newest record
+        # that is done, and path -> id of the newest record that wrote it.
+        self._images: dict[str, tuple[str, int, str]] = {}
         self._owners: dict[str, str] = {}
+        self._failures: dict[str, int] = {}
 
     def is_done(self, identity: str) -> bool:
         """Whether the newest record of this id says so, and its picture is there and still its own."""
         image = self._images.get(identity)
         if image is None:
             return False
-        path, size = image
-        return self._owners.get(path) == identity and _size_of(self.folder / path) == size
+        path, size, sha256 = image
+        if self._owners.get(path) != identity or _size_of(self.folder / path) != size:
+            return False
+        return not self._deep or _sha256_of(self.folder / path) == sha256
+
+    def failures(self, identity: str) -> int:
+        """How often this id has failed since it was last done."""
+        return self._failures.get(identity, 0)
+
+    def images(self) -> dict[str, str]:
+        """The path of each id whose newest record is done, whatever has become of its file."""
+        return {identity: path for identity, (path, *_) in self._images.items()}
 
     def finished_ids(self) -> set[str]:
         """Every id that `is_done`."""
@@ -62,16 +80,21 @@ class Index:
         before = self._images.pop(identity, None)
         if before is not None and self._owners.get(before[0]) == identity:
             del self._owners[before[0]]
-        if record["status"] == "done":
-            self._images[identity] = (record["image"], record["bytes"])
-            self._owners[record["image"]] = identity
+        if record["status"] == "failed":
+            self._failures[identity] = self.failures(identity) + 1
+            return
+        self._failures.pop(identity, None)
+        self._images[identity] = (record["image"], record["bytes"], str(record.get("sha256")) if self._deep else "")
+        self._owners[record["image"]] = identity
+        with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):  # one that doesn't say it all
+            self.ways.add(way_of(record))
 
 
 class Ledger(Index):
     """The records of one run folder, held by one process at a time; the lock vanishes with the process."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, *, deep: bool = False) -> None:
+        super().__init__(folder, deep=deep)
         # Not bound to a thread: a server may leave the ledger in another thread than it entered it.
         self._lock = FileLock(folder / LOCK, blocking=False, thread_local=False)
         self._descriptor = -1
@@ -103,7 +126,7 @@ class Ledger(Index):
             raise ValueError(f"not a record: {dict(record)}")
         line = orjson.dumps(record) + b"\n"
         with writing_to(self.folder):
-            start = os.fstat(self._descriptor).st_size
+            start = self._size()
             try:
                 write_all(self._descriptor, line)
             except BaseException:
@@ -118,6 +141,13 @@ class Ledger(Index):
         with writing_to(self.folder):
             os.fsync(self._descriptor)
 
+    def _size(self) -> int:
+        """The file's size. A file that was removed or moved away takes writes all the same, but they are lost."""
+        ours, path = os.fstat(self._descriptor), self.folder / RECORDS
+        if not os.path.samestat(ours, path.stat()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return ours.st_size
+
     def _take_lock(self) -> None:
         try:
             self._lock.acquire()
@@ -128,17 +158,17 @@ class Ledger(Index):
             raise RunFolderHeld(message) from None
 
     def _read(self) -> None:
-        self._images.clear()
-        self._owners.clear()
+        for known in (self._images, self._owners, self._failures, self.ways):
+            known.clear()
         path = self.folder / RECORDS
         if not path.exists():
             return
         end = 0
-        for line in _lines(path):
-            if line.record is not None:
-                self.note(line.record)
-            if not line.torn:
-                end = line.end
+        for record, line_end, torn in _lines(path):
+            if record is not None:
+                self.note(record)
+            if not torn:
+                end = line_end
         if end < path.stat().st_size:
             self._set_aside(path, end)
 
@@ -169,7 +199,7 @@ def read_index(folder: Path) -> Index:
 
 def iterate_records(folder: Path) -> Iterator[dict[str, Any]]:
     """The records of a run folder, oldest first; it takes no lock and mends nothing, so a run may be going on."""
-    return (line.record for line in _lines(_records_file(folder)) if line.record is not None)
+    return (record for record, _, _ in _lines(_records_file(folder)) if record is not None)
 
 
 def numbered_records(folder: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
@@ -189,17 +219,11 @@ def _records_file(folder: Path) -> Path:
     return path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Line:
-    """A line of the records file: its record if it is one; torn if it is the last one and not whole."""
+def _lines(path: Path) -> Iterator[tuple[dict[str, Any] | None, int, bool]]:
+    """For each line its record if it is one, where it ends, and whether it is torn: the last one, and not whole.
 
-    record: dict[str, Any] | None
-    end: int
-    torn: bool = False
-
-
-def _lines(path: Path) -> Iterator[_Line]:
-    """Every line, read as a stream; broken ones in the middle are reported once, at the end."""
+    Broken lines in the middle are reported once, at the end.
+    """
     broken: list[int] = []
     end = 0
     with path.open("rb") as file:
@@ -207,10 +231,11 @@ def _lines(path: Path) -> Iterator[_Line]:
         for number, text in enumerate(file, start=1):
             end += len(text)
             record = _parse(text)
-            torn = record is None and end >= size and bool(text.strip())
-            if record is None and not torn and text.strip():
+            damaged = record is None and bool(text.strip())
+            torn = damaged and end >= size
+            if damaged and not torn:
                 broken.append(number)
-            yield _Line(record=record, end=end, torn=torn)
+            yield record, end, torn
     if broken:
         log.warning("%s: %d broken lines were skipped, the first is line %d", path, len(broken), broken[0])
 
@@ -225,8 +250,8 @@ def _parse(text: bytes) -> dict[str, Any] | None:
     return record if _is_record(record) else None
 
 
-def _is_record(record: Any) -> bool:
-    if not isinstance(record, Mapping) or not isinstance(record.get("id"), str):
+def _is_record(record: object) -> bool:
+    if not isinstance(record, dict) or not isinstance(record.get("id"), str):
         return False
     if record.get("status") != "done":
         return record.get("status") == "failed"
@@ -238,3 +263,11 @@ def _size_of(path: Path) -> int:
         return path.stat().st_size
     except (OSError, ValueError):  # ValueError: a path with a NUL
         return -1
+
+
+def _sha256_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""

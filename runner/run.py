@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import platform
 import time
 from collections import deque
@@ -21,59 +22,88 @@ from typing import Any
 import orjson
 
 from runner import __version__, gallery, plan
-from runner.errors import RunnerError
+from runner.backlog import Backlog
+from runner.errors import RunnerError, SettingError
 from runner.events import ItemDone, ItemFailed, Rendered, RunEvent, RunFinished, RunStarted
-from runner.execute import Executor, available_devices, free_memory, held_memory
-from runner.files import atomic_write, writing_to
+from runner.execute import FULL, Executor, NotFinite, available_devices, free_memory, held_memory
+from runner.files import atomic_write, flush_folder, sweep, writing_to
 from runner.images import Writer, Written, image_path
-from runner.records import Ledger
+from runner.plan import Wave
+from runner.records import Index, Ledger
 from runner.request import RUN_FILE, Request
+from runner.rounding import Way, changed_versions, differences, way_of
 from runner.spec import Item
+from runner.stops import Stop
 
 INITS = "inits"  # in a run folder, beside its records
+UNFINISHED = ".unfinished"  # there as long as the gallery may be behind the records, and files half-written
+MOST_ALIKE = 10
+MOST_OVERFLOWED = 64  # items that wait until they are rendered again in full precision
 LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
+log = logging.getLogger(__name__)
 
 
-def run(request: Request, executor: Executor | None = None) -> Generator[RunEvent, None, None]:
+def run(
+    request: Request, executor: Executor | None = None, stop: Stop | None = None
+) -> Generator[RunEvent, None, None]:
     """Renders the items that have no picture yet; closing the iterator stops it and keeps what is finished.
 
     An `executor` that `start_executor` made for the same model and settings is used again, and no other is loaded.
 
     Raises:
         RunnerError: nothing can be rendered at all, or nothing more; what was finished is safe.
+        Stopped: `stop` was asked to; what was finished is safe.
     """
-    begun = time.monotonic()
+    begun, stop = time.monotonic(), stop or Stop()
     if request.settings.skip_save:
-        yield from _render_only(request, executor or start_executor(request))
+        yield from _render_only(request, executor or _load(request, stop), stop)
         return
     with ExitStack() as stack:
-        ledger = stack.enter_context(Ledger(request.folder)) if request.folder.exists() else None
-        missing = _count_missing(request, ledger)
-        if not missing:
+        if not request.folder.exists():  # nothing is written where nothing can be rendered
+            executor = executor or _load(request, stop)
+        ledger = stack.enter_context(Ledger(request.folder, deep=request.settings.deep))
+        with stop.harmless():
+            backlog = Backlog(request, ledger)
+        if backlog.missing:
+            session = Session(request, executor or _load(request, stop), ledger, backlog, stop)
+            yield from session.run()
+        else:
+            session = None
             yield RunStarted(wanted=request.count(), missing=0, settings={})
-            yield RunFinished(done=0, failed=(), seconds=time.monotonic() - begun)
-            return
-        executor = executor or start_executor(request)
-        ledger = ledger or stack.enter_context(Ledger(request.folder))
-        settings = describe(request, executor)
-        _write_run_files(request, settings)
-        yield RunStarted(wanted=request.count(), missing=missing, settings=settings)
-        session = Session(request, executor, ledger, stack.enter_context(Writer(request.folder)))
-        try:
-            yield from session.render()
-        finally:
-            session.settle()
-        if not request.settings.skip_grid:
+        _report(request, stop)
+        yield RunFinished(
+            done=session.done if session else 0,
+            failed=(*(session.failed if session else ()), *backlog.given_up),
+            given_up=tuple(backlog.given_up),
+            unwanted=tuple(backlog.unwanted()),
+            hopeless=session.hopeless if session else "",
+            peak_bytes=session.peak_bytes if session else 0,
+            seconds=time.monotonic() - begun,
+        )
+
+
+def _load(request: Request, stop: Stop) -> Executor:
+    with stop.harmless():
+        return start_executor(request)
+
+
+def _report(request: Request, stop: Stop) -> None:
+    """Builds the gallery, if something was rendered since it was built the last time."""
+    unfinished = request.folder / UNFINISHED
+    if unfinished.exists() and not request.settings.skip_grid:
+        with stop.harmless():
             gallery.build(request.folder, request.settings.n_rows)
-        yield RunFinished(done=session.done, failed=tuple(session.failed), seconds=time.monotonic() - begun)
+        with writing_to(request.folder):
+            unfinished.unlink()
 
 
-def _render_only(request: Request, executor: Executor) -> Iterator[RunEvent]:
+def _render_only(request: Request, executor: Executor, stop: Stop) -> Iterator[RunEvent]:
     """Renders everything and keeps nothing: to measure the time."""
-    yield RunStarted(wanted=request.count(), missing=request.count(), settings=describe(request, executor))
+    settings = describe(request, constant_record(request, executor))
+    yield RunStarted(wanted=request.count(), missing=request.count(), settings=settings)
     begun, done, failed = time.monotonic(), 0, list[Item]()
-    for wave in plan.group(request.wanted(), executor.execution):
-        for event in executor.run(wave):
+    for wave in stop.through(plan.group(request.wanted(), executor.execution)):
+        for event in stop.wave(executor.run(wave)):
             if isinstance(event, Rendered):
                 done += 1
                 yield ItemDone(item=event.item, record={"seconds": _rounded(event.seconds)})
@@ -84,49 +114,95 @@ def _render_only(request: Request, executor: Executor) -> Iterator[RunEvent]:
 
 
 class Session:
-    """One run under way: pictures on their way into files, and the ledger that follows them."""
+    """One run under way: pictures on their way into files, and the ledger that follows them.
 
-    def __init__(self, request: Request, executor: Executor, ledger: Ledger, writer: Writer) -> None:
-        self.request, self.executor, self.ledger, self.writer = request, executor, ledger, writer
+    `hopeless` says why it ended early, if it did.
+    """
+
+    def __init__(self, request: Request, executor: Executor, ledger: Ledger, backlog: Backlog, stop: Stop) -> None:
+        self.request, self.executor, self.ledger, self.backlog, self.stop = request, executor, ledger, backlog, stop
         self.done = 0
         self.failed: list[Item] = []
-        self._under_way: set[str] = set()  # ids that are grouped, rendered or written, but not in the ledger
-        self._written: deque[tuple[Rendered, futures.Future[Written]]] = deque()
-        self._constant = _constant_record(request, executor)
+        self.hopeless = ""
+        self.peak_bytes = 0
+        self._making = constant_record(request, executor)
+        self._written: deque[tuple[Rendered, Mapping[str, Any], futures.Future[Written]]] = deque()
+        self._overflowed: list[Item] = []
+        self._rerendered: dict[str, str] = {}  # id -> why
+        self._last_error: dict[str, str] = {}
+        self._alike = 0  # failures in a row with this error
 
-    def render(self) -> Iterator[RunEvent]:
-        """Renders all that is missing, wave by wave."""
-        for wave in plan.group(self._missing(), self.executor.execution):
-            for event in self.executor.run(wave):
-                if isinstance(event, Rendered):
-                    self._written.append((event, self._write(event)))
-                elif isinstance(event, ItemFailed):
-                    self._note_failure(event)
-                    yield event
-                else:
-                    yield event
-                yield from self._collect(wait=False)
-            self.ledger.flush()
+    def run(self) -> Iterator[RunEvent]:
+        """Renders all that is missing; whatever happens, what is in a file gets its record."""
+        notes = check_rounding(self.request, self.executor, self.ledger, self._making)
+        settings = describe(self.request, self._making)
+        _prepare_folder(self.request, settings)
+        wanted, missing = self.request.count(), self.backlog.missing
+        yield RunStarted(wanted=wanted, missing=missing, settings=settings, notes=tuple(notes))
+        with Writer(self.request.folder) as writer:
+            self._writer = writer
+            try:
+                yield from self._render()
+            finally:
+                self._settle()
+
+    def _render(self) -> Iterator[RunEvent]:
+        for wave in self._waves(iter(self.backlog), self.executor):
+            yield from self._render_wave(wave, self.executor, self._making)
+            if len(self._overflowed) >= MOST_OVERFLOWED:
+                yield from self._render_in_full()
+            if self.hopeless:
+                break
+        else:
+            yield from self._render_in_full()
         yield from self._collect(wait=True)
 
-    def settle(self) -> None:
+    def _render_in_full(self) -> Iterator[RunEvent]:
+        """Renders again, in full precision, what overflowed."""
+        items, self._overflowed = self._overflowed, []
+        if not items:
+            return
+        with self.stop.harmless():
+            executor = self.executor.in_full()
+        making = constant_record(self.request, executor)
+        for wave in self._waves(iter(items), executor):
+            yield from self._render_wave(wave, executor, making)
+            if self.hopeless:
+                return
+
+    def _waves(self, items: Iterator[Item], executor: Executor) -> Iterator[Wave]:
+        return self.stop.through(plan.group(items, executor.execution))
+
+    def _render_wave(self, wave: Wave, executor: Executor, making: Mapping[str, Any]) -> Iterator[RunEvent]:
+        making = {**making, "run": {**making["run"], "unet_bs": wave.unet_bs, "turbo": wave.layout.turbo}}
+        for event in self.stop.wave(executor.run(wave)):
+            match event:
+                case Rendered():
+                    self._last_error = {}
+                    self.peak_bytes = max(self.peak_bytes, event.peak_bytes)
+                    made = {**making, "run": {**making["run"], **event.how}}
+                    self._written.append((event, made, self._write(event)))
+                case ItemFailed() if _overflowed(event, executor):
+                    self._put_off(event)
+                case ItemFailed():
+                    yield self._fail(event, making)
+                case _:
+                    yield event
+            yield from self._collect(wait=False)
+            if self.hopeless:
+                return
+        self.ledger.flush()
+
+    def _settle(self) -> None:
         """Records what is still being written; after an interruption as well."""
         while self._written:
             with contextlib.suppress(RunnerError):  # the first of its kind is on its way to the user already
                 for _ in self._collect(wait=True):
                     pass
-        self.ledger.flush()
-
-    def _missing(self) -> Iterator[Item]:
-        for item in self.request.wanted():
-            identity = self.request.identity(item)
-            if identity not in self._under_way and not self.ledger.is_done(identity):
-                self._under_way.add(identity)
-                yield item
 
     def _write(self, event: Rendered) -> futures.Future[Written]:
         path = self._free_path(event.item)
-        return self.writer.submit(event.pixels, self._keep_init(event.item), self._constant["model"], path)
+        return self._writer.submit(event.pixels, self._keep_init(event.item), self._making["model"], path)
 
     def _keep_init(self, item: Item) -> Item:
         """The item with its init picture as a copy in the run folder, so that the folder is whole on its own."""
@@ -135,8 +211,12 @@ class Session:
         name = f"{INITS}/{item.init_sha256}{Path(item.init).suffix.lower()}"
         copy = self.request.folder / name
         if not copy.exists():
+            try:
+                data = Path(item.init).read_bytes()
+            except OSError:
+                return item  # it has vanished; the record says where it was
             with writing_to(self.request.folder):
-                atomic_write(copy, Path(item.init).read_bytes())
+                atomic_write(copy, data)
         return dataclasses.replace(item, init=name)
 
     def _free_path(self, item: Item) -> PurePosixPath:
@@ -146,36 +226,51 @@ class Session:
             return path
         return path.with_stem(f"{path.stem}_{identity[:12]}")
 
-    def _collect(self, *, wait: bool) -> Iterator[ItemDone]:
+    def _collect(self, *, wait: bool) -> Iterator[ItemDone | ItemFailed]:
         """Appends the records of pictures that are in their files; those that remain stay noted, whatever happens."""
-        while self._written and (wait or self._written[0][1].done()):
-            futures.wait([self._written[0][1]])
-            event, future = self._written.popleft()
-            record = self._record(event.item, event.how) | _done_record(event, future.result())
-            self._append(record)
+        while self._written and (wait or self._written[0][2].done()):
+            futures.wait([self._written[0][2]])
+            event, making, future = self._written.popleft()
+            try:
+                written = future.result()
+            except RunnerError:
+                raise
+            except Exception as error:  # of this picture alone: it can't be encoded, say
+                yield self._fail(ItemFailed(item=event.item, error=error, seconds=event.seconds), making)
+                continue
+            record = self._record(event.item, making) | _done_record(event, written)
+            self.ledger.append(record)
+            self.backlog.settle(record["id"])
             self.done += 1
             yield ItemDone(item=event.item, record=record)
 
-    def _note_failure(self, event: ItemFailed) -> None:
+    def _put_off(self, event: ItemFailed) -> None:
+        """Keeps an item for later, when it is rendered in full precision; so far nothing has failed."""
+        self._overflowed.append(event.item)
+        self._rerendered[self.request.identity(event.item)] = str(event.error)
+        log.info("item %d is rendered again in full precision: %s", event.item.number, event.error)
+
+    def _fail(self, event: ItemFailed, making: Mapping[str, Any]) -> ItemFailed:
+        """Records a failure; many alike in a row are taken for what all the others would come to."""
         error = {"class": type(event.error).__name__, "message": str(event.error)}
         failure = {"status": "failed", "error": error, "seconds": _rounded(event.seconds)}
-        self._append(self._record(event.item, {}) | failure)
+        self.ledger.append(self._record(event.item, making) | failure)
         self.failed.append(event.item)
+        self._alike = self._alike + 1 if error == self._last_error else 1
+        self._last_error = error
+        if self._alike == MOST_ALIKE:
+            self.hopeless = f"{MOST_ALIKE} items in a row failed alike: {error['class']}: {error['message']}"
+        return event
 
-    def _append(self, record: Mapping[str, Any]) -> None:
-        self.ledger.append(record)
-        self._under_way.discard(record["id"])
+    def _record(self, item: Item, making: Mapping[str, Any]) -> dict[str, Any]:
+        identity = self.request.identity(item)
+        wish = self._keep_init(item).to_dict() | {"model": self.request.model.name}
+        record = {"id": identity, "status": "", "item": wish, **making}
+        return record | {"rerendered": self._rerendered[identity]} if identity in self._rerendered else record
 
-    def _record(self, item: Item, how: Mapping[str, Any]) -> dict[str, Any]:
-        constant = self._constant
-        return {
-            "id": self.request.identity(item),
-            "status": "",
-            "item": self._keep_init(item).to_dict() | {"model": self.request.model.name},
-            "model": constant["model"],
-            "run": constant["run"] | how,
-            "env": constant["env"],
-        }
+
+def _overflowed(event: ItemFailed, executor: Executor) -> bool:
+    return isinstance(event.error, NotFinite) and executor.execution.dtype != FULL
 
 
 def _done_record(event: Rendered, written: Written) -> dict[str, Any]:
@@ -194,12 +289,6 @@ def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 6) for name, value in seconds.items()}
 
 
-def _count_missing(request: Request, ledger: Ledger | None) -> int:
-    if ledger is None or not ledger.image_paths():
-        return request.count()
-    return sum(not ledger.is_done(request.identity(item)) for item in request.wanted())
-
-
 def start_executor(request: Request) -> Executor:
     """The request's model, as its settings want it on this machine."""
     device = plan.check_device(request.settings.device, available_devices())
@@ -207,7 +296,7 @@ def start_executor(request: Request) -> Executor:
     return Executor(request.model, plan.decide(request.settings, request.model, device, free, held))
 
 
-def _constant_record(request: Request, executor: Executor) -> dict[str, Any]:
+def constant_record(request: Request, executor: Executor) -> dict[str, Any]:
     """What is the same in every record of a run."""
     settings = request.settings
     run_settings = executor.describe() | {
@@ -228,18 +317,47 @@ def environment() -> dict[str, str]:
     return {"runner": __version__, "python": platform.python_version(), **libraries}
 
 
-def describe(request: Request, executor: Executor) -> dict[str, Any]:
-    """The content of `run.json`."""
+def describe(request: Request, making: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of `run.json`; `making` is what is the same in every record."""
     return {
         "target": str(request.target),
         "settings": dataclasses.asdict(request.settings),
         "drawn_seeds": {str(job): seed for job, seed in request.drawn_seeds.items()},
-        **_constant_record(request, executor),
+        **making,
     }
 
 
-def _write_run_files(request: Request, settings: Mapping[str, Any]) -> None:
+def check_rounding(request: Request, executor: Executor, index: Index, making: Mapping[str, Any]) -> list[str]:
+    """What people should know before pictures made in different ways come into one folder.
+
+    Raises:
+        SettingError: the folder's pictures were made in another way, and mixing isn't asked for.
+    """
+
+    def now(width: int, height: int) -> Way:
+        run = {**making["run"], "unet_bs": executor.execution.layout(width, height).unet_bs}
+        return way_of({"item": {"width": width, "height": height}, "run": run, "env": making["env"]})
+
+    found = differences(index.ways, now)
+    if found and not request.settings.mixed:
+        raise SettingError(
+            f"the pictures in '{request.folder}' were made in another way: {'; '.join(found)}. The same item could "
+            "become other bytes. Go on as before, choose another 'out=', or mix them with mixed=true"
+        )
+    versions = changed_versions(index.ways, making["env"])
+    return (
+        [f"the folder's pictures were made in another way: {'; '.join(found + versions)}"] if found + versions else []
+    )
+
+
+def _prepare_folder(request: Request, settings: Mapping[str, Any]) -> None:
+    """Writes what is asked for, and the mark that the folder's report is behind its records from now on."""
     asked = "manifest.jsonl" if request.target.suffix == ".jsonl" else "manifest.yaml"
+    manifest = request.target.read_bytes()
     with writing_to(request.folder):
-        atomic_write(request.folder / asked, request.target.read_bytes())
+        if (request.folder / UNFINISHED).exists():
+            sweep(request.folder)
+        (request.folder / UNFINISHED).touch()
+        atomic_write(request.folder / asked, manifest)
         atomic_write(request.folder / RUN_FILE, orjson.dumps(settings, option=orjson.OPT_INDENT_2))
+        flush_folder(request.folder)

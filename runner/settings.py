@@ -106,6 +106,9 @@ class Settings:
     skip_grid: bool
     skip_save: bool
     n_rows: int | None
+    attempts: int
+    deep: bool
+    mixed: bool
     allow_outside: bool
     json: bool
     debug: bool
@@ -118,7 +121,8 @@ class Settings:
         self.turbo = _parse_turbo(self.turbo)
         self.unet_bs = _parse_unet_bs(self.unet_bs)
         self.memory = None if self.memory in (None, "auto") else parse_size(self.memory)
-        for key, number in (("limit", self.limit), ("sample", self.sample), ("n_rows", self.n_rows)):
+        counts = {"limit": self.limit, "sample": self.sample, "n_rows": self.n_rows, "attempts": self.attempts}
+        for key, number in counts.items():
             if number is not None and number < 1:
                 raise SettingError(f"{key}={number}: should be at least 1")
 

@@ -200,8 +200,11 @@ def _unet_call(latents: Tensor, times: Tensor, context: Tensor) -> Callable[[nn.
     return lambda unet: unet(latents, times, encoder_hidden_states=context, return_dict=False)[0]
 
 
-def decode(decoder: Component, latents: Tensor) -> Iterator[Pixels]:
-    """Pictures of finished latents [n, 4, h, w], uint8 [k, H, W, 3] at a time; bytes are rounded, not cut off."""
+def decode(decoder: Component, latents: Tensor) -> Iterator[tuple[Pixels, list[bool]]]:
+    """Pictures of finished latents [n, 4, h, w], uint8 [k, H, W, 3] at a time, and whether each came out finite.
+
+    Bytes are rounded, not cut off.
+    """
     factor = 2 ** (len(decoder.config["block_out_channels"]) - 1)
     width, height = latents.shape[-1] * factor, latents.shape[-2] * factor
     scaled = (latents / decoder.config["scaling_factor"]).to(decoder.dtype)
@@ -210,16 +213,19 @@ def decode(decoder: Component, latents: Tensor) -> Iterator[Pixels]:
         vae: Any = module
         if width * height > DECODED_PIXELS:
             for one in scaled.split(1):
-                yield torch.cat([_to_bytes(strip) for strip in strips.decode(vae, one)], 1).cpu().numpy()
+                made = [_to_bytes(strip) for strip in strips.decode(vae, one)]
+                yield torch.cat([strip for strip, _ in made], 1).cpu().numpy(), [all(good for _, [good] in made)]
             return
         rows = decode_rows(width, height)
         for wanted, batch in zip(scaled.split(rows), _padded_batches(scaled, rows), strict=True):
-            yield _to_bytes(vae.decode(batch).sample)[: len(wanted)].cpu().numpy()
+            pictures, finite = _to_bytes(vae.decode(batch).sample)
+            yield pictures[: len(wanted)].cpu().numpy(), finite[: len(wanted)]
 
 
-def _to_bytes(decoded: Tensor) -> Tensor:
-    levels = (decoded.float() / 2 + 0.5).clamp(0, 1) * 255  # [rows, 3, H, W]
-    return levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+def _to_bytes(decoded: Tensor) -> tuple[Tensor, list[bool]]:
+    """From [rows, 3, H, W] uint8 [rows, H, W, 3], and whether each row was finite."""
+    levels = (decoded.float().nan_to_num() / 2 + 0.5).clamp(0, 1) * 255
+    return levels.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous(), is_finite(decoded)
 
 
 def _padded_batches(tensor: Tensor, rows: int) -> list[Tensor]:
@@ -231,7 +237,12 @@ def _padded_batches(tensor: Tensor, rows: int) -> list[Tensor]:
     return batches
 
 
-def is_finite(latents: Tensor) -> list[bool]:
-    """For each image whether it is free of NaN and infinity."""
-    finite: list[bool] = latents.isfinite().flatten(1).all(1).tolist()
+def is_finite(numbers: Tensor) -> list[bool]:
+    """For each image of [n, C, H, W] whether it is free of NaN and infinity."""
+    finite: list[bool] = numbers.isfinite().flatten(1).all(1).tolist()
     return finite
+
+
+def is_one_colour(picture: Pixels) -> bool:
+    """Whether all pixels of [H, W, 3] are equal."""
+    return bool((picture == picture[0, 0]).all())

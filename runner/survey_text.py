@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from runner.errors import shorten
+from runner.errors import shorten, show_size
 from runner.forecast import device_name
 from runner.images import image_path
 from runner.lint import Example
@@ -87,9 +87,9 @@ def _facts(survey: Survey) -> Iterator[Row]:
     yield "model", f"{request.model.name}, {execution.dtype}, on {device}, the UNet {mode}"
     if survey.missing:
         yield "time", _time(survey)
-        yield "disk", f"about {_size(survey.forecast.disk_bytes)}"
+        yield "disk", f"about {show_size(survey.forecast.disk_bytes)}"
         of = "the process" if execution.device == "cpu" else "the device's memory"
-        yield "memory", f"about {_size(survey.memory_bytes)} of {of}"
+        yield "memory", f"about {show_size(survey.memory_bytes)} of {of}"
     weighted = f", {survey.weighted:,} of them weighted" if survey.weighted else ""
     yield "prompts", f"{survey.prompts:,} different{weighted}"
     yield "warnings", f"{len(survey.warnings)}, at the end" if survey.warnings else "none"
@@ -165,11 +165,3 @@ def _duration(seconds: float) -> str:
     if minutes < 120:
         return f"{minutes:.0f} minutes"
     return f"{minutes / 60:.0f} hours" if minutes < 48 * 60 else f"{minutes / 60 / 24:.1f} days"
-
-
-def _size(number: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}"
-        number /= 1024
-    return f"{number:.1f} GiB"

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import orjson
 
+from runner.costs import Costs
 from runner.images import encode, image_path
+from runner.plan import Execution
 from runner.spec import Item, Part
 
 MODEL: dict[str, Any] = {"name": "emoji", "fingerprints": {"unet_encode": "0123456789abcdef" * 4, "vae": "f" * 64}}
@@ -34,6 +36,22 @@ def make_item(**changes: Any) -> Item:
         long_prompts="error",
     )
     return dataclasses.replace(item, **changes)
+
+
+def make_execution(**changes: Any) -> Execution:
+    """A CPU without a model on it."""
+    none = {"text_encoder": 0, "unet": 0, "vae": 0}
+    costs = Costs(
+        device="cpu",
+        dtype="float32",
+        base=0,
+        latent_factor=8,
+        weights=none,
+        largest_units=none,
+        unet={"block_out_channels": (8, 8)},
+        decoder_channels=(8, 8),
+    )
+    return Execution(**({"dtype": "float32", "costs": costs, "turbo": True} | changes))
 
 
 def matrix(prompts: int, seeds: int, **changes: Any) -> list[Item]:

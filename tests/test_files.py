@@ -16,9 +16,8 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("durable", [False, True])
-def test_a_file_is_made_with_its_folders_and_nothing_beside_it(tmp_path: Path, durable: bool) -> None:
-    atomic_write(tmp_path / "a" / "b" / "file", b"content", durable=durable)
+def test_a_file_is_made_with_its_folders_and_nothing_beside_it(tmp_path: Path) -> None:
+    atomic_write(tmp_path / "a" / "b" / "file", b"content")
     assert (tmp_path / "a" / "b" / "file").read_bytes() == b"content"
     assert names(tmp_path / "a" / "b") == ["file"]
 
@@ -43,7 +42,7 @@ def test_a_failure_leaves_the_old_file_and_no_litter(
 
     monkeypatch.setattr(os, broken, fail)
     with pytest.raises(FolderUnwritable, match="disk is full"), writing_to(tmp_path):
-        atomic_write(tmp_path / "file", b"new", durable=True)
+        atomic_write(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
 

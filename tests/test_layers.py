@@ -12,9 +12,9 @@ import runner
 PACKAGE = Path(runner.__file__).parent
 LAYERS = (
     ("errors", "spec", "events", "settings"),
-    ("files", "tokens", "stored", "pickled", "torch_file", "compvis", "weights", "costs"),
+    ("rounding", "stops", "files", "tokens", "stored", "pickled", "torch_file", "compvis", "weights", "costs"),
     ("inits", "yaml_nodes", "prompts", "values", "manifest", "expand", "records", "images"),
-    ("pictures", "contact_sheet", "gallery", "request", "plan", "forecast", "lint", "survey", "survey_text"),
+    ("pictures", "contact_sheet", "gallery", "request", "backlog", "plan", "forecast", "lint", "survey", "survey_text"),
     ("judge", "infotext", "regroup", "extract"),
     ("samplers", "checkpoint", "parking", "fragments", "strips", "stages", "random_model"),
     ("execute",),

@@ -48,3 +48,12 @@ def test_every_setting_of_the_readme_exists_and_the_other_way_round():
 def test_every_make_target_of_the_readme_exists():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"(?:`|\$ )make ([a-z]+)", README)) <= targets
+
+
+def test_every_promise_names_its_test():
+    table = README.partition("| promise | test |")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    assert len(rows) > 10
+    for _, name in rows:
+        path, _, function = name.strip("`").partition("::")
+        assert f"\ndef {function}(" in (ROOT / path).read_text(), name

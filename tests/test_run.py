@@ -1,19 +1,22 @@
+import dataclasses
 import hashlib
 import json
 import os
-import subprocess
-import sys
+import re
+import shutil
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
+from painter import Painter
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from runner import execute, settings, stages
+from runner import execute, images, progress, settings, stages
 from runner import run as running
-from runner.errors import ModelError, RunFolderHeld, SettingError
+from runner.errors import FolderUnwritable, ModelError, RunFolderHeld, SettingError
 from runner.events import ItemDone, ItemFailed, RunFinished, RunStarted, StepDone, WaveStarted
 from runner.records import Ledger, iterate_records
 from runner.request import read_request
@@ -168,6 +171,18 @@ def test_a_picture_that_was_lost_or_cut_is_made_again(ask, whole):
     assert hashes(request.folder) == whole
 
 
+def test_deep_looks_into_the_files(ask, whole):
+    request = ask()
+    list(running.run(request))
+    file = sorted((request.folder / "images").rglob("*.png"))[0]
+    before = file.read_bytes()
+    file.write_bytes(before[:-1] + b"?")
+    assert next(running.run(ask())).missing == 0
+    started, *_ = list(running.run(ask("deep=true")))
+    assert started.missing == 1
+    assert file.read_bytes() == before
+
+
 def test_new_items_of_a_changed_manifest_overwrite_nobody(ask):
     text = "version: 1\njobs: [{prompts: [cat], seeds: 1, matrix: {scale: [3, 5]}, width: 64, height: 64, steps: 2}]\n"
     request = ask(text=text)
@@ -208,13 +223,207 @@ def test_a_failure_is_recorded_and_tried_again(ask, monkeypatch, whole):
     assert hashes(request.folder) == whole
 
 
+SMALL = "version: 1\njobs: [{prompts: [PROMPTS], seeds: SEEDS, width: 64, height: 64, steps: 1}]\n"
+
+
+def small(prompts, seeds):
+    return SMALL.replace("PROMPTS", prompts).replace("SEEDS", seeds)
+
+
+def paint(request, **changes):
+    return list(running.run(request, Painter(**changes)))
+
+
+def test_pictures_that_nobody_asks_for_any_more_are_kept_and_named(ask):
+    request = ask(text=small("cat, dog", "1-2"))
+    assert paint(request)[-1].unwanted == ()
+    old = set((request.folder / "images").rglob("*.png"))
+    events = paint(ask(text=small("cat, owl", "1-2")))
+    assert events[0].missing == 2
+    assert set(events[-1].unwanted) == {"images/dog/seed_1_00002.png", "images/dog/seed_2_00003.png"}
+    assert all(path.exists() for path in old)
+    lines = progress.summary(events[-1], request.folder)
+    assert any("2 pictures are no longer in the manifest and were kept: images/dog/seed_1" in line for line in lines)
+    assert paint(ask("limit=1", text=small("owl", "1-2")))[-1].unwanted == ()
+
+
+def no_dogs(item):
+    return ValueError("no dogs today") if item.prompt == "dog" else None
+
+
+def failures(folder):
+    return [record["error"]["message"] for record in iterate_records(folder) if record["status"] == "failed"]
+
+
+def test_an_item_is_tried_three_times_in_all(ask):
+    text = small("cat, dog", "1")
+    request = ask(text=text)
+    for _ in range(3):
+        finished = paint(request, refuse=no_dogs)[-1]
+        assert [item.prompt for item in finished.failed] == ["dog"]
+        assert not finished.given_up
+    [started, finished] = paint(request, refuse=no_dogs)
+    assert started.missing == 0
+    assert finished.failed == finished.given_up == (request.items[1],)
+    assert "1 were given up" in progress.summary(finished, request.folder)[1]
+    assert failures(request.folder) == ["no dogs today"] * 3
+    assert paint(ask("attempts=4", text=text), refuse=no_dogs)[-1].given_up == ()
+    assert failures(request.folder) == ["no dogs today"] * 4
+
+
+def test_a_success_forgets_the_failures_before_it(ask):
+    request = ask(text=small("dog", "1"))
+    paint(request, refuse=no_dogs)
+    assert paint(request)[-1].done == 1
+    with Ledger(request.folder) as ledger:
+        assert ledger.failures(request.identity(request.items[0])) == 0
+
+
+def test_many_failures_alike_end_the_run(ask):
+    request = ask(text=small("cat, dog, owl", "1-16"))
+    finished = paint(request, refuse=no_dogs)[-1]
+    assert finished.done == 16
+    assert len(finished.failed) == 10
+    assert finished.hopeless == "10 items in a row failed alike: ValueError: no dogs today"
+    assert "stopped early: 10 items" in progress.summary(finished, request.folder)[0]
+    assert not finished.unwanted
+
+
+def test_failures_that_differ_or_are_not_in_a_row_do_not_end_the_run(ask):
+    finished = paint(ask(text=small("cat", "1-17")), refuse=lambda item: ValueError(f"not {item.seed // 9}"))[-1]
+    assert (len(finished.failed), finished.hopeless) == (17, "")
+    every_tenth = paint(
+        ask(text=small("owl", "1-22")), refuse=lambda item: ValueError("no") if item.seed % 10 else None
+    )
+    assert (len(every_tenth[-1].failed), every_tenth[-1].hopeless) == (20, "")
+
+
+def test_a_picture_that_cannot_be_encoded_fails_alone(ask, monkeypatch):
+    original = images.encode
+
+    def encode(pixels, item, *rest):
+        if item.seed == 2:
+            raise ValueError("no colours today")
+        return original(pixels, item, *rest)
+
+    monkeypatch.setattr(images, "encode", encode)
+    request = ask(text=small("cat", "1-3"))
+    finished = paint(request)[-1]
+    assert finished.done == 2
+    assert [item.seed for item in finished.failed] == [2]
+    assert failures(request.folder) == ["no colours today"]
+
+
+def test_pictures_made_in_two_ways_are_mixed_only_if_that_is_wanted(ask):
+    paint(ask(text=small("cat", "1-2")), unet_bs=4)
+    with pytest.raises(SettingError, match="unet_bs was 4 and is now 2") as caught:
+        paint(ask(text=small("cat", "1-3")), unet_bs=2)
+    assert "mixed=true" in str(caught.value)
+    started, *_, finished = paint(ask("mixed=true", text=small("cat", "1-3")), unet_bs=2)
+    assert "unet_bs was 4 and is now 2" in started.notes[0]
+    assert finished.done == 1
+    assert paint(ask(text=small("cat", "1-4")), unet_bs=4)[-1].done == 1
+
+
+def test_another_version_of_a_library_is_told(ask, monkeypatch):
+    paint(ask(text=small("cat", "1")))
+    monkeypatch.setattr(running, "environment", lambda: {"torch": "99.0"})
+    started = paint(ask(text=small("cat", "1-2")))[0]
+    assert re.search(r"torch was 2\..* and is now 99.0", started.notes[0])
+
+
+def overflowing(model, folder, component, tensor, row=slice(None)):
+    """The model with some weights that are too large for float16; a norm behind them takes the size out again."""
+    shutil.copytree(model, folder)
+    [file] = (folder / component).glob("*.safetensors")
+    weights = load_file(file)
+    weights[tensor][row] *= 1e7
+    save_file(weights, file)
+    return folder
+
+
+def run_in_half(request):
+    executor = running.start_executor(request)
+    half = dataclasses.replace(executor.execution, dtype="float16", costs=executor.execution.costs.in_dtype("float16"))
+    return list(running.run(request, execute.Executor(request.model, half)))
+
+
+DOG = 1929  # the token of the word
+OVERFLOWS = {
+    "text": ("text_encoder", "embeddings.token_embedding.weight", DOG, 2, "the latents are not finite"),
+    "unet": ("unet", "conv_in.weight", slice(None), 4, "the latents are not finite"),
+    "decoder": ("vae", "decoder.conv_in.weight", slice(None), 4, "the decoded picture is not finite"),
+}
+
+
+@pytest.mark.parametrize("place", OVERFLOWS)
+def test_what_overflows_is_rendered_again_in_full_precision(ask, model, tmp_path, place):
+    component, tensor, row, number, why = OVERFLOWS[place]
+    broken = overflowing(model, tmp_path / "broken", component, tensor, row)
+    text = small("cat, dog", "1-2")
+    request = ask(f"model.path={broken}", text=text)
+    events = run_in_half(request)
+    assert events[-1].done == 4
+    assert not any(isinstance(event, ItemFailed) for event in events)
+    again = [record for record in iterate_records(request.folder) if "rerendered" in record]
+    assert len(again) == number
+    assert all(record["rerendered"] == f"{why} in float16" for record in again)
+    assert all(set(record["run"]["dtypes"].values()) == {"float32"} for record in again)
+    in_full = ask(f"model.path={broken}", text=text, out="full")
+    list(running.run(in_full))
+    assert {record["id"]: record["pixels"] for record in again}.items() <= hashes(in_full.folder).items()
+
+
+def test_what_still_overflows_in_full_precision_has_failed(ask, model, tmp_path):
+    broken = overflowing(model, tmp_path / "broken", "unet", "conv_out.weight")
+    for _ in range(5):  # beyond float32 as well
+        weights = load_file(file := broken / "unet/diffusion_pytorch_model.safetensors")
+        weights["conv_out.weight"] *= 1e7
+        save_file(weights, file)
+    request = ask(f"model.path={broken}", text=small("cat", "1-2"))
+    finished = run_in_half(request)[-1]
+    assert (finished.done, len(finished.failed)) == (0, 2)
+    for record in iterate_records(request.folder):
+        assert record["error"] == {"class": "NotFinite", "message": "the latents are not finite in float32"}
+        assert record["rerendered"] == "the latents are not finite in float16"
+
+
+def test_a_picture_of_one_colour_is_suspicious_in_half_precision_only(ask, monkeypatch):
+    original = stages.decode
+    monkeypatch.setattr(stages, "decode", lambda *given: (original(*given)[0] * 0, [True]))
+    request = ask(text=small("cat", "1"))
+    assert run_in_half(request)[-1].done == 1
+    [record] = iterate_records(request.folder)
+    assert record["rerendered"] == "the picture is of one colour in float16"
+
+
+def test_items_that_overflow_do_not_wait_for_the_end(ask, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "MOST_OVERFLOWED", 2)
+    broken = overflowing(model, tmp_path / "broken", "unet", "conv_in.weight")
+    request = ask(f"model.path={broken}", text=small("cat", "1-6"))
+    kinds = [type(event) for event in run_in_half(request) if isinstance(event, WaveStarted | ItemDone)]
+    assert kinds.index(ItemDone) < len(kinds) - 1 - kinds[::-1].index(WaveStarted)
+
+
+def test_another_number_type_is_another_way(ask):
+    request = ask(text=small("cat", "1"))
+    list(running.run(request))
+    with pytest.raises(SettingError, match="dtypes was float32 and is now float16"):
+        run_in_half(ask(text=small("cat", "1-2")))
+
+
+def test_turbo_and_memory_are_not_another_way(ask):
+    list(running.run(ask("turbo=true", text=small("cat", "1"))))
+    events = list(running.run(ask("turbo=false", "memory=8GiB", text=small("cat", "1-2"))))
+    assert events[0].notes == ()
+    assert events[-1].done == 1
+
+
 def test_nothing_is_written_where_nothing_can_be_rendered(ask, model, tmp_path):
     with pytest.raises(SettingError):
         list(running.run(ask("device=cuda:7")))
     assert not (tmp_path / "out").exists()
     broken = tmp_path / "broken"
-    import shutil
-
     shutil.copytree(model, broken)
     config = json.loads((broken / "unet/config.json").read_text())
     (broken / "unet/config.json").write_text(json.dumps(config | {"block_out_channels": [32, 64, 96]}))
@@ -230,9 +439,6 @@ def test_a_held_folder_is_refused(ask):
 
 
 def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(ask, whole, monkeypatch):
-    from runner import images
-    from runner.errors import FolderUnwritable
-
     written = 0
     original = images.atomic_write
 
@@ -250,19 +456,6 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(ask, whole, monkey
     monkeypatch.undo()
     done = hashes(request.folder)
     assert 0 < len(done) <= 6
-    list(running.run(ask()))
-    assert hashes(request.folder) == whole
-
-
-def test_a_killed_run_goes_on(ask, whole, tmp_path, model):
-    request = ask()
-    command = [sys.executable, "-m", "runner", "run", str(request.target), f"model.path={model}", "unet_bs=4"]
-    process = subprocess.Popen([*command, f"out={request.folder}"], stderr=subprocess.DEVNULL)
-    records = request.folder / "records.jsonl"
-    while process.poll() is None and not (records.exists() and records.stat().st_size > 3000):
-        pass
-    process.kill()
-    process.wait()
     list(running.run(ask()))
     assert hashes(request.folder) == whole
 

@@ -1,0 +1,102 @@
+"""A wish to stop, from a signal: heeded at once where nothing is lost by it, else as soon as the wave in hand is done.
+
+A signal may come at any moment, between a picture's file and its record as well. So the first one interrupts only what
+is marked as harmless to interrupt; a second one interrupts anything. Nothing here knows what a wave does.
+
+    stop = Stop()
+    with stop.listening():
+        for wave in stop.through(waves):
+            for event in stop.wave(executor.run(wave)):
+                ...
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Self, TypeVar
+
+from runner.events import StepDone, WaveEvent
+
+SHORT = 10.0  # seconds that a wave in hand may still take
+T = TypeVar("T")
+
+
+class Stopped(BaseException):
+    """A signal asked for the end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+class Stop:
+    """Whether a signal asked to stop, and how long the wave in hand will take. Without `listening` it never stops."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._asked = 0
+        self._harmless = False
+        self._left: float | None = None  # seconds for the steps of the wave in hand; None where that isn't known
+
+    @contextmanager
+    def listening(self) -> Iterator[Self]:
+        """Within it SIGINT and SIGTERM ask to stop."""
+        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def ask(self, number: int) -> None:
+        """Take a signal into account.
+
+        Raises:
+            Stopped: here and now, if it is the second one or if nothing would be lost.
+        """
+        again, self._asked = self._asked, number
+        if again or (self._harmless and not self._nearly_done()):
+            raise Stopped(number)
+        os.write(2, b"stopping as soon as the pictures in hand are finished; once more stops at once\n")
+
+    @contextmanager
+    def harmless(self) -> Iterator[None]:
+        """Within it an interruption loses nothing, save for the wave in hand."""
+        self._harmless = True
+        try:
+            if self._asked and not self._nearly_done():
+                raise Stopped(self._asked)
+            yield
+        finally:
+            self._harmless = False
+
+    def through(self, things: Iterator[T]) -> Iterator[T]:
+        """The same things; an interruption is harmless while the next one is awaited."""
+        while True:
+            with self.harmless():
+                thing = next(things, None)
+            if thing is None:
+                return
+            yield thing
+
+    def wave(self, events: Iterator[WaveEvent]) -> Iterator[WaveEvent]:
+        """The same events; a wave whose steps are soon made is finished first, one that takes long is left."""
+        begun = self._clock()
+        try:
+            for event in self.through(events):
+                if isinstance(event, StepDone):
+                    self._left = (self._clock() - begun) / event.step * (event.steps - event.step)
+                yield event
+        finally:
+            self._left = None
+
+    def _nearly_done(self) -> bool:
+        return self._left is not None and self._left < SHORT
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self.ask(number)
