@@ -110,7 +110,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Stopped as stopped:
-        print("runner: stopped; what was finished is safe, run again to go on", file=sys.stderr)
         return stopped.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -220,8 +219,12 @@ def _run(target: Path, settings: Any) -> int:
     from runner import progress, request, run
 
     asked = request.read_request(target, settings)
-    with Stop().listening() as stop:
-        finished = progress.watch(run.run(asked, stop=stop), asked.folder, Console(stderr=True))
+    try:
+        with Stop().listening() as stop:
+            finished = progress.watch(run.run(asked, stop=stop), asked.folder, Console(stderr=True))
+    except Stopped:
+        print("runner: stopped; what was finished is safe, run again to go on", file=sys.stderr)
+        raise
     return EXIT_ITEMS_FAILED if finished.failed else 0
 
 

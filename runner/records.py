@@ -47,6 +47,7 @@ class Index:
         self._images: dict[str, tuple[str, int, str]] = {}
         self._owners: dict[str, str] = {}
         self._failures: dict[str, int] = {}
+        self._told: tuple[object, ...] = ()  # of the newest record's way
 
     def is_done(self, identity: str) -> bool:
         """Whether the newest record of this id says so, and its picture is there and still its own."""
@@ -86,7 +87,16 @@ class Index:
         self._failures.pop(identity, None)
         self._images[identity] = (record["image"], record["bytes"], str(record.get("sha256")) if self._deep else "")
         self._owners[record["image"]] = identity
-        with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):  # one that doesn't say it all
+        self._note_way(record)
+
+    def _note_way(self, record: Mapping[str, Any]) -> None:
+        item = record.get("item")
+        size = (item.get("width"), item.get("height")) if isinstance(item, dict) else None
+        told = (record.get("run"), record.get("env"), size, "rerendered" in record)
+        if told == self._told:  # as nearly always
+            return
+        self._told = told
+        with contextlib.suppress(KeyError, TypeError, AttributeError):  # a record that doesn't say it all
             self.ways.add(way_of(record))
 
 

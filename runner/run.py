@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent import futures
-from contextlib import ExitStack
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -58,26 +58,26 @@ def run(
     if request.settings.skip_save:
         yield from _render_only(request, executor or _load(request, stop), stop)
         return
-    with ExitStack() as stack:
-        if not request.folder.exists():  # nothing is written where nothing can be rendered
-            executor = executor or _load(request, stop)
-        ledger = stack.enter_context(Ledger(request.folder, deep=request.settings.deep))
-        with stop.harmless():
+    if not request.folder.exists():  # nothing is written where nothing can be rendered
+        executor = executor or _load(request, stop)
+    with Ledger(request.folder, deep=request.settings.deep) as ledger:
+        with stop.harmless(), writing_to(request.folder):
+            if (request.folder / UNFINISHED).exists():
+                sweep(request.folder)
             backlog = Backlog(request, ledger)
+        outcome = Outcome()
         if backlog.missing:
-            session = Session(request, executor or _load(request, stop), ledger, backlog, stop)
-            yield from session.run()
+            yield from Session(request, executor or _load(request, stop), ledger, backlog, stop, outcome).run()
         else:
-            session = None
             yield RunStarted(wanted=request.count(), missing=0, settings={})
         _report(request, stop)
         yield RunFinished(
-            done=session.done if session else 0,
-            failed=(*(session.failed if session else ()), *backlog.given_up),
+            done=outcome.done,
+            failed=(*outcome.failed, *backlog.given_up),
             given_up=tuple(backlog.given_up),
             unwanted=tuple(backlog.unwanted()),
-            hopeless=session.hopeless if session else "",
-            peak_bytes=session.peak_bytes if session else 0,
+            hopeless=outcome.hopeless,
+            peak_bytes=outcome.peak_bytes,
             seconds=time.monotonic() - begun,
         )
 
@@ -113,18 +113,24 @@ def _render_only(request: Request, executor: Executor, stop: Stop) -> Iterator[R
     yield RunFinished(done=done, failed=tuple(failed), seconds=time.monotonic() - begun)
 
 
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What has become of a run so far; `hopeless` says why it ended early, if it did."""
+
+    done: int = 0
+    failed: list[Item] = field(default_factory=list)
+    hopeless: str = ""
+    peak_bytes: int = 0
+
+
 class Session:
-    """One run under way: pictures on their way into files, and the ledger that follows them.
+    """One run under way: pictures on their way into files, and the ledger that follows them."""
 
-    `hopeless` says why it ended early, if it did.
-    """
-
-    def __init__(self, request: Request, executor: Executor, ledger: Ledger, backlog: Backlog, stop: Stop) -> None:
-        self.request, self.executor, self.ledger, self.backlog, self.stop = request, executor, ledger, backlog, stop
-        self.done = 0
-        self.failed: list[Item] = []
-        self.hopeless = ""
-        self.peak_bytes = 0
+    def __init__(
+        self, request: Request, executor: Executor, ledger: Ledger, backlog: Backlog, stop: Stop, outcome: Outcome
+    ) -> None:
+        self.request, self.executor, self.outcome = request, executor, outcome
+        self.ledger, self.backlog, self.stop = ledger, backlog, stop
         self._making = constant_record(request, executor)
         self._written: deque[tuple[Rendered, Mapping[str, Any], futures.Future[Written]]] = deque()
         self._overflowed: list[Item] = []
@@ -151,7 +157,7 @@ class Session:
             yield from self._render_wave(wave, self.executor, self._making)
             if len(self._overflowed) >= MOST_OVERFLOWED:
                 yield from self._render_in_full()
-            if self.hopeless:
+            if self.outcome.hopeless:
                 break
         else:
             yield from self._render_in_full()
@@ -167,7 +173,7 @@ class Session:
         making = constant_record(self.request, executor)
         for wave in self._waves(iter(items), executor):
             yield from self._render_wave(wave, executor, making)
-            if self.hopeless:
+            if self.outcome.hopeless:
                 return
 
     def _waves(self, items: Iterator[Item], executor: Executor) -> Iterator[Wave]:
@@ -179,7 +185,7 @@ class Session:
             match event:
                 case Rendered():
                     self._last_error = {}
-                    self.peak_bytes = max(self.peak_bytes, event.peak_bytes)
+                    self.outcome.peak_bytes = max(self.outcome.peak_bytes, event.peak_bytes)
                     made = {**making, "run": {**making["run"], **event.how}}
                     self._written.append((event, made, self._write(event)))
                 case ItemFailed() if _overflowed(event, executor):
@@ -189,7 +195,7 @@ class Session:
                 case _:
                     yield event
             yield from self._collect(wait=False)
-            if self.hopeless:
+            if self.outcome.hopeless:
                 return
         self.ledger.flush()
 
@@ -241,7 +247,7 @@ class Session:
             record = self._record(event.item, making) | _done_record(event, written)
             self.ledger.append(record)
             self.backlog.settle(record["id"])
-            self.done += 1
+            self.outcome.done += 1
             yield ItemDone(item=event.item, record=record)
 
     def _put_off(self, event: ItemFailed) -> None:
@@ -255,11 +261,11 @@ class Session:
         error = {"class": type(event.error).__name__, "message": str(event.error)}
         failure = {"status": "failed", "error": error, "seconds": _rounded(event.seconds)}
         self.ledger.append(self._record(event.item, making) | failure)
-        self.failed.append(event.item)
+        self.outcome.failed.append(event.item)
         self._alike = self._alike + 1 if error == self._last_error else 1
         self._last_error = error
         if self._alike == MOST_ALIKE:
-            self.hopeless = f"{MOST_ALIKE} items in a row failed alike: {error['class']}: {error['message']}"
+            self.outcome.hopeless = f"{MOST_ALIKE} items in a row failed alike: {error['class']}: {error['message']}"
         return event
 
     def _record(self, item: Item, making: Mapping[str, Any]) -> dict[str, Any]:
@@ -355,8 +361,6 @@ def _prepare_folder(request: Request, settings: Mapping[str, Any]) -> None:
     asked = "manifest.jsonl" if request.target.suffix == ".jsonl" else "manifest.yaml"
     manifest = request.target.read_bytes()
     with writing_to(request.folder):
-        if (request.folder / UNFINISHED).exists():
-            sweep(request.folder)
         (request.folder / UNFINISHED).touch()
         atomic_write(request.folder / asked, manifest)
         atomic_write(request.folder / RUN_FILE, orjson.dumps(settings, option=orjson.OPT_INDENT_2))

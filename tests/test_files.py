@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runner.errors import FolderUnwritable
-from runner.files import atomic_write, flush_folder, write_all, writing_to
+from runner.files import atomic_write, flush_folder, sweep, write_all, writing_to
 
 
 def names(folder: Path) -> list[str]:
@@ -103,3 +103,20 @@ def test_a_disk_that_cannot_flush_folders_is_used_all_the_same(tmp_path: Path, m
     monkeypatch.setattr(os, "fsync", refuse)
     flush_folder(tmp_path)
     assert len(tried) == 1
+
+
+def test_a_file_has_its_content_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("write", "fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, name=name, real=real: calls.append(name) or real(*given))
+    atomic_write(tmp_path / "file", b"content")
+    assert calls == ["write", "fsync", "replace"]
+
+
+def test_only_half_written_files_are_swept(tmp_path: Path) -> None:
+    for name in (".a.part", "b.part", ".c", "d/.e.part", "d/f"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    sweep(tmp_path)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [".c", "b.part", "d", "d/f"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import subprocess
@@ -64,6 +65,50 @@ def test_finished_is_what_the_newest_record_says_and_the_file_confirms(tmp_path:
         assert ledger.finished_ids() == {"good", "better"}
         assert ledger.is_done("good")
         assert not any(ledger.is_done(name) for name in ("gone", "short", "bad", "worse", "unknown"))
+
+
+def test_deep_counts_only_the_bytes_that_were_recorded(tmp_path: Path) -> None:
+    sha256 = hashlib.sha256(b"abc").hexdigest()
+    written(tmp_path, done("good") | {"sha256": sha256}, done("bad") | {"sha256": sha256}, done("unsaid"))
+    for name, data in (("good", b"abc"), ("bad", b"abd"), ("unsaid", b"abc")):
+        put_image(tmp_path, f"images/{name}.png", data)
+    with Ledger(tmp_path) as ledger:
+        assert ledger.finished_ids() == {"good", "bad", "unsaid"}
+    with Ledger(tmp_path, deep=True) as ledger:
+        assert ledger.finished_ids() == {"good"}
+
+
+def test_failures_are_counted_since_the_last_success(tmp_path: Path) -> None:
+    written(tmp_path, failed("a"), failed("a"), failed("b"), done("b"), failed("b"))
+    with Ledger(tmp_path) as ledger:
+        assert [ledger.failures(name) for name in "abc"] == [2, 1, 0]
+        ledger.append(failed("a"))
+        assert ledger.failures("a") == 3
+
+
+def test_the_ways_of_all_pictures_are_known(tmp_path: Path) -> None:
+    run = {"device": "cuda:0", "device_name": "a card", "threads": 2, "dtypes": {}, "prediction": "v", "unet_bs": 4}
+    made = {"item": {"width": 64, "height": 128}, "run": run, "env": {"torch": "2"}}
+    written(tmp_path, done("a") | made, done("b") | made, done("c"), done("d") | {"item": 1, "run": [], "env": None})
+    with Ledger(tmp_path) as ledger:
+        [way] = ledger.ways
+        ledger.append(done("e") | made | {"run": run | {"unet_bs": 8}})
+        assert len(ledger.ways) == 2
+    assert (way.size, way.unet_bs, way.device, way.threads) == ((64, 128), 4, "cuda", None)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_records_of_a_folder_that_vanished_are_not_written_into_the_void(tmp_path: Path, moved: bool) -> None:
+    folder = tmp_path / "run"
+    with Ledger(folder) as ledger:
+        ledger.append(done("a"))
+        folder.rename(tmp_path / "elsewhere")
+        if moved:
+            folder.mkdir()
+            (folder / "records.jsonl").touch()
+        with pytest.raises(FolderUnwritable, match="the folder has vanished"):
+            ledger.append(done("b"))
+    assert [record["id"] for record in iterate_records(tmp_path / "elsewhere")] == ["a"]
 
 
 def test_appending_counts_at_once(tmp_path: Path) -> None:

@@ -34,6 +34,17 @@ jobs:
 """
 
 
+SMALL = "version: 1\njobs: [{prompts: [PROMPTS], seeds: SEEDS, width: 64, height: 64, steps: 1}]\n"
+
+
+def small(prompts, seeds):
+    return SMALL.replace("PROMPTS", prompts).replace("SEEDS", seeds)
+
+
+def paint(request, **changes):
+    return list(running.run(request, Painter(**changes)))
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")
@@ -171,16 +182,16 @@ def test_a_picture_that_was_lost_or_cut_is_made_again(ask, whole):
     assert hashes(request.folder) == whole
 
 
-def test_deep_looks_into_the_files(ask, whole):
-    request = ask()
-    list(running.run(request))
-    file = sorted((request.folder / "images").rglob("*.png"))[0]
+def test_deep_looks_into_the_files(ask):
+    paint(ask(text=small("cat", "1-3")))
+    file = ask().folder / "images/cat/seed_2_00001.png"
     before = file.read_bytes()
     file.write_bytes(before[:-1] + b"?")
-    assert next(running.run(ask())).missing == 0
-    started, *_ = list(running.run(ask("deep=true")))
-    assert started.missing == 1
+    assert paint(ask(text=small("cat", "1-3")))[0].missing == 0
+    assert paint(ask("deep=true", text=small("cat", "1-3")))[0].missing == 1
     assert file.read_bytes() == before
+    file.unlink()
+    assert paint(ask("deep=true", text=small("cat", "1-3")))[-1].done == 1
 
 
 def test_new_items_of_a_changed_manifest_overwrite_nobody(ask):
@@ -221,17 +232,6 @@ def test_a_failure_is_recorded_and_tried_again(ask, monkeypatch, whole):
     monkeypatch.undo()
     assert list(running.run(ask()))[-1].done == 3
     assert hashes(request.folder) == whole
-
-
-SMALL = "version: 1\njobs: [{prompts: [PROMPTS], seeds: SEEDS, width: 64, height: 64, steps: 1}]\n"
-
-
-def small(prompts, seeds):
-    return SMALL.replace("PROMPTS", prompts).replace("SEEDS", seeds)
-
-
-def paint(request, **changes):
-    return list(running.run(request, Painter(**changes)))
 
 
 def test_pictures_that_nobody_asks_for_any_more_are_kept_and_named(ask):
