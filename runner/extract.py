@@ -199,7 +199,7 @@ def _in_order(sources: Sequence[_Source]) -> list[_Source]:
 def _manifest(sources: Sequence[_Source], notes: Sequence[str]) -> str:
     items = [source.item for source in _in_order(sources)]
     pictures = "1 picture" if len(items) == 1 else f"{len(items)} pictures"
-    models = [_one_line(shorten(f"model: {model}", 200)) for model in dict.fromkeys(source.model for source in sources) if model]
+    models = dict.fromkeys(_one_line(shorten(f"model: {source.model}", 200)) for source in sources if source.model)
     comments = "".join(f"# {line}\n" for line in (f"from {pictures}", *models, *notes))
     return comments + regroup.to_yaml(items)
 
