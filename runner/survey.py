@@ -225,7 +225,7 @@ class _Tally:
         return Counter({kind: int(counts[place]) for kind, place in self.places.items() if counts[place]})
 
     def find_twins(self) -> NDArray[np.bool_]:
-        """Which items have the id of an earlier one, by 64 bits of it; two of a million meet by chance once in 10^7 lists."""
+        """Which items have the id of an earlier one, by 64 bits of it: 3e-8 is the chance of an error in a million."""
         ids = np.frombuffer(self.ids, dtype=np.uint64)
         order = np.argsort(ids, kind="stable")
         ordered = ids[order]
