@@ -202,7 +202,9 @@ def _is_alike(record: Any, fingerprints: Mapping[str, str], execution: Execution
 
 
 def _made_together(record: Mapping[str, Any]) -> tuple[object, ...]:
-    return record["seconds"], record["item"]["width"], record["item"]["height"], record["run"]["unet_bs"]
+    # Large pictures are decoded one by one, each in its own time.
+    shares = {stage: share for stage, share in record["seconds"].items() if stage != "decode"}
+    return shares, record["item"]["width"], record["item"]["height"], record["run"]["unet_bs"]
 
 
 def _made(records: Sequence[Mapping[str, Any]]) -> Made:
@@ -213,7 +215,9 @@ def _made(records: Sequence[Mapping[str, Any]]) -> Made:
         kind = Kind(**values | {"negative": item["negative"] != ""}, guided=item["scale"] != 1.0)
         kinds[kind] += 1
         written[kind.format] += record["bytes"]
-    seconds = {stage: float(share) * len(records) for stage, share in records[0]["seconds"].items()}
+    seconds = Counter[str]()
+    for record in records:
+        seconds.update({stage: float(share) for stage, share in record["seconds"].items()})
     return Made(kinds=kinds, bytes=written, seconds=seconds, unet_bs=int(records[0]["run"]["unet_bs"]))
 
 

@@ -27,7 +27,7 @@ from runner.forecast import Forecast, Kind, device_name, forecast, read_past
 from runner.images import image_path
 from runner.lint import EXAMPLES, NAME_TAKEN, SAME_PICTURE, Linter, Warned
 from runner.plan import Execution
-from runner.records import RECORDS, Index, iterate_records
+from runner.records import RECORDS, read_index
 from runner.request import OUTPUTS, Request
 from runner.spec import Item, Part
 
@@ -184,7 +184,7 @@ class _Tally:
 
     def __init__(self, request: Request) -> None:
         self.request, self.linter = request, Linter(request)
-        self.index, self.failures = _read_folder(request.folder)
+        self.index = read_index(request.folder)
         self.attempts = 0
         self.ids, self.numbers, self.kinds, self.states = array("Q"), array("Q"), array("Q"), bytearray()
         self.samples: dict[Kind, Item] = {}
@@ -216,7 +216,7 @@ class _Tally:
             path = str(image_path(item))
             if owners.get(path, identity) != identity:
                 self.linter.note(NAME_TAKEN, path, item=item.number)
-        if failures := self.failures.pop(identity, 0):
+        if failures := self.index.failures(identity):
             self.attempts += failures
             return FAILED
         return MISSING
@@ -245,18 +245,6 @@ class _Tally:
     def ends(self) -> tuple[Item, Item]:
         """The first and the last item."""
         return self.request.items[self.numbers[0]], self.request.items[self.numbers[-1]]
-
-
-def _read_folder(folder: Path) -> tuple[Index, Counter[str]]:
-    """What is finished in a run folder, and how often each of the other items has failed since it was last done."""
-    index, failures = Index(folder), Counter[str]()
-    for record in iterate_records(folder) if (folder / RECORDS).is_file() else ():
-        index.note(record)
-        if record["status"] == "failed":
-            failures[record["id"]] += 1
-        else:
-            failures.pop(record["id"], None)
-    return index, failures
 
 
 def _folders(parent: Path) -> Iterator[Path]:
