@@ -1,8 +1,9 @@
 """From a checked manifest, or a file of JSON lines, to items: lazily, in a fixed order, each with its number.
 
-The order: jobs, then prompts, then the matrix with its last key varying fastest, then seeds fastest of all. An item is
-computed from its number alone, so a million of them cost nothing until they are asked for. Values are checked by the
-rules of `values`; what is done with the items is not known here.
+The order: jobs, each with its includes behind it, then prompts, then the zip, then the matrix with its last key varying
+fastest, then seeds fastest of all. Numbers count what exclusions leave. An item is computed from its number alone, so a
+million of them cost nothing until they are asked for. Values are checked by the rules of `values`; what is done with
+the items is not known here.
 
     items = Items(manifest, drawn_seeds={0: 1234})
     items[999_999].seed
@@ -22,8 +23,9 @@ import orjson
 
 from runner import prompts
 from runner.errors import Location, ManifestError
+from runner.grid import Axis, Grid
 from runner.inits import Init, InitError
-from runner.manifest import Axis, Job, Manifest, Prompt, find_init
+from runner.manifest import Job, Manifest, Prompt, find_init, shown
 from runner.spec import Item, Part
 from runner.values import DEFAULTS, ITEM_KEYS, LARGEST_SEED, OWN_SIZE, check, entries, words
 from runner.yaml_nodes import Node, wrap
@@ -42,20 +44,20 @@ RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "model", "init_sha256")
 
 def jobs_without_seed(manifest: Manifest) -> tuple[int, ...]:
     """The jobs, by their index, for which a seed has to be drawn."""
-    return tuple(index for index, job in enumerate(manifest.jobs) if job.drawn)
+    return tuple(dict.fromkeys(job.index for job in manifest.jobs if job.drawn))
 
 
 def texts(job: Job) -> Iterator[tuple[str, Location]]:
     """Every text that the job's items may encode and must not cut, with its place."""
-    axes = {axis.key: axis.values for axis in job.axes}
-    if "error" not in axes.get("long_prompts", [job.values.get("long_prompts")]):
+    columns = job.columns
+    if "error" not in columns.get("long_prompts", [job.values.get("long_prompts")]):
         return
-    prompts_of_job: Sequence[Prompt] = axes["prompt"]
+    prompts_of_job: Sequence[Prompt] = columns["prompt"]
     for prompt in prompts_of_job:
         yield from ((part.text, prompt.location) for part in prompt.parts())
         if prompt.negative is not None:
             yield prompt.negative, prompt.location
-    yield from ((text, job.location) for text in axes.get("negative", [job.values.get("negative", "")]))
+    yield from ((text, job.location) for text in columns.get("negative", [job.values.get("negative", "")]))
 
 
 class _Lazy(Sequence[Item]):
@@ -75,10 +77,10 @@ class _Lazy(Sequence[Item]):
 
 
 class Items(_Lazy):
-    """The items of a manifest; `drawn_seeds` has the first seed of each job that says none."""
+    """The items of a manifest; `drawn_seeds` has the first seed of each job that says none, by the job's index."""
 
     def __init__(self, manifest: Manifest, drawn_seeds: Mapping[int, int]) -> None:
-        self._jobs = [(job, _axes(job, drawn_seeds[i] if job.drawn else 0)) for i, job in enumerate(manifest.jobs)]
+        self._jobs = [(job, _grid(job, drawn_seeds[job.index] if job.drawn else 0)) for job in manifest.jobs]
         self._ends = list(itertools.accumulate(job.size for job in manifest.jobs))
 
     def __len__(self) -> int:
@@ -86,57 +88,57 @@ class Items(_Lazy):
 
     def _make(self, number: int) -> Item:
         index = bisect_right(self._ends, number)
-        job, axes = self._jobs[index]
-        return _item(job, axes, number - self._ends[index] + job.size, number)
+        job, grid = self._jobs[index]
+        return _item(job, grid, number - self._ends[index] + grid.size, number)
 
 
-def _axes(job: Job, drawn: int) -> tuple[Axis, ...]:
+def _grid(job: Job, drawn: int) -> Grid:
     if not job.drawn:
-        return job.axes
+        return Grid(job.axes, job.remainder)
     if not 0 <= drawn <= LARGEST_SEED - job.drawn + 1:
         raise ValueError(f"{job.drawn} seeds from {drawn} leave the range from 0 to {LARGEST_SEED}")
-    return (*job.axes, Axis(key="seed", values=range(drawn, drawn + job.drawn), named=job.drawn > 1))
+    seeds = Axis.of("seed", range(drawn, drawn + job.drawn), named=job.drawn > 1)
+    return Grid((*job.axes, seeds), job.remainder)
 
 
-def _item(job: Job, axes: Sequence[Axis], place: int, number: int) -> Item:
-    """The item at a place in its job: a number whose digits, the last one first, are the places on the axes."""
-    chosen: dict[str, Any] = {}
-    code = None
-    for axis in reversed(axes):
-        place, digit = divmod(place, len(axis.values))
-        chosen[axis.key] = axis.values[digit]
-        if axis.key == "seed":
-            code = axis.values[digit % job.samples]
-    prompt: Prompt = chosen["prompt"]
-    named = tuple((axis.key, _shown(chosen[axis.key])) for axis in axes if axis.named)
-    values = {**job.values, **chosen, "prompt": prompt.text}
+def _item(job: Job, grid: Grid, place: int, number: int) -> Item:
+    """The item at a place in its job."""
+    values = dict(job.values)
+    named: list[tuple[str, Any]] = []
+    code = 0
+    for axis, digit in zip(grid.axes, grid.places(place), strict=True):
+        for key, column in axis.columns.items():
+            value = values[key] = column[digit]
+            if axis.named:
+                named.append((key, shown(value)))
+            if key == "seed":
+                code = column[digit % job.samples]
+    prompt: Prompt = values["prompt"]
+    values["prompt"] = prompt.text
     if prompt.negative is not None:
         values["negative"] = prompt.negative
     values["fixed_code"] = code if values["fixed_code"] else None
-    return _resolved(values, number=number, parts=prompt.parts(), axes=named)
+    return _resolved(values, number=number, parts=prompt.parts(), axes=tuple(named))
 
 
-def _shown(value: Any) -> Any:
-    if isinstance(value, Init):
-        return value.path.name
-    return value.label if isinstance(value, Prompt) else value
-
-
-def _resolved(values: Mapping[str, Any], **others: Any) -> Item:
+def _resolved(
+    values: dict[str, Any], *, number: int, parts: tuple[Part, ...], axes: tuple[tuple[str, Any], ...]
+) -> Item:
+    """The item of these values, each of which becomes what it is for the others' sake."""
     init: Init | None = values["init"]
-    crop = values["crop"] if init else None
-    width, height = init.own_size(crop) if init else (OWN_SIZE, OWN_SIZE)
-    resolved = {
-        "eta": values["eta"] if values["sampler"] == "ddim" else 0.0,  # the other samplers don't know it
-        "width": values["width"] or width,
-        "height": values["height"] or height,
-        "init": str(init.path) if init else None,
-        "init_sha256": init.sha256 if init else None,
-        "crop": crop,
-        "strength": values["strength"] if init else None,
-        "fixed_code": None if values["fixed_code"] == values["seed"] else values["fixed_code"],
-    }
-    return Item(**{**values, **resolved}, **others)
+    if init:
+        width, height = init.own_size(values["crop"])
+        values["init"] = str(init.path)
+    else:
+        width, height = OWN_SIZE, OWN_SIZE
+        values["crop"] = values["strength"] = None
+    values["width"] = values["width"] or width
+    values["height"] = values["height"] or height
+    if values["sampler"] != "ddim":
+        values["eta"] = 0.0  # the other samplers don't know it
+    if values["fixed_code"] == values["seed"]:
+        values["fixed_code"] = None
+    return Item(**values, number=number, parts=parts, axes=axes, init_sha256=init.sha256 if init else None)
 
 
 # ---- JSON lines
