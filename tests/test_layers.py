@@ -13,7 +13,7 @@ PACKAGE = Path(runner.__file__).parent
 LAYERS = (
     ("errors", "spec", "events", "settings"),
     ("files", "tokens", "stored", "pickled", "torch_file", "compvis", "weights"),
-    ("inits", "grid", "yaml_nodes", "prompts", "values", "manifest", "expand", "records", "images"),
+    ("inits", "grid", "yaml_nodes", "prompts", "values", "manifest", "manifest_schema", "expand", "records", "images"),
     ("pictures", "contact_sheet", "gallery", "request", "plan", "survey"),
     ("samplers", "checkpoint", "fragments", "stages"),
     ("execute",),

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from schemas import complaints
 
 from runner import expand
 from runner import manifest as module
@@ -20,9 +21,12 @@ from runner.values import ALIASES, DEFAULTS, LARGEST_SEED
 
 
 def read(folder: Path, text: str, *, outside: bool = False, **overrides: Any) -> Manifest:
+    """The manifest of a text; the JSON schema has to accept what is read."""
     path = folder / "m.yaml"
     path.write_text(text, encoding="utf-8")
-    return load(path, overrides=overrides, allow_outside=outside)
+    found = load(path, overrides=overrides, allow_outside=outside)
+    assert complaints(text) == []
+    return found
 
 
 def job(folder: Path, body: str, **overrides: Any) -> Job:
@@ -660,3 +664,44 @@ def test_any_manifest_is_read_or_refused(tmp_path: Path, body: dict[str, object]
         assert error.location.line == 1
     else:
         assert all(job.size >= 1 for job in found.jobs)
+
+
+FORMS = {
+    "prompt": ["a", "NO", "16:9", "1984", {"text": "a:2", "weighted": False}, {"parts": ["a", "b"], "weights": [1, 3]}],
+    "prompts": [
+        ["a"],
+        [1984, None, {"text": "b", "id": 5, "negative": "c"}],
+        [{"parts": ["a"], "weights": [[1], [2]]}],
+    ],
+    "seed": [0, 5.0, LARGEST_SEED],
+    "seeds": [7, "27-46", "1, 5,9-12", [1, [2, "3-4"]], {"start": 27, "count": 2}, {"start": 4, "stop": 0, "step": -2}],
+    "width": [64, 4096.0],
+    "H": [128],
+    "scale": [1, 7.5],
+    "sampler": ["ddim"],
+    "format": ["jpg"],
+    "fixed_code": [True],
+    "n_samples": [2],
+    "n_iter": [3],
+    "matrix": [
+        {"scale": {"start": 1, "stop": 2, "step": 0.5}},
+        {"steps": [1, 2], "seed": "1-2"},
+        {},
+        {"negative": [1]},
+    ],
+    "zip": [{"W": [64, 128], "eta": {"start": 0, "count": 2}}, {"prompt": ["a", {"text": "b"}], "seed": "1-2"}],
+    "exclude": [[{"scale": 7.5, "steps": 2}], [{"prompt": "a", "W": 64}], [{"scale": 1}, {"steps": 1}]],
+    "include": [[{"prompt": "c", "seeds": "1-3"}, {"seed": 1}], [{"prompt": {"text": "c"}, "seed": 1, "ddim_eta": 1}]],
+}
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.fixed_dictionaries({}, optional={key: st.sampled_from(forms) for key, forms in FORMS.items()}))
+def test_any_manifest_of_known_forms_agrees_with_the_schema(tmp_path: Path, body: dict[str, Any]) -> None:
+    try:
+        found = read(tmp_path, orjson.dumps({"version": 1, "defaults": {"prompt": "a"}, "jobs": [body]}).decode())
+    except ManifestError as error:
+        assert error.location.line == 1
+    else:
+        made = expand.Items(found, {0: 1})
+        assert [item.number for item in (made[0], made[-1])] == [0, len(made) - 1]
