@@ -16,6 +16,7 @@ from abc import abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -31,6 +32,7 @@ from runner.values import DEFAULTS, ITEM_KEYS, LARGEST_SEED, OWN_SIZE, check, en
 from runner.yaml_nodes import Node, wrap
 
 LONGEST_LINE = 2**20  # bytes
+LONGEST_CYCLE = 4096  # combinations
 BOM = b"\xef\xbb\xbf"
 NULLABLE = (
     "init",
@@ -80,16 +82,46 @@ class Items(_Lazy):
     """The items of a manifest; `drawn_seeds` has the first seed of each job that says none, by the job's index."""
 
     def __init__(self, manifest: Manifest, drawn_seeds: Mapping[int, int]) -> None:
-        self._jobs = [(job, _grid(job, drawn_seeds[job.index] if job.drawn else 0)) for job in manifest.jobs]
+        self._jobs = [_JobItems(job, drawn_seeds[job.index] if job.drawn else 0) for job in manifest.jobs]
         self._ends = list(itertools.accumulate(job.size for job in manifest.jobs))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
+    def __iter__(self) -> Iterator[Item]:
+        numbers = itertools.count()
+        for job in self._jobs:
+            yield from map(job.make, range(job.grid.size), numbers)
+
     def _make(self, number: int) -> Item:
         index = bisect_right(self._ends, number)
-        job, grid = self._jobs[index]
-        return _item(job, grid, number - self._ends[index] + grid.size, number)
+        job = self._jobs[index]
+        return job.make(number - self._ends[index] + job.grid.size, number)
+
+
+class _JobItems:
+    """Makes the items of a job. Neighbours share what the slower axes chose, and the faster axes choose in cycles."""
+
+    def __init__(self, job: Job, drawn: int) -> None:
+        self.grid = _grid(job, drawn)
+        split, self._cycle = _split(self.grid.axes)
+        choose = partial(_chosen, job.samples)
+        self._slow = lru_cache(maxsize=1)(partial(choose, self.grid.axes[:split], job.values))
+        fast = partial(choose, self.grid.axes[split:], {})
+        self._fast = lru_cache(maxsize=None)(fast) if self._cycle <= LONGEST_CYCLE else fast
+
+    def make(self, place: int, number: int) -> Item:
+        """The item at a place in the job."""
+        slow, fast = divmod(self.grid.position(place), self._cycle)
+        (values, axes), (more, also) = self._slow(slow), self._fast(fast)
+        values = {**values, **more}
+        prompt: Prompt = values["prompt"]
+        values["prompt"] = prompt.text
+        if prompt.negative is not None:
+            values["negative"] = prompt.negative
+        first_noise = values.pop("first_noise")
+        values["fixed_code"] = first_noise if values["fixed_code"] else None
+        return _resolved(values, number=number, parts=prompt.parts(), axes=axes + also)
 
 
 def _grid(job: Job, drawn: int) -> Grid:
@@ -101,24 +133,29 @@ def _grid(job: Job, drawn: int) -> Grid:
     return Grid((*job.axes, seeds), job.remainder)
 
 
-def _item(job: Job, grid: Grid, place: int, number: int) -> Item:
-    """The item at a place in its job."""
-    values = dict(job.values)
-    named: list[tuple[str, Any]] = []
-    code = 0
-    for axis, digit in zip(grid.axes, grid.places(place), strict=True):
+def _split(axes: Sequence[Axis]) -> tuple[int, int]:
+    """Where the fast axes begin, and how many combinations they have: few enough to keep, but at least one axis."""
+    split, cycle = len(axes) - 1, len(axes[-1])
+    while split and cycle * len(axes[split - 1]) <= LONGEST_CYCLE:
+        split, cycle = split - 1, cycle * len(axes[split - 1])
+    return split, cycle
+
+
+def _chosen(
+    samples: int, axes: Sequence[Axis], values: Mapping[str, Any], position: int
+) -> tuple[dict[str, Any], tuple[tuple[str, Any], ...]]:
+    """The values with those that some axes have at a position, and what an item names of these."""
+    chosen = dict(values)
+    named: tuple[tuple[str, Any], ...] = ()
+    for axis in reversed(axes):  # the position's digits, the lowest one first
+        position, place = divmod(position, len(axis))
         for key, column in axis.columns.items():
-            value = values[key] = column[digit]
-            if axis.named:
-                named.append((key, shown(value)))
+            chosen[key] = column[place]
             if key == "seed":
-                code = column[digit % job.samples]
-    prompt: Prompt = values["prompt"]
-    values["prompt"] = prompt.text
-    if prompt.negative is not None:
-        values["negative"] = prompt.negative
-    values["fixed_code"] = code if values["fixed_code"] else None
-    return _resolved(values, number=number, parts=prompt.parts(), axes=tuple(named))
+                chosen["first_noise"] = column[place % samples]
+        if axis.named:
+            named = (*((key, shown(chosen[key])) for key in axis.columns), *named)
+    return chosen, named
 
 
 def _resolved(

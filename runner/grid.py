@@ -4,7 +4,7 @@ The last axis varies fastest. What the values mean is not known here, and no lis
 where some are left out, one of the numbers that remain, for the axes which that concerns.
 
     grid = Grid([Axis.of("steps", [10, 20]), Axis.of("seed", range(100))])
-    grid.places(142) == [1, 42]
+    grid.position(142) == 142  # the second of the steps, the 43rd of the seeds
 """
 
 from __future__ import annotations
@@ -51,35 +51,33 @@ class Remainder:
     numbers: np.ndarray[Any, np.dtype[np.int64]]
 
 
+def _count(axes: Iterable[Axis]) -> int:
+    return math.prod(map(len, axes))
+
+
 class Grid:
     """The combinations; `size` is their number."""
 
     def __init__(self, axes: Iterable[Axis], remainder: Remainder | None = None) -> None:
         self.axes = tuple(axes)
         self._remainder = remainder
-        self._lengths = [len(axis) for axis in self.axes]
-        cut = slice(remainder.first, remainder.stop) if remainder else slice(0, 0)
-        self._before, self._all = math.prod(self._lengths[: cut.start]), math.prod(self._lengths[cut])
-        self._after = math.prod(self._lengths[cut.stop :])
-        self.size = self._before * (len(remainder.numbers) if remainder else 1) * self._after
+        first, stop = (remainder.first, remainder.stop) if remainder else (0, 0)
+        self._all, self._after = _count(self.axes[first:stop]), _count(self.axes[stop:])
+        self.size = _count(self.axes[:first]) * (len(remainder.numbers) if remainder else 1) * self._after
 
-    def places(self, number: int) -> list[int]:
-        """The place on each axis: the digits of the combination's number, the last axis' first."""
-        if self._remainder:
-            numbers = self._remainder.numbers
-            number, after = divmod(number, self._after)
-            before, number = divmod(number, len(numbers))
-            number = (before * self._all + numbers.item(number)) * self._after + after
-        places = []
-        for length in reversed(self._lengths):
-            number, place = divmod(number, length)
-            places.append(place)
-        return places[::-1]
+    def position(self, number: int) -> int:
+        """The number that the combination would have if none were left out."""
+        if not self._remainder:
+            return number
+        numbers = self._remainder.numbers
+        number, after = divmod(number, self._after)
+        before, number = divmod(number, len(numbers))
+        return (before * self._all + numbers.item(number)) * self._after + after
 
 
 def check_size(axes: Iterable[Axis]) -> None:
     """Raises TooLarge for axes with more combinations than can be looked at one by one."""
-    if (count := math.prod(map(len, axes))) > MOST_LOOKED_AT:
+    if (count := _count(axes)) > MOST_LOOKED_AT:
         raise TooLarge(f"{count} combinations would have to be looked at; the most is {MOST_LOOKED_AT}")
 
 
