@@ -23,13 +23,13 @@ from typing import Any, overload
 import orjson
 
 from runner import prompts
-from runner.errors import Location, ManifestError
+from runner.errors import Location, ManifestError, Problems
 from runner.grid import Axis, Grid
 from runner.inits import Init, InitError
 from runner.manifest import Job, Manifest, Prompt, find_init, shown
 from runner.spec import Item, Part
-from runner.values import DEFAULTS, ITEM_KEYS, LARGEST_SEED, OWN_SIZE, check, entries, words
-from runner.yaml_nodes import Node, wrap
+from runner.values import ALIASES, DEFAULTS, ITEM_KEYS, LARGEST_SEED, OWN_SIZE, check, entries, words
+from runner.yaml_nodes import wrap
 
 LONGEST_LINE = 2**20  # bytes
 LONGEST_CYCLE = 4096  # combinations
@@ -42,6 +42,9 @@ NULLABLE = (
     "fixed_code",
 )  # as records of pictures from noise alone have them
 RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "model", "init_sha256")
+RECORD_NAMES = frozenset(RECORD_KEYS)
+KEPT_VALUES, SHORT = 4096, 200  # how many checked values are kept, and of how many characters
+NOWHERE = Location(Path())
 
 
 def jobs_without_seed(manifest: Manifest) -> tuple[int, ...]:
@@ -183,52 +186,98 @@ def _resolved(
 
 def read_item(record: object, *, number: int, location: Location, allow_outside: bool = False) -> Item:
     """The item that `Item.to_dict` wrote, or one written by hand, where all but a prompt and a seed may be missing."""
-    given = entries(wrap(record, location), RECORD_KEYS)
-    given = {key: node for key, node in given.items() if node.value is not None or key not in NULLABLE}
+    given = {
+        key: value for key, value in _entries(record, location).items() if value is not None or key not in NULLABLE
+    }
     if "seed" not in given:
         raise ManifestError("'seed' is missing; an item in a file of JSON lines needs one", location)
-    code = check("seed", given.pop("fixed_code")) if "fixed_code" in given else None  # here it is the noise's seed
-    values = {**DEFAULTS, **{key: check(key, node) for key, node in given.items() if key in ITEM_KEYS}}
-    values["fixed_code"] = code
+    parts = _read_parts(given, location)
+    axes = _read_axes(given.get("axes", {}), location)
+    code = given.pop("fixed_code", None)  # here it is the noise's seed
+    values = {**DEFAULTS, **{key: _checked(key, given[key], location) for key in given if key in ITEM_KEYS}}
+    values["fixed_code"] = None if code is None else _checked("seed", code, location)
     if "init" in given:
         values["init"] = _read_init(given, location, allow_outside)
-    parts = _read_parts(given, location)
-    values.setdefault("prompt", prompts.to_text([part.text for part in parts], [part.weight for part in parts]))
-    return _resolved(values, number=number, parts=parts, axes=_read_axes(given.get("axes")))
+    if "prompt" not in values:
+        values["prompt"] = prompts.to_text([part.text for part in parts], [part.weight for part in parts])
+    return _resolved(values, number=number, parts=parts, axes=axes)
 
 
-def _read_init(given: Mapping[str, Node], location: Location, allow_outside: bool) -> Init:
-    init = find_init(given["init"], location.path.parent, allow_outside)
-    if "init_sha256" in given and given["init_sha256"].text() != init.sha256:
-        raise given["init"].error(f"init: {init.path} is another picture than the one that the item was made with")
+def _entries(record: object, location: Location) -> dict[str, Any]:
+    """The entries of a record under their real names."""
+    if isinstance(record, dict) and record.keys() <= RECORD_NAMES:
+        return record
+    entries(wrap(record, location), RECORD_KEYS)
+    assert isinstance(record, dict)
+    return {ALIASES.get(str(key), str(key)): value for key, value in record.items()}
+
+
+def _checked(key: str, value: object, location: Location) -> Any:
+    """The value by the key's rule. Most values are those of the line before: only seeds and long texts are new."""
     try:
-        init.own_size(check("crop", given["crop"]) if "crop" in given else None)
+        if key == "seed" or not isinstance(value, str | int | float) or (isinstance(value, str) and len(value) > SHORT):
+            return check(key, wrap(value, location))
+        return _checked_before(key, value)
+    except ManifestError as error:
+        raise ManifestError(error.message, location) from None
+
+
+@lru_cache(maxsize=KEPT_VALUES, typed=True)
+def _checked_before(key: str, value: str | int | float) -> Any:
+    return check(key, wrap(value, NOWHERE))
+
+
+def _read_init(given: Mapping[str, Any], location: Location, allow_outside: bool) -> Init:
+    node = wrap(given["init"], location)
+    init = find_init(node, location.path.parent, allow_outside)
+    if "init_sha256" in given and given["init_sha256"] != init.sha256:
+        raise node.error(f"init: {init.path} is another picture than the one that the item was made with")
+    try:
+        init.own_size(_checked("crop", given["crop"], location) if "crop" in given else None)
     except InitError as error:
-        raise given["init"].error(f"{init.path}: {error}") from None
+        raise node.error(f"{init.path}: {error}") from None
     return init
 
 
-def _read_parts(given: Mapping[str, Node], location: Location) -> tuple[Part, ...]:
+def _read_parts(given: Mapping[str, Any], location: Location) -> tuple[Part, ...]:
     if "parts" not in given and "prompt" not in given:
         raise ManifestError("'prompt' is missing", location)
     try:
         if "parts" not in given:
-            return prompts.parse(words(given["prompt"]))
-        parts = [part.mapping(("text", "weight")) for part in given["parts"].items()]
-        if any(len(part) < 2 for part in parts):
-            raise ManifestError("parts: each needs a 'text' and a 'weight'", location)
-        weights = [part["weight"].number(-prompts.LARGEST_WEIGHT, prompts.LARGEST_WEIGHT) for part in parts]
-        return prompts.combine([words(part["text"]) for part in parts], weights)
+            return prompts.parse(_checked("prompt", given["prompt"], location))
+        written = _written(given["parts"])
+        return _parts_before(written) if 0 < len(written) <= SHORT else _parts(given["parts"])
+    except ManifestError as error:
+        raise ManifestError(error.message, location) from None
     except ValueError as error:
         raise ManifestError(f"prompt: {error}", location) from None
 
 
-def _read_axes(node: Node | None) -> tuple[tuple[str, Any], ...]:
-    if node is None:
-        return ()
-    if not isinstance(node.value, dict) or any(isinstance(value.value, list | dict) for value in node.value.values()):
-        raise node.error("axes: expected a mapping of keys to single values")
-    return tuple((key.written, value.value) for key, value in node.value.items())
+def _written(value: object) -> bytes:
+    """The value as JSON; nothing for what is no JSON or is nested too deep."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return b""
+
+
+@lru_cache(maxsize=KEPT_VALUES)
+def _parts_before(written: bytes) -> tuple[Part, ...]:
+    return _parts(orjson.loads(written))
+
+
+def _parts(value: object) -> tuple[Part, ...]:
+    parts = [part.mapping(("text", "weight")) for part in wrap(value, NOWHERE).items()]
+    if any(len(part) < 2 for part in parts):
+        raise ManifestError("parts: each needs a 'text' and a 'weight'", NOWHERE)
+    weights = [part["weight"].number(-prompts.LARGEST_WEIGHT, prompts.LARGEST_WEIGHT) for part in parts]
+    return prompts.combine([words(part["text"]) for part in parts], weights)
+
+
+def _read_axes(axes: object, location: Location) -> tuple[tuple[str, Any], ...]:
+    if not isinstance(axes, dict) or any(isinstance(value, list | dict) for value in axes.values()):
+        raise ManifestError("axes: expected a mapping of keys to single values", location)
+    return tuple(axes.items())
 
 
 class _Lines(_Lazy):
@@ -237,10 +286,13 @@ class _Lines(_Lazy):
     def __init__(self, path: Path, allow_outside: bool) -> None:
         self._path, self._allow_outside = path, allow_outside
         self._places, self._lines = array("Q"), array("Q")
+        problems = Problems()
         for place, line, text in _json_lines(path):
-            self._read(text, len(self._places), line)
+            with problems:
+                self._read(text, len(self._places), line)
             self._places.append(place)
             self._lines.append(line)
+        problems.raise_all()
 
     def __len__(self) -> int:
         return len(self._places)
