@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan verify gallery extract web bench test check clean
+.PHONY: help setup run plan verify gallery extract web bench test check schema clean
 
 help: ## show these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ check: .venv/ready ## lint, format and types only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+schema: .venv/ready ## write the manifest's JSON schema again
+	$(BIN)/python -m runner.manifest_schema > runner/schema/manifest.v1.json
 
 clean: ## remove everything that can be made again, but no pictures
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

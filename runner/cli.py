@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RunnerError as error:
         if debug:
             traceback.print_exc()
-        print(f"runner: {error}", file=sys.stderr)
+        print(f"runner: {error.report()}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -207,7 +207,7 @@ def _code_of(verb: Callable[[], int]) -> int:
     try:
         return verb()
     except RunnerError as error:
-        print(f"runner: {error}", file=sys.stderr)
+        print(f"runner: {error.report()}", file=sys.stderr)
         return error.exit_code
 
 

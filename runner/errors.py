@@ -6,20 +6,31 @@ Anything else that is raised is a fault of the runner itself (exit code 1).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
 
 EXIT_FAULT = 1
 EXIT_ITEMS_FAILED = 3
 EXIT_DIFFERENCE = 5
 NAMES_SHOWN = 8
+ERRORS_SHOWN = 20
+LINE_SHOWN = 100  # characters
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class RunnerError(Exception):
     """The root of the user errors; `str(error)` is the whole message."""
 
     exit_code = EXIT_FAULT
+
+    def report(self) -> str:
+        """The message as a terminal shows it."""
+        return str(self)
 
 
 class SettingError(RunnerError):
@@ -39,6 +50,35 @@ class Location:
     def __str__(self) -> str:
         return f"{self.path}:{self.line}:{self.column}" if self.line else str(self.path)
 
+    def excerpt(self) -> list[str]:
+        """The line of the file, cut around the place, and a line with a caret below it; nothing if it isn't there."""
+        try:
+            with self.path.open(encoding="utf-8-sig", errors="replace") as file:
+                line = next(itertools.islice(file, self.line - 1, None)).rstrip("\n") if self.line else ""
+        except (OSError, ValueError, StopIteration):
+            return []
+        place = self.column - 1
+        if not line.strip() or place > len(line):
+            return []
+        start = max(0, place - LINE_SHOWN // 2) if len(line) > LINE_SHOWN else 0
+        before, after = _printable(line[start:place]), _printable(line[place : start + LINE_SHOWN])
+        before = ("..." if start else "") + before
+        after += "..." if len(line) > start + LINE_SHOWN else ""
+        return [f"    {before}{after}", f"    {' ' * _width(before)}^"]
+
+
+def _printable(text: str) -> str:
+    return "".join(
+        char if char.isprintable() else " " if char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in text
+    )
+
+
+def _width(text: str) -> int:
+    """Columns that a terminal takes for a text: two for a wide character, none for one that joins the last."""
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
 
 class ManifestError(RunnerError):
     """The manifest, or a file that it names, is wrong."""
@@ -48,6 +88,86 @@ class ManifestError(RunnerError):
     def __init__(self, message: str, location: Location) -> None:
         super().__init__(f"{location}: {message}")
         self.message, self.location = message, location
+        self.errors: Sequence[ManifestError] = (self,)
+        self.more = 0
+
+    def within(self, key: str) -> ManifestError:
+        """The same, said of a key."""
+        return ManifestError(f"{key}: {self.message}", self.location)
+
+    def report(self) -> str:
+        return "\n".join([str(self), *self.location.excerpt()])
+
+
+class ManifestErrors(ManifestError):
+    """Several of them, by file and place; `message` is what they say in one line, without the places."""
+
+    def __init__(self, errors: Sequence[ManifestError], more: int = 0) -> None:
+        paths = list(dict.fromkeys(error.location.path for error in errors))
+        errors = sorted(errors, key=lambda error: (paths.index(error.location.path), *astuple(error.location)[1:]))
+        super().__init__("; ".join(error.message for error in errors), errors[0].location)
+        self.errors, self.more = errors, more
+        self.args = (self._lines(str),)
+
+    def within(self, key: str) -> ManifestErrors:
+        return ManifestErrors([error.within(key) for error in self.errors], self.more)
+
+    def report(self) -> str:
+        return self._lines(ManifestError.report)
+
+    def _lines(self, shown: Callable[[ManifestError], str]) -> str:
+        count = len(self.errors) + self.more
+        more = [f"and {self.more} more"] if self.more else []
+        return "\n".join([f"{count} errors", *map(shown, self.errors), *more])
+
+
+class Problems:
+    """Catches the manifest errors of what is done under `with`, so that the rest is read too; raises them together.
+
+    with problems:
+        steps = check("steps", node)
+    problems.raise_all()
+    """
+
+    def __init__(self) -> None:
+        self._errors: dict[str, ManifestError] = {}  # by their text: what an alias repeats is said once
+        self._more = 0
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, ManifestError):
+            return False
+        for one in error.errors:
+            if str(one) in self._errors or len(self._errors) < ERRORS_SHOWN:
+                self._errors.setdefault(str(one), one.with_traceback(None))
+            else:
+                self._more += 1
+        self._more += error.more
+        return True
+
+    def __bool__(self) -> bool:
+        return bool(self._errors)
+
+    def raise_all(self) -> None:
+        errors = list(self._errors.values())
+        if len(errors) > 1:
+            raise ManifestErrors(errors, self._more)
+        if errors:
+            raise errors[0]
+
+
+def every(read: Callable[[T], U], these: Iterable[T]) -> list[U]:
+    """What `read` makes of each; the manifest errors of all of them are raised together."""
+    found: list[U] = []
+    problems = Problems()
+    for one in these:
+        with problems:
+            found.append(read(one))
+    problems.raise_all()
+    return found
 
 
 class ModelError(SettingError):

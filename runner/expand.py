@@ -1,8 +1,9 @@
 """From a checked manifest, or a file of JSON lines, to items: lazily, in a fixed order, each with its number.
 
-The order: jobs, then prompts, then the matrix with its last key varying fastest, then seeds fastest of all. An item is
-computed from its number alone, so a million of them cost nothing until they are asked for. Values are checked by the
-rules of `values`; what is done with the items is not known here.
+The order: jobs, each with its includes behind it, then prompts, then the zip, then the matrix with its last key varying
+fastest, then seeds fastest of all. Numbers count what exclusions leave. An item is computed from its number alone, so a
+million of them cost nothing until they are asked for. Values are checked by the rules of `values`; what is done with
+the items is not known here.
 
     items = Items(manifest, drawn_seeds={0: 1234})
     items[999_999].seed
@@ -15,20 +16,23 @@ from abc import abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, overload
 
 import orjson
 
 from runner import prompts
-from runner.errors import Location, ManifestError
+from runner.errors import Location, ManifestError, Problems
+from runner.grid import Axis, Grid
 from runner.inits import Init, InitError
-from runner.manifest import Axis, Job, Manifest, Prompt, find_init
+from runner.manifest import Job, Manifest, Prompt, find_init, shown
 from runner.spec import Item, Part
-from runner.values import DEFAULTS, ITEM_KEYS, LARGEST_SEED, OWN_SIZE, check, entries, words
-from runner.yaml_nodes import Node, wrap
+from runner.values import ALIASES, DEFAULTS, ITEM_KEYS, LARGEST_SEED, OWN_SIZE, check, entries, words
+from runner.yaml_nodes import wrap
 
 LONGEST_LINE = 2**20  # bytes
+LONGEST_CYCLE = 4096  # combinations
 BOM = b"\xef\xbb\xbf"
 NULLABLE = (
     "init",
@@ -38,24 +42,27 @@ NULLABLE = (
     "fixed_code",
 )  # as records of pictures from noise alone have them
 RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "model", "init_sha256")
+RECORD_NAMES = frozenset(RECORD_KEYS)
+KEPT_VALUES, SHORT = 4096, 200  # how many checked values are kept, and of how many characters
+NOWHERE = Location(Path())
 
 
 def jobs_without_seed(manifest: Manifest) -> tuple[int, ...]:
     """The jobs, by their index, for which a seed has to be drawn."""
-    return tuple(index for index, job in enumerate(manifest.jobs) if job.drawn)
+    return tuple(dict.fromkeys(job.index for job in manifest.jobs if job.drawn))
 
 
 def texts(job: Job) -> Iterator[tuple[str, Location]]:
     """Every text that the job's items may encode and must not cut, with its place."""
-    axes = {axis.key: axis.values for axis in job.axes}
-    if "error" not in axes.get("long_prompts", [job.values.get("long_prompts")]):
+    columns = job.columns
+    if "error" not in columns.get("long_prompts", [job.values.get("long_prompts")]):
         return
-    prompts_of_job: Sequence[Prompt] = axes["prompt"]
+    prompts_of_job: Sequence[Prompt] = columns["prompt"]
     for prompt in prompts_of_job:
         yield from ((part.text, prompt.location) for part in prompt.parts())
         if prompt.negative is not None:
             yield prompt.negative, prompt.location
-    yield from ((text, job.location) for text in axes.get("negative", [job.values.get("negative", "")]))
+    yield from ((text, job.location) for text in columns.get("negative", [job.values.get("negative", "")]))
 
 
 class _Lazy(Sequence[Item]):
@@ -75,68 +82,103 @@ class _Lazy(Sequence[Item]):
 
 
 class Items(_Lazy):
-    """The items of a manifest; `drawn_seeds` has the first seed of each job that says none."""
+    """The items of a manifest; `drawn_seeds` has the first seed of each job that says none, by the job's index."""
 
     def __init__(self, manifest: Manifest, drawn_seeds: Mapping[int, int]) -> None:
-        self._jobs = [(job, _axes(job, drawn_seeds[i] if job.drawn else 0)) for i, job in enumerate(manifest.jobs)]
+        self._jobs = [_JobItems(job, drawn_seeds[job.index] if job.drawn else 0) for job in manifest.jobs]
         self._ends = list(itertools.accumulate(job.size for job in manifest.jobs))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
+    def __iter__(self) -> Iterator[Item]:
+        numbers = itertools.count()
+        for job in self._jobs:
+            yield from map(job.make, range(job.grid.size), numbers)
+
     def _make(self, number: int) -> Item:
         index = bisect_right(self._ends, number)
-        job, axes = self._jobs[index]
-        return _item(job, axes, number - self._ends[index] + job.size, number)
+        job = self._jobs[index]
+        return job.make(number - self._ends[index] + job.grid.size, number)
 
 
-def _axes(job: Job, drawn: int) -> tuple[Axis, ...]:
+class _JobItems:
+    """Makes the items of a job. Neighbours share what the slower axes chose, and the faster axes choose in cycles."""
+
+    def __init__(self, job: Job, drawn: int) -> None:
+        self.grid = _grid(job, drawn)
+        split, self._cycle = _split(self.grid.axes)
+        choose = partial(_chosen, job.samples)
+        self._slow = lru_cache(maxsize=1)(partial(choose, self.grid.axes[:split], job.values))
+        fast = partial(choose, self.grid.axes[split:], {})
+        self._fast = lru_cache(maxsize=None)(fast) if self._cycle <= LONGEST_CYCLE else fast
+
+    def make(self, place: int, number: int) -> Item:
+        """The item at a place in the job."""
+        slow, fast = divmod(self.grid.position(place), self._cycle)
+        (values, axes), (more, also) = self._slow(slow), self._fast(fast)
+        values = {**values, **more}
+        prompt: Prompt = values["prompt"]
+        values["prompt"] = prompt.text
+        if prompt.negative is not None:
+            values["negative"] = prompt.negative
+        first_noise = values.pop("first_noise")
+        values["fixed_code"] = first_noise if values["fixed_code"] else None
+        return _resolved(values, number=number, parts=prompt.parts(), axes=axes + also)
+
+
+def _grid(job: Job, drawn: int) -> Grid:
     if not job.drawn:
-        return job.axes
+        return Grid(job.axes, job.remainder)
     if not 0 <= drawn <= LARGEST_SEED - job.drawn + 1:
         raise ValueError(f"{job.drawn} seeds from {drawn} leave the range from 0 to {LARGEST_SEED}")
-    return (*job.axes, Axis(key="seed", values=range(drawn, drawn + job.drawn), named=job.drawn > 1))
+    seeds = Axis.of("seed", range(drawn, drawn + job.drawn), named=job.drawn > 1)
+    return Grid((*job.axes, seeds), job.remainder)
 
 
-def _item(job: Job, axes: Sequence[Axis], place: int, number: int) -> Item:
-    """The item at a place in its job: a number whose digits, the last one first, are the places on the axes."""
-    chosen: dict[str, Any] = {}
-    code = None
-    for axis in reversed(axes):
-        place, digit = divmod(place, len(axis.values))
-        chosen[axis.key] = axis.values[digit]
-        if axis.key == "seed":
-            code = axis.values[digit % job.samples]
-    prompt: Prompt = chosen["prompt"]
-    named = tuple((axis.key, _shown(chosen[axis.key])) for axis in axes if axis.named)
-    values = {**job.values, **chosen, "prompt": prompt.text}
-    if prompt.negative is not None:
-        values["negative"] = prompt.negative
-    values["fixed_code"] = code if values["fixed_code"] else None
-    return _resolved(values, number=number, parts=prompt.parts(), axes=named)
+def _split(axes: Sequence[Axis]) -> tuple[int, int]:
+    """Where the fast axes begin, and how many combinations they have: few enough to keep, but at least one axis."""
+    split, cycle = len(axes) - 1, len(axes[-1])
+    while split and cycle * len(axes[split - 1]) <= LONGEST_CYCLE:
+        split, cycle = split - 1, cycle * len(axes[split - 1])
+    return split, cycle
 
 
-def _shown(value: Any) -> Any:
-    if isinstance(value, Init):
-        return value.path.name
-    return value.label if isinstance(value, Prompt) else value
+def _chosen(
+    samples: int, axes: Sequence[Axis], values: Mapping[str, Any], position: int
+) -> tuple[dict[str, Any], tuple[tuple[str, Any], ...]]:
+    """The values with those that some axes have at a position, and what an item names of these."""
+    chosen = dict(values)
+    named: tuple[tuple[str, Any], ...] = ()
+    for axis in reversed(axes):  # the position's digits, the lowest one first
+        position, place = divmod(position, len(axis))
+        for key, column in axis.columns.items():
+            chosen[key] = column[place]
+            if key == "seed":
+                chosen["first_noise"] = column[place % samples]
+        if axis.named:
+            named = (*((key, shown(chosen[key])) for key in axis.columns), *named)
+    return chosen, named
 
 
-def _resolved(values: Mapping[str, Any], **others: Any) -> Item:
+def _resolved(
+    values: dict[str, Any], *, number: int, parts: tuple[Part, ...], axes: tuple[tuple[str, Any], ...]
+) -> Item:
+    """The item of these values, each of which becomes what it is for the others' sake."""
     init: Init | None = values["init"]
-    crop = values["crop"] if init else None
-    width, height = init.own_size(crop) if init else (OWN_SIZE, OWN_SIZE)
-    resolved = {
-        "eta": values["eta"] if values["sampler"] == "ddim" else 0.0,  # the other samplers don't know it
-        "width": values["width"] or width,
-        "height": values["height"] or height,
-        "init": str(init.path) if init else None,
-        "init_sha256": init.sha256 if init else None,
-        "crop": crop,
-        "strength": values["strength"] if init else None,
-        "fixed_code": None if values["fixed_code"] == values["seed"] else values["fixed_code"],
-    }
-    return Item(**{**values, **resolved}, **others)
+    if init:
+        width, height = init.own_size(values["crop"])
+        values["init"] = str(init.path)
+    else:
+        width, height = OWN_SIZE, OWN_SIZE
+        values["crop"] = values["strength"] = None
+    values["width"] = values["width"] or width
+    values["height"] = values["height"] or height
+    if values["sampler"] != "ddim":
+        values["eta"] = 0.0  # the other samplers don't know it
+    if values["fixed_code"] == values["seed"]:
+        values["fixed_code"] = None
+    return Item(**values, number=number, parts=parts, axes=axes, init_sha256=init.sha256 if init else None)
 
 
 # ---- JSON lines
@@ -144,60 +186,99 @@ def _resolved(values: Mapping[str, Any], **others: Any) -> Item:
 
 def read_item(record: object, *, number: int, location: Location, allow_outside: bool = False) -> Item:
     """The item that `Item.to_dict` wrote, or one written by hand, where all but a prompt and a seed may be missing."""
-    given = entries(wrap(record, location), RECORD_KEYS)
-    given = {key: node for key, node in given.items() if node.value is not None or key not in NULLABLE}
+    given = {
+        key: value for key, value in _entries(record, location).items() if value is not None or key not in NULLABLE
+    }
     if "seed" not in given:
         raise ManifestError("'seed' is missing; an item in a file of JSON lines needs one", location)
-    code = check("seed", given.pop("fixed_code")) if "fixed_code" in given else None  # here it is the noise's seed
-    values = {**DEFAULTS, **{key: check(key, node) for key, node in given.items() if key in ITEM_KEYS}}
-    values["fixed_code"] = code
+    parts = _read_parts(given, location)
+    axes = _read_axes(given.get("axes", {}), location)
+    code = given.pop("fixed_code", None)  # here it is the noise's seed
+    values = {**DEFAULTS, **{key: _checked(key, given[key], location) for key in given if key in ITEM_KEYS}}
+    values["fixed_code"] = None if code is None else _checked("seed", code, location)
     if "init" in given:
         values["init"] = _read_init(given, location, allow_outside)
-    parts = _read_parts(given, location)
-    values.setdefault("prompt", prompts.to_text([part.text for part in parts], [part.weight for part in parts]))
-    return _resolved(values, number=number, parts=parts, axes=_read_axes(given.get("axes")))
+    if "prompt" not in values:
+        values["prompt"] = prompts.to_text([part.text for part in parts], [part.weight for part in parts])
+    return _resolved(values, number=number, parts=parts, axes=axes)
 
 
-def _read_init(given: Mapping[str, Node], location: Location, allow_outside: bool) -> Init:
-    init = find_init(given["init"], location.path.parent, allow_outside)
-    if "init_sha256" in given and given["init_sha256"].text() != init.sha256:
-        raise given["init"].error(f"init: {init.path} is another picture than the one that the item was made with")
+def _entries(record: object, location: Location) -> dict[str, Any]:
+    """The entries of a record under their real names."""
+    if isinstance(record, dict) and record.keys() <= RECORD_NAMES:
+        return record
+    entries(wrap(record, location), RECORD_KEYS)
+    assert isinstance(record, dict)
+    return {ALIASES.get(str(key), str(key)): value for key, value in record.items()}
+
+
+def _checked(key: str, value: object, location: Location) -> Any:
+    """The value by the key's rule. Most values are those of the line before: only seeds and long texts are new."""
     try:
-        init.own_size(check("crop", given["crop"]) if "crop" in given else None)
+        if key == "seed" or not isinstance(value, str | int | float) or (isinstance(value, str) and len(value) > SHORT):
+            return check(key, wrap(value, location))
+        return _checked_before(key, value)
+    except ManifestError as error:
+        raise ManifestError(error.message, location) from None
+
+
+@lru_cache(maxsize=KEPT_VALUES, typed=True)
+def _checked_before(key: str, value: str | int | float) -> Any:
+    return check(key, wrap(value, NOWHERE))
+
+
+def _read_init(given: Mapping[str, Any], location: Location, allow_outside: bool) -> Init:
+    node = wrap(given["init"], location)
+    init = find_init(node, location.path.parent, allow_outside)
+    if "init_sha256" in given and given["init_sha256"] != init.sha256:
+        raise node.error(f"init: {init.path} is another picture than the one that the item was made with")
+    try:
+        init.own_size(_checked("crop", given["crop"], location) if "crop" in given else None)
     except InitError as error:
-        raise given["init"].error(f"{init.path}: {error}") from None
+        raise node.error(f"{init.path}: {error}") from None
     return init
 
 
-def _read_parts(given: Mapping[str, Node], location: Location) -> tuple[Part, ...]:
+def _read_parts(given: Mapping[str, Any], location: Location) -> tuple[Part, ...]:
     if "parts" not in given and "prompt" not in given:
         raise ManifestError("'prompt' is missing", location)
     try:
         if "parts" not in given:
-            return prompts.parse(words(given["prompt"]))
-        parts = [part.mapping(("text", "weight")) for part in given["parts"].items()]
-        if any(len(part) < 2 for part in parts):
-            raise ManifestError("parts: each needs a 'text' and a 'weight'", location)
-        weights = [part["weight"].number(-prompts.LARGEST_WEIGHT, prompts.LARGEST_WEIGHT) for part in parts]
-        return prompts.combine([words(part["text"]) for part in parts], weights)
+            return prompts.parse(_checked("prompt", given["prompt"], location))
+        written = _written(given["parts"])
+        return _parts_before(written) if 0 < len(written) <= SHORT else _parts(given["parts"])
+    except ManifestError as error:
+        raise ManifestError(error.message, location) from None
     except ValueError as error:
         raise ManifestError(f"prompt: {error}", location) from None
 
 
-def _read_axes(node: Node | None) -> tuple[tuple[str, Any], ...]:
-    if node is None:
-        return ()
-    if not isinstance(node.value, dict):
-        raise node.error("axes: expected a mapping of keys to single values")
-    return tuple((key.written, _read_chosen(key.written, value)) for key, value in node.value.items())
+def _written(value: object) -> bytes:
+    """The value as JSON; nothing for what is no JSON or is nested too deep."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return b""
 
 
-def _read_chosen(key: str, node: Node) -> Any:
-    if key == "crop":
-        return check(key, node)  # the only key whose single value is a list
-    if isinstance(node.value, list | dict):
-        raise node.error("axes: expected a mapping of keys to single values")
-    return node.value
+@lru_cache(maxsize=KEPT_VALUES)
+def _parts_before(written: bytes) -> tuple[Part, ...]:
+    return _parts(orjson.loads(written))
+
+
+def _parts(value: object) -> tuple[Part, ...]:
+    parts = [part.mapping(("text", "weight")) for part in wrap(value, NOWHERE).items()]
+    if any(len(part) < 2 for part in parts):
+        raise ManifestError("parts: each needs a 'text' and a 'weight'", NOWHERE)
+    weights = [part["weight"].number(-prompts.LARGEST_WEIGHT, prompts.LARGEST_WEIGHT) for part in parts]
+    return prompts.combine([words(part["text"]) for part in parts], weights)
+
+
+def _read_axes(axes: object, location: Location) -> tuple[tuple[str, Any], ...]:
+    # A crop is the only single value that is a list.
+    if not isinstance(axes, dict) or any(isinstance(axes[key], list | dict) for key in axes if key != "crop"):
+        raise ManifestError("axes: expected a mapping of keys to single values", location)
+    return tuple((key, _checked(key, value, location) if key == "crop" else value) for key, value in axes.items())
 
 
 class _Lines(_Lazy):
@@ -206,10 +287,13 @@ class _Lines(_Lazy):
     def __init__(self, path: Path, allow_outside: bool) -> None:
         self._path, self._allow_outside = path, allow_outside
         self._places, self._lines = array("Q"), array("Q")
+        problems = Problems()
         for place, line, text in _json_lines(path):
-            self._read(text, len(self._places), line)
+            with problems:
+                self._read(text, len(self._places), line)
             self._places.append(place)
             self._lines.append(line)
+        problems.raise_all()
 
     def __len__(self) -> int:
         return len(self._places)

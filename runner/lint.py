@@ -159,7 +159,7 @@ def unused_strength(job: Job, model: ModelFiles) -> Iterator[str]:
 
 
 def _values(job: Job, key: str) -> Sequence[Any]:
-    return next((axis.values for axis in job.axes if axis.key == key), [job.values.get(key)])
+    return job.columns.get(key, [job.values.get(key)])
 
 
 # ---- the tables

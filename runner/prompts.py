@@ -9,6 +9,7 @@ places of texts in files: a wrong prompt is a ValueError.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ LEAST_SUM = 1e-6  # of the weights' sizes; below it they cancel out, and the emb
 ROUNDING = 2.0**-51  # of the weights' sizes; a sum that is so near to 1 differs from it by rounding alone
 
 
+@functools.lru_cache(maxsize=4096)  # each prompt is wanted with many seeds and settings
 def parse(text: str) -> tuple[Part, ...]:
     """The parts of a prompt, their weights divided by their sum; a prompt without weights is one part."""
     texts: list[str] = []

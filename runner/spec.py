@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -129,10 +130,12 @@ IDENTITY = (
 )
 
 
+_identity = operator.attrgetter(*IDENTITY)
+
+
 def item_id(item: Item, fingerprints: Mapping[str, str]) -> str:
     """SHA-256 (hexadecimal) over what defines the picture: the resolved item and the weights' fingerprints."""
-    values = item.to_dict()
-    wish = {key: values[key] for key in IDENTITY if values[key] is not None}
+    wish = {key: value for key, value in zip(IDENTITY, _identity(item), strict=True) if value is not None}
     if item.chunked:
         wish["long_prompts"] = item.long_prompts  # the other ways make one and the same picture, or none
     document = orjson.dumps({"item": wish, "model": dict(fingerprints)}, option=orjson.OPT_SORT_KEYS)

@@ -1,8 +1,8 @@
 """The rules that every value of an item obeys, wherever it is written: in a manifest, on a line of JSON, as a setting.
 
-Here are the keys of an item, their defaults and limits, and the forms of seeds and of ranges. A value is read from a
-node, which knows its place, so that an error can name it. Files and jobs, and what makes an item complete, are not
-known here.
+Here are the keys of an item, their defaults and limits, and the forms of seeds and of ranges, each with its JSON
+schema beside it. A value is read from a node, which knows its place, so that an error can name it. Files and jobs, and
+what makes an item complete, are not known here.
 
     check("width", wrap(512, Location(path)))
 """
@@ -13,12 +13,13 @@ import itertools
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import Any, TypeVar, overload
 
-from runner.errors import ManifestError
+from runner.errors import ManifestError, Problems, every
 from runner.spec import FORMATS, LONG_PROMPTS, MOST_STEPS, SAMPLERS, SIZE_STEP
 from runner.yaml_nodes import Node, wrap
 
@@ -40,13 +41,13 @@ DEFAULTS: Mapping[str, Any] = {
 OWN_SIZE = 512  # pixels
 ITEM_KEYS = ("prompt", "seed", *DEFAULTS)
 ALIASES = {"W": "width", "H": "height", "ddim_steps": "steps", "ddim_eta": "eta"}
-LATER = {
-    key: f"'{key}' comes with a later version of runner" for key in ("zip", "exclude", "include", "models", "model")
-}
+LATER = {key: f"'{key}' comes with a later version of runner" for key in ("models", "model")}
 T = TypeVar("T")
+Schema = Mapping[str, Any]
 
 LARGEST_SEED = 2**63 - 1  # of torch's generators
 LARGEST_NUMBER, LEAST_STEP = 1e9, 1e-9
+LARGEST_SIZE, LARGEST_EDGE = 64 * SIZE_STEP, 10**6  # pixels
 MOST_ITEMS, MOST_VALUES = 10**9, 10**5
 SEEDS = re.compile(r"\s*([0-9]{1,19})\s*(?:-\s*([0-9]{1,19})\s*)?")
 
@@ -73,10 +74,12 @@ class Seeds(Sequence[int]):
         return self.spans[span][place - self.ends[span]]
 
 
-def entries(node: Node, known: Sequence[str]) -> dict[str, Node]:
-    """The entries of a mapping of item keys, under their real names."""
+def entries(
+    node: Node, known: Sequence[str], refused: Mapping[str, str] = LATER, problems: Problems | None = None
+) -> dict[str, Node]:
+    """The entries of a mapping of item keys, under their real names; wrong keys as in `Node.mapping`."""
     aliases = [alias for alias, real in ALIASES.items() if real in known]
-    given = node.mapping((*known, *aliases), refused=LATER)
+    given = node.mapping((*known, *aliases), refused=refused, problems=problems)
     for alias in aliases:
         if alias in given and ALIASES[alias] in given:
             raise given[alias].error(
@@ -87,13 +90,13 @@ def entries(node: Node, known: Sequence[str]) -> dict[str, Node]:
 
 def check(key: str, node: Node) -> Any:
     """The value of an item key by its rule."""
-    return _named(key, RULES[key], node)
+    return _named(key, RULES[key].read, node)
 
 
 def read_axis(key: str, node: Node) -> Sequence[Any]:
     """The values of an item key: a list of them, or a range of numbers."""
     if isinstance(node.value, list):
-        return tuple(check(key, entry) for entry in node.items())
+        return tuple(every(partial(check, key), node.items()))
     if not isinstance(node.value, dict):
         raise node.error(f"{key}: expected a list or a range {{start, stop, step}}, not {node}")
     start, step, count = _span(node, _any_number)
@@ -116,10 +119,19 @@ def _named(key: str, read: Callable[[Node], T], node: Node) -> T:
     try:
         return read(node)
     except ManifestError as error:
-        raise ManifestError(f"{key}: {error.message}", error.location) from None
+        raise error.within(key) from None
 
 
 # ---- single values
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a value is read, the same as a JSON schema (which sees `1984` and `NO` as YAML does), and what it is."""
+
+    read: Callable[[Node], Any]
+    schema: Schema
+    help: str
 
 
 def words(node: Node) -> str:
@@ -134,15 +146,14 @@ def words(node: Node) -> str:
 
 
 def _size(node: Node) -> int:
-    low, high = SIZE_STEP, 64 * SIZE_STEP
-    value = node.integer(low, high)
+    value = node.integer(SIZE_STEP, LARGEST_SIZE)
     if rest := value % SIZE_STEP:
         raise node.error(f"{node} is not a multiple of {SIZE_STEP}; {value - rest} and {value - rest + SIZE_STEP} are")
     return value
 
 
 def _crop(node: Node) -> tuple[int, ...]:
-    edges = tuple(edge.integer(0, 10**6) for edge in node.items())
+    edges = tuple(edge.integer(0, LARGEST_EDGE) for edge in node.items())
     if len(edges) != 4:
         raise node.error("should be four numbers: [left, top, right, bottom]")
     return edges
@@ -152,22 +163,43 @@ def _sampler(node: Node) -> str:
     return node.choice(SAMPLERS, likely=node.text().removeprefix("k_"))
 
 
-RULES: Mapping[str, Callable[[Node], Any]] = {
-    "prompt": words,
-    "negative": words,
-    "seed": lambda node: node.integer(0, LARGEST_SEED),
-    "width": _size,
-    "height": _size,
-    "steps": lambda node: node.integer(1, MOST_STEPS),
-    "scale": lambda node: node.number(0, 100),
-    "sampler": _sampler,
-    "eta": lambda node: node.number(0, 1),
-    "format": lambda node: node.choice(FORMATS),
-    "long_prompts": lambda node: node.choice(LONG_PROMPTS),
-    "init": lambda node: node.text(),
-    "crop": _crop,
-    "strength": lambda node: node.number(0, 1),
-    "fixed_code": lambda node: node.flag(),
+def _whole_number(low: int, high: int, help: str) -> Rule:
+    return Rule(lambda node: node.integer(low, high), {"type": "integer", "minimum": low, "maximum": high}, help)
+
+
+def _real_number(low: float, high: float, help: str) -> Rule:
+    return Rule(lambda node: node.number(low, high), {"type": "number", "minimum": low, "maximum": high}, help)
+
+
+def _choice(known: Sequence[str], help: str) -> Rule:
+    return Rule(lambda node: node.choice(known), {"enum": list(known)}, help)
+
+
+TEXT: Schema = {"type": ["string", "number", "boolean", "null"]}
+SIZE: Schema = {"type": "integer", "minimum": SIZE_STEP, "maximum": LARGEST_SIZE, "multipleOf": SIZE_STEP}
+EDGE: Schema = {"type": "integer", "minimum": 0, "maximum": LARGEST_EDGE}
+RULES: Mapping[str, Rule] = {
+    "prompt": Rule(words, TEXT, "What the picture shows; `words:number` makes a weighted part."),
+    "negative": Rule(words, TEXT, "What the picture should not show; a plain text."),
+    "seed": _whole_number(0, LARGEST_SEED, "The seed of the picture's noise; without one it is drawn, and kept."),
+    "width": Rule(_size, SIZE, "Pixels; by default the init picture's own, or else 512."),
+    "height": Rule(_size, SIZE, "Pixels; by default the init picture's own, or else 512."),
+    "steps": _whole_number(1, MOST_STEPS, "Denoising steps."),
+    "scale": _real_number(0, 100, "Guidance: how closely the prompt is followed; 1 switches it off, twice as fast."),
+    "sampler": Rule(_sampler, {"enum": list(SAMPLERS)}, "The method of denoising."),
+    "eta": _real_number(0, 1, "Noise added in each step of ddim; other samplers don't know it."),
+    "format": _choice(FORMATS, "The kind of the picture's file."),
+    "long_prompts": _choice(LONG_PROMPTS, "What is done with more than 75 tokens: refused, cut, or read in pieces."),
+    "init": Rule(lambda node: node.text(), TEXT, "A picture to begin with (img2img); relative to this file."),
+    "crop": Rule(
+        _crop,
+        {"type": "array", "items": EDGE, "minItems": 4, "maxItems": 4},
+        "What is cut out of `init`, in pixels: [left, top, right, bottom].",
+    ),
+    "strength": _real_number(0, 1, "How much of `init` is made anew: 0 gives it back, 1 begins with noise alone."),
+    "fixed_code": Rule(
+        lambda node: node.flag(), {"type": "boolean"}, "Every iteration begins with the noise of the first one's seeds."
+    ),
 }
 
 
@@ -175,27 +207,28 @@ RULES: Mapping[str, Callable[[Node], Any]] = {
 
 
 def _seeds(node: Node) -> Sequence[int]:
-    spans = tuple(_seed_spans(node))
+    spans = _seed_spans(node)
     ends = tuple(itertools.accumulate(len(span) for span in spans))
     return spans[0] if len(spans) == 1 else Seeds(spans, ends)
 
 
-def _seed_spans(node: Node) -> Iterator[range]:
+def _seed_spans(node: Node) -> tuple[range, ...]:
     if isinstance(node.value, list):
-        for entry in node.items():
-            yield from _seed_spans(entry)
-    elif isinstance(node.value, dict):
+        return tuple(itertools.chain.from_iterable(every(_seed_spans, node.items())))
+    if isinstance(node.value, dict):
         start, step, count = _span(node, _whole)
-        yield _seed_range(node, int(start), int(step), count)
-    else:
-        for piece in node.written.split(","):
-            if not (match := SEEDS.fullmatch(piece)):
-                forms = "7, 27-46, [1, 5, 9], {start: 27, count: 20} or {start: 0, stop: 100, step: 5}"
-                raise node.error(f"{node} are not seeds; write {forms}")
-            first, last = int(match[1]), int(match[2] or match[1])
-            if last < first:
-                raise node.error(f"'{piece.strip()}' runs backwards; write {last}-{first}")
-            yield _seed_range(node, first, 1, last - first + 1)
+        return (_seed_range(node, int(start), int(step), count),)
+    return tuple(_piece(node, piece) for piece in node.written.split(","))
+
+
+def _piece(node: Node, piece: str) -> range:
+    if not (match := SEEDS.fullmatch(piece)):
+        forms = "7, 27-46, [1, 5, 9], {start: 27, count: 20} or {start: 0, stop: 100, step: 5}"
+        raise node.error(f"{node} are not seeds; write {forms}")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last < first:
+        raise node.error(f"'{piece.strip()}' runs backwards; write {last}-{first}")
+    return _seed_range(node, first, 1, last - first + 1)
 
 
 def _seed_range(node: Node, start: int, step: int, count: int) -> range:

@@ -2,8 +2,7 @@
 
 Scalars follow the core schema of YAML 1.2: `NO`, `16:9` and `2026-01-01` are texts, `5e-1` is a number. Tags, merge
 keys, a second document and equal keys are refused; nesting, size and the growth by aliases are bounded. What the keys
-mean is not known here. A reading helper raises for its own node alone, so a caller that wants every error of a file
-catches `ManifestError` around each entry instead of around the whole.
+mean is not known here. A reading helper raises for its own node alone, so that a caller can go on with the others.
 
     steps = read(Path("alps.yaml")).mapping(["steps"])["steps"].integer(1, 1000)
 """
@@ -11,7 +10,7 @@ catches `ManifestError` around each entry instead of around the whole.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from runner.errors import Location, ManifestError, did_you_mean, shorten
+from runner.errors import Location, ManifestError, Problems, did_you_mean, shorten
 
 MOST_BYTES = 64 * 2**20
 MOST_NODES = 2_000_000  # with every alias counted as a copy
@@ -65,18 +64,31 @@ class Node:
         return ManifestError(message, self.location)
 
     def mapping(
-        self, known: Iterable[str], refused: Mapping[str, str] | None = None, hint: str = ""
+        self,
+        known: Iterable[str],
+        refused: Mapping[str, str] | None = None,
+        hint: str = "",
+        problems: Problems | None = None,
     ) -> dict[str, Node]:
-        """The entries of a mapping that may hold the known keys; `refused` has a message for keys known otherwise."""
+        """The entries of a mapping that may hold the known keys; `refused` has a message for keys known otherwise.
+
+        Wrong keys are raised, or else told to `problems` and left out.
+        """
         if not isinstance(self.value, dict):
             raise self.error(f"expected a mapping (key: value), not {self}")
         known = tuple(known)
+        wrong = Problems() if problems is None else problems
         for key in self.value:
-            if refused and key.written in refused and key.written not in known:
-                raise key.error(refused[key.written])
-            if key.written not in known:
-                raise key.error(f"unknown key {key}, {did_you_mean(key.written, known)}{hint}")
-        return {key.written: value for key, value in self.value.items()}
+            with wrong:
+                key._check_among(known, refused or {}, hint)
+        if problems is None:
+            wrong.raise_all()
+        return {key.written: value for key, value in self.value.items() if key.written in known}
+
+    def _check_among(self, known: Sequence[str], refused: Mapping[str, str], hint: str) -> None:
+        if self.written not in known:
+            message = refused.get(self.written, f"unknown key {self}, {did_you_mean(self.written, known)}{hint}")
+            raise self.error(message)
 
     def items(self) -> list[Node]:
         if not isinstance(self.value, list):
@@ -160,8 +172,9 @@ def read_text(path: Path, place: Location) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line, column = data.count(b"\n", 0, error.start) + 1, error.start - data.rfind(b"\n", 0, error.start)
-        message = f"not UTF-8 text (byte 0x{data[error.start]:02x}); is this a text file, saved as UTF-8?"
+        before = error.object[: error.start].decode()
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        message = f"not UTF-8 text (byte 0x{error.object[error.start]:02x}); is this a text file, saved as UTF-8?"
         raise ManifestError(message, Location(path, line, column)) from None
     if found := NOT_TEXT.search(text):
         line, column = text.count("\n", 0, found.start()) + 1, found.start() - text.rfind("\n", 0, found.start())

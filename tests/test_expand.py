@@ -231,7 +231,11 @@ def test_blank_lines_are_skipped_and_equal_ones_kept(tmp_path: Path) -> None:
         (b"[" * 5000, 1, "not valid JSON"),
         (b'\n{"prompt": "a", "seed": -1}\n', 2, "seed: '-1'"),
         (b'{"prompt": "a", "seed": 123456789012345678901234567890}\n', 1, "seed: '1.2"),
-        (b'{"prompt": "a", "seed": 1, "axes": ' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"}", 1, "32 levels"),
+        (b'{"prompt": "a", "seed": 1, "axes": ' + b'{"a":' * 500 + b"1" + b"}" * 500 + b"}", 1, "axes: expected"),
+        (b'{"seed": 1, "parts": ' + b"[" * 500 + b"]" * 500 + b"}", 1, "32 levels"),
+        (b'{"prompt": "a", "seed": true}', 1, "seed: 'true'"),
+        (b'{"prompt": "a", "seed": 1, "steps": 1}\n{"prompt": "a", "seed": 1, "steps": true}', 2, "steps: 'true'"),
+        (b'{"seed": 1, "parts": [{"text": "a", "weight": true}]}', 1, "'true' is not a number"),
         (b"", 0, "no items"),
         (b"\n \n", 0, "no items"),
     ],
@@ -242,6 +246,24 @@ def test_wrong_lines_are_named(tmp_path: Path, data: bytes, line: int, part: str
         read_items(path)
     assert (caught.value.location.path, caught.value.location.line) == (path, line)
     assert part in caught.value.message
+
+
+def test_all_wrong_lines_are_named_at_once(tmp_path: Path) -> None:
+    path = lines(tmp_path, b'{"prompt": "a", "seed": -1}\n{"prompt": "a", "seed": 1}\n{}\n')
+    with pytest.raises(ManifestError) as caught:
+        read_items(path)
+    assert [error.location for error in caught.value.errors] == [Location(path, 1, 1), Location(path, 3, 1)]
+
+
+def test_a_long_cycle_and_a_short_one_make_the_same_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (
+        SWEEP + "- {prompts: [y, z], seeds: 1-3, matrix: {steps: [1, 2]}, exclude: [{steps: 1, seed: 2, prompt: y}]}\n"
+    )
+    found = list(items(tmp_path, text))
+    assert found == [items(tmp_path, text)[number] for number in range(len(found))]
+    monkeypatch.setattr(expand, "LONGEST_CYCLE", 1)
+    assert list(items(tmp_path, text)) == found
+    assert [(item.prompt, item.steps, item.seed) for item in found[49:52]] == [("y", 1, 1), ("y", 1, 3), ("y", 2, 1)]
 
 
 def test_endless_lines_and_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

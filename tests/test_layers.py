@@ -13,7 +13,7 @@ PACKAGE = Path(runner.__file__).parent
 LAYERS = (
     ("errors", "spec", "events", "settings"),
     ("rounding", "stops", "files", "tokens", "stored", "pickled", "torch_file", "compvis", "weights", "costs"),
-    ("inits", "yaml_nodes", "prompts", "values", "manifest", "expand", "records", "images"),
+    ("inits", "grid", "yaml_nodes", "prompts", "values", "manifest", "manifest_schema", "expand", "records", "images"),
     ("pictures", "contact_sheet", "gallery", "request", "backlog", "plan", "forecast", "lint", "survey", "survey_text"),
     ("judge", "infotext", "regroup", "extract"),
     ("samplers", "checkpoint", "parking", "fragments", "strips", "stages", "random_model"),

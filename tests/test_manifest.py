@@ -10,17 +10,23 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from schemas import complaints
 
+from runner import expand
 from runner import manifest as module
-from runner.errors import Location, ManifestError, SettingError
+from runner.errors import ERRORS_SHOWN, Location, ManifestError, SettingError
 from runner.manifest import Job, Manifest, load
 from runner.values import ALIASES, DEFAULTS, LARGEST_SEED
 
 
 def read(folder: Path, text: str, *, outside: bool = False, **overrides: Any) -> Manifest:
+    """The manifest of a text; the JSON schema has to accept what is read."""
     path = folder / "m.yaml"
     path.write_text(text, encoding="utf-8")
-    return load(path, overrides=overrides, allow_outside=outside)
+    found = load(path, overrides=overrides, allow_outside=outside)
+    assert complaints(text) == []
+    return found
 
 
 def job(folder: Path, body: str, **overrides: Any) -> Job:
@@ -29,7 +35,7 @@ def job(folder: Path, body: str, **overrides: Any) -> Job:
 
 
 def values(job: Job, key: str) -> list[Any]:
-    return next(list(axis.values) for axis in job.axes if axis.key == key)
+    return list(job.columns[key])
 
 
 def texts(job: Job) -> list[str]:
@@ -78,7 +84,7 @@ def test_seeds_stand_in_the_job_or_in_its_matrix(tmp_path: Path, written: str, s
 
 
 def test_seeds_stay_ranges(tmp_path: Path) -> None:
-    assert job(tmp_path, "{prompt: a, seeds: 0-999999999}").axes[-1].values == range(10**9)
+    assert job(tmp_path, "{prompt: a, seeds: 0-999999999}").columns["seed"] == range(10**9)
 
 
 def test_seed_n_samples_and_n_iter_count_up(tmp_path: Path) -> None:
@@ -90,9 +96,9 @@ def test_seed_n_samples_and_n_iter_count_up(tmp_path: Path) -> None:
 
 def test_the_matrix_makes_an_axis_of_each_key(tmp_path: Path) -> None:
     found = job(tmp_path, "{prompt: a, seed: 1, matrix: {W: [256, 320], scale: {start: 0, stop: 1, step: 0.5}}}")
-    assert [(axis.key, list(axis.values)) for axis in found.axes[1:3]] == [
-        ("width", [256, 320]),
-        ("scale", [0, 0.5, 1]),
+    assert [{key: list(values) for key, values in axis.columns.items()} for axis in found.axes[1:3]] == [
+        {"width": [256, 320]},
+        {"scale": [0, 0.5, 1]},
     ]
 
 
@@ -118,7 +124,7 @@ jobs:
 
 def test_the_forms_of_prompts(tmp_path: Path) -> None:
     (tmp_path / "animals.txt").write_bytes(b"\xef\xbb\xbfa hen # with a hash\r\n\r\n \n\xc3\xa9:1 b:3")
-    prompts = read(tmp_path, PROMPTS).jobs[0].axes[0].values
+    prompts = read(tmp_path, PROMPTS).jobs[0].columns["prompt"]
     assert [(prompt.text, prompt.label, prompt.negative) for prompt in prompts] == [
         ("Austrian alps, oil on canvas",) * 2 + (None,),
         ("tabby cat:0.25 white duck:0.75 hybrid",) * 2 + (None,),
@@ -162,12 +168,12 @@ def test_wrong_heads(tmp_path: Path, text: str, line: int, column: int, parts: l
     assert all(part in error.message for part in parts), error.message
 
 
-@pytest.mark.parametrize("key", ["zip", "exclude", "include", "model"])
-def test_what_comes_later_is_refused_as_such(tmp_path: Path, key: str) -> None:
-    error = refusal(tmp_path, f"version: 1\njobs:\n- prompt: a\n  {key}: 1\n")
-    assert error.message == f"'{key}' comes with a later version of runner"
+def test_what_comes_later_is_refused_as_such(tmp_path: Path) -> None:
+    error = refusal(tmp_path, "version: 1\njobs:\n- prompt: a\n  model: 1\n")
+    assert error.message == "'model' comes with a later version of runner"
     assert (error.location.line, error.location.column) == (4, 3)
-    assert "later version" in refusal(tmp_path, f"version: 1\njobs:\n- matrix: {{{key}: [1]}}\n").message
+    for section in ("matrix", "zip"):
+        assert "later version" in refusal(tmp_path, f"version: 1\njobs:\n- {section}: {{model: [1]}}\n").message
 
 
 @pytest.mark.parametrize(
@@ -176,7 +182,11 @@ def test_what_comes_later_is_refused_as_such(tmp_path: Path, key: str) -> None:
         ("width: 500", ["width: '500' is not a multiple of 64; 448 and 512 are"]),
         ("n_samples: 0", ["n_samples: '0'"]),
         ("stesp: 5", ["unknown key 'stesp', did you mean 'steps'?"]),
-        ("zip: {}", ["later version"]),
+        ("zip: {}", ["zip: expected at least one key with its list"]),
+        ("zip: {width: [64, 128], steps: [1, 2, 3]}", ["the same length; width has 2, steps has 3"]),
+        ("zip: {width: [64], step: [1]}", ["unknown key 'step', did you mean 'steps'?"]),
+        ("zip: {W: [64], width: [64]}", ["'W' is another name of 'width'"]),
+        ("zip: {sampler: ddim}", ["sampler: expected a list or a range"]),
         ("seeds: 27-", ["'27-' are not seeds", "27-46"]),
         ("seeds: {start: 0, stop: 3.5}", ["stop: '3.5' is not a whole number"]),
         ("matrix: []", ["expected a mapping"]),
@@ -206,6 +216,10 @@ def test_wrong_values_in_a_job(tmp_path: Path, body: str, parts: list[str]) -> N
         ("prompt: a\n  seed: 1\n  matrix: {seed: [1]}", "seed", "matrix.seed"),
         ("prompt: a\n  n_iter: 1\n  matrix: {seed: [1]}", "n_iter", "matrix.seed"),
         ("prompt: a\n  W: 64\n  matrix: {width: [64]}", "width", "matrix.width"),
+        ("prompts: [a]\n  zip: {prompt: [a]}", "prompts", "zip.prompt"),
+        ("prompt: a\n  n_samples: 2\n  zip: {seed: [1]}", "n_samples", "zip.seed"),
+        ("prompt: a\n  steps: 2\n  zip: {ddim_steps: [1]}", "steps", "zip.steps"),
+        ("prompt: a\n  zip: {W: [64]}\n  matrix: {width: [64]}", "zip.width", "matrix.width"),
     ],
 )
 def test_keys_that_can_not_stand_together(tmp_path: Path, body: str, one: str, other: str) -> None:
@@ -353,15 +367,290 @@ def test_a_file_whose_name_names_no_folder(tmp_path: Path) -> None:
 
 def test_matrix_prompts_take_every_form(tmp_path: Path) -> None:
     found = job(tmp_path, "{seed: 1, matrix: {steps: [1, 2], prompt: [a, {text: b, id: c, negative: d}]}}")
-    assert [axis.key for axis in found.axes] == ["steps", "prompt", "seed"]
-    assert [(prompt.label, prompt.negative) for prompt in found.axes[1].values] == [("a", None), ("c", "d")]
+    assert list(found.columns) == ["steps", "prompt", "seed"]
+    assert [(prompt.label, prompt.negative) for prompt in found.columns["prompt"]] == [("a", None), ("c", "d")]
+
+
+# ---- zip, exclude, include, lists
+
+
+def items(folder: Path, text: str, *keys: str) -> list[tuple[Any, ...]]:
+    """These values of each item of a job that is written as a block."""
+    body = "\n  ".join(text.splitlines())
+    found = expand.Items(read(folder, f"version: 1\njobs:\n- prompt: a\n  {body}\n"), {0: 100})
+    assert [item.number for item in found] == list(range(len(found)))
+    return [tuple(getattr(item, key) for key in keys) for item in found]
+
+
+def test_lists_in_a_zip_are_walked_together_before_the_matrix(tmp_path: Path) -> None:
+    text = "zip: {W: [64, 128], height: {start: 128, stop: 64, step: -64}}\nmatrix: {steps: [1, 2]}\nseeds: 5-6"
+    found = items(tmp_path, text, "width", "height", "steps", "seed")
+    assert found == [(w, h, n, s) for w, h in ((64, 128), (128, 64)) for n in (1, 2) for s in (5, 6)]
+    assert items(tmp_path, text, "axes")[-1][0] == (("width", 128), ("height", 64), ("steps", 2), ("seed", 6))
+
+
+def test_a_zip_of_prompts_and_seeds(tmp_path: Path) -> None:
+    found = job(tmp_path, "{zip: {prompt: [a, {parts: [b, c], weights: [[1, 1], [1, 3]]}], seed: 7-9}}")
+    assert (texts(found), values(found, "seed"), found.size) == (["a", "b:1 c:1", "b:1 c:3"], [7, 8, 9], 3)
+
+
+def test_init_and_crop_in_a_zip_are_checked_in_pairs(tmp_path: Path) -> None:
+    for size in (64, 128):
+        Image.new("RGB", (size, size)).save(tmp_path / f"{size}.png")
+    zipped = "zip: {init: [64.png, 128.png], crop: [[0, 0, 64, 64], [64, 64, 128, 128]]}"
+    assert job(tmp_path, f"{{prompt: a, seed: 1, {zipped}}}").size == 2
+    crossed = refusal(tmp_path, f"version: 1\njobs: [{{prompt: a, {zipped.replace('zip', 'matrix')}}}]")
+    assert "isn't within the picture's 64x64 pixels" in crossed.message
+
+
+SWEEP = "seeds: 1-2\nmatrix: {sampler: [ddim, plms, lms], scale: [5, 10]}\n"
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left"),
+    [
+        ("[{sampler: plms, scale: 10}]", "d5 d5 d10 d10 p5 p5 l5 l5 l10 l10"),
+        ("[{sampler: plms, scale: 10.0, steps: 50, W: 512}]", "d5 d5 d10 d10 p5 p5 l5 l5 l10 l10"),
+        ("[{sampler: plms}, {scale: 1e1}]", "d5 d5 l5 l5"),
+        ("[{seed: 2}, {scale: 10}]", "d5 p5 l5"),
+        ("[{sampler: ddim, seed: 1}]", "d5 d10 p5 p5 p10 p10 l5 l5 l10 l10"),
+        ("[{prompt: a, scale: 5}]", "d10 d10 p10 p10 l10 l10"),
+    ],
+)
+def test_every_item_that_matches_all_of_an_exclusion_is_left_out(tmp_path: Path, exclude: str, left: str) -> None:
+    found = items(tmp_path, f"{SWEEP}exclude: {exclude}", "sampler", "scale")
+    assert [f"{sampler[0]}{scale:g}" for sampler, scale in found] == left.split()
+
+
+def test_prompts_are_excluded_by_text_label_or_id(tmp_path: Path) -> None:
+    prompts = "{prompts: [x y, {text: z, id: zett}, {id: h, parts: [b, c], weights: [[1, 1], [1, 3]]}], seed: 1, "
+
+    def left(*excluded: str) -> list[str]:
+        exclude = ", ".join(f"{{prompt: '{prompt}'}}" for prompt in excluded)
+        made = expand.Items(read(tmp_path, f"version: 1\njobs: [{prompts} exclude: [{exclude}]}}]"), {})
+        return [item.prompt for item in made]
+
+    assert left("x y") == ["z", "b:1 c:1", "b:1 c:3"]
+    assert left("zett", "h (1, 3)") == ["x y", "b:1 c:1"]
+    assert left("z", "h") == ["x y"]
+
+
+def test_exclusion_within_a_zip(tmp_path: Path) -> None:
+    text = "zip: {W: [64, 64, 128], H: [64, 128, 128]}\nseed: 1\nexclude: [{W: 64, H: 128}]"
+    assert items(tmp_path, text, "width", "height") == [(64, 64), (128, 128)]
+
+
+def test_exclusions_cost_nothing_where_they_do_not_reach(tmp_path: Path) -> None:
+    text = (
+        "{prompts: [a, b], seeds: 0-99999999, matrix: {steps: [1, 2, 3]}, exclude: [{steps: 2}, {prompt: a, steps: 3}]}"
+    )
+    found = expand.Items(read(tmp_path, f"version: 1\njobs: [{text}]"), {})
+    assert len(found) == 3 * 10**8
+    assert [(item.prompt, item.steps, item.seed) for item in (found[10**8 - 1], found[10**8], found[-1])] == [
+        ("a", 1, 10**8 - 1),
+        ("b", 1, 0),
+        ("b", 3, 10**8 - 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "parts"),
+    [
+        ("[{sampler: plms, sclae: 10}]", ["unknown key 'sclae', did you mean 'scale'?"]),
+        ("[{sampler: euler}]", ["no item of the job has the sampler 'euler'; known are: ddim, lms, plms"]),
+        ("[{sampler: plsm}]", ["sampler: 'plsm' is not known, did you mean 'plms'?"]),
+        ("[{scale: 11}]", ["no item of the job has the scale '11'; known are: 10, 5"]),
+        ("[{steps: 40}]", ["no item of the job has the steps '40'; known are: 50"]),
+        ("[{width: 64}]", ["has the width '64'; known are: 512"]),
+        ("[{seed: 3}]", ["has the seed '3'; known are: 1, 2"]),
+        ("[{prompt: b}]", ["has the prompt 'b'; known are: a"]),
+        ("[{scale: 5}, {scale: 10}]", ["nothing of the job is left"]),
+        ("[{prompt: a}]", ["nothing of the job is left"]),
+        ("[{}]", ["expected at least one key"]),
+        ("[]", ["at least one entry"]),
+        ("{scale: 5}", ["expected a list"]),
+        ("[{scale: [5, 10]}]", ["scale: a list is not a number"]),
+        ("[{matrix: {scale: 5}}]", ["unknown key 'matrix'"]),
+    ],
+)
+def test_wrong_exclusions(tmp_path: Path, exclude: str, parts: list[str]) -> None:
+    body = "\n  ".join(f"{SWEEP}exclude: {exclude}".splitlines())
+    error = refusal(tmp_path, f"version: 1\njobs:\n- prompt: a\n  {body}\n")
+    assert all(part in error.message for part in parts), error.message
+    assert error.location.line == 6
+
+
+def test_exclusions_that_can_not_be_met(tmp_path: Path) -> None:
+    head = "version: 1\njobs:\n- "
+    drawn = refusal(tmp_path, head + "{prompt: a, exclude: [{seed: 1}]}")
+    assert "the job's seed is drawn when it runs" in drawn.message
+    together = refusal(tmp_path, head + "{prompt: a, zip: {W: [64, 128], H: [64, 128]}, exclude: [{W: 64, H: 128}]}")
+    assert "no item of the job has all of these" in together.message
+    large = refusal(tmp_path, head + "{prompts: [a, b], seeds: [0-9999999, 7], exclude: [{prompt: a, seed: 5}]}")
+    assert "20000002 combinations would have to be looked at; the most is 10000000" in large.message
+
+
+def test_includes_are_appended_to_their_job(tmp_path: Path) -> None:
+    text = """\
+version: 1
+defaults: {steps: 9, scale: 3}
+jobs:
+  - prompts: [a, b]
+    seeds: 1-2
+    scale: 4
+    zip: {steps: [5]}
+    include:
+      - {prompt: c, seed: 7, scale: 2}
+      - {prompt: {parts: [d, e], weights: [1, 3]}, seeds: 8-9, steps: 6}
+  - {prompt: f, seed: 3}
+"""
+    found = list(expand.Items(read(tmp_path, text), {}))
+    assert [(item.prompt, item.seed, item.steps, item.scale) for item in found[4:]] == [
+        ("c", 7, 9, 2),
+        ("d:1 e:3", 8, 6, 4),
+        ("d:1 e:3", 9, 6, 4),
+        ("f", 3, 9, 3),
+    ]
+    assert [item.number for item in found] == list(range(8))
+
+
+def test_an_include_takes_the_only_prompt_and_seed_of_its_job(tmp_path: Path) -> None:
+    body = "{matrix: {prompt: [x], steps: [1, 2]}, seeds: 7-7, include: [{steps: 3}, {prompt: y, seed: 8}]}"
+    made = expand.Items(read(tmp_path, f"version: 1\ndefaults: {{prompt: z, seed: 1}}\njobs: [{body}]"), {})
+    assert [(item.prompt, item.seed, item.steps) for item in made][2:] == [("x", 7, 3), ("y", 8, 50)]
+
+
+def test_an_include_shares_its_jobs_drawn_seed(tmp_path: Path) -> None:
+    text = "version: 1\njobs: [{prompt: x, seed: 1}, {prompt: y, include: [{steps: 3}]}, {prompt: z}]"
+    found = read(tmp_path, text)
+    assert expand.jobs_without_seed(found) == (1, 2)
+    assert [(item.prompt, item.seed) for item in expand.Items(found, {1: 50, 2: 60})] == [
+        ("x", 1),
+        ("y", 50),
+        ("y", 50),
+        ("z", 60),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("include", "parts"),
+    [
+        ("[{matrix: {steps: [1]}}]", ["'matrix' can't stand in an include, which is a single item"]),
+        ("[{n_samples: 2}]", ["'n_samples' can't stand in an include"]),
+        ("[{include: []}]", ["'include' can't stand"]),
+        ("[{seed: 1}]", ["an include needs a 'prompt' of its own, since its job has 2"]),
+        ("[{prompt: c}]", ["an include needs a 'seed' of its own, since its job has 3"]),
+        ("[{prompt: c, seed: 1, seeds: 1}]", ["'seed' and 'seeds' can't stand together"]),
+        ("[{prompt: c, seed: 1, steps: 0}]", ["steps: '0'"]),
+        ("[{prompt: c, seed: 1, stesp: 1}]", ["did you mean 'steps'?"]),
+        ("[{prompt: c, seed: 1, crop: [0, 0, 64, 64]}]", ["'crop' needs an 'init'"]),
+        ("[c]", ["expected a mapping"]),
+    ],
+)
+def test_wrong_includes(tmp_path: Path, include: str, parts: list[str]) -> None:
+    error = refusal(tmp_path, f"version: 1\njobs:\n- prompts: [a, b]\n  n_samples: 3\n  include: {include}\n")
+    assert all(part in error.message for part in parts), error.message
+    assert error.location.line == 5
+
+
+def test_lists_are_named_by_anchors(tmp_path: Path) -> None:
+    text = """\
+version: 1
+lists:
+  animals: &animals [a cat, {text: "dog:2", weighted: false}]
+  sizes: &sizes {width: [64, 128], height: [128, 64]}
+jobs:
+  - {prompts: *animals, seed: 1, zip: *sizes}
+  - {prompts: *animals, seed: 2}
+"""
+    first, second = read(tmp_path, text).jobs
+    assert (texts(first), first.size) == (["a cat", "dog:2"], 4)
+    assert texts(second) == texts(first)
+
+
+@pytest.mark.parametrize(
+    ("lists", "message"),
+    [
+        ("[a]", "lists: expected a mapping of names to lists, not a list"),
+        ("{a: &a cat}", "lists: expected a list with an anchor (name: &name [...]), not 'cat'"),
+        ("{a: }", "not nothing"),
+    ],
+)
+def test_wrong_lists(tmp_path: Path, lists: str, message: str) -> None:
+    error = refusal(tmp_path, f"version: 1\nlists: {lists}\njobs: [prompt: a]")
+    assert message in error.message
+    assert error.location.line == 2
+
+
+# ---- several errors
+
+
+def refusals(folder: Path, text: str) -> list[str]:
+    """The places of the errors of a manifest."""
+    with pytest.raises(ManifestError) as caught:
+        read(folder, text)
+    return [str(error.location).partition(f"{folder}/")[2] for error in caught.value.errors]
+
+
+WRONG = """\
+version: 1
+name: ../alps
+lists: {a: &a 1}
+defaults: {steps: 0, sclae: 3}
+jobs:
+  - promts: [a]
+    width: 500
+    matrix: {sampler: [dmid, ddim, plsm], eta: [2]}
+  - prompts:
+      - a cat # black
+      - {parts: [a, b], weights: [[1, 1], [1, -1], [1, x]]}
+      - {file: none.txt}
+      - {file: p.txt}
+    seeds: [1, x-y, 5-3]
+    steps: 7
+    exclude: [{scale: -1}, {foo: 1}]
+    include: [{seed: -1}, {zip: 1}]
+    zip: {W: [64], steps: [1]}
+  - prompt: fine
+    seed: 1
+"""
+
+
+def test_all_errors_of_a_manifest_are_reported_at_once(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a\nb:0\nc:-1\n")
+    places = (
+        "2:7 3:12 4:19 4:22 6:5 7:12 8:24 8:36 8:49 10:9 11:43 11:56 12:16 14:16 14:21 16:23 16:29 17:22 17:28 18:27"
+    )
+    assert refusals(tmp_path, WRONG) == [f"m.yaml:{place}" for place in places.split()]
+    fewer = WRONG.replace("name: ../alps\n", "\n").replace("{a: &a 1}", "{a: &a []}")
+    assert refusals(tmp_path, fewer)[-2:] == ["p.txt:2:1", "p.txt:3:1"]
+
+
+def test_what_follows_from_an_error_is_not_reported(tmp_path: Path) -> None:
+    defaults = "version: 1\ndefaults: {promt: a}\njobs: [{seed: 1}, {seed: -1}]"
+    assert refusals(tmp_path, defaults) == ["m.yaml:2:12", "m.yaml:3:26"]
+    assert refusals(tmp_path, "version: 1\njob: []") == ["m.yaml:2:1"]
+    assert refusals(tmp_path, "version: 1\njobs: [{promts: [a]}, {seed: 1}]") == ["m.yaml:2:9", "m.yaml:2:23"]
+    assert refusals(tmp_path, "version: 2\nworlds: []") == ["m.yaml:1:10"]
+
+
+def test_what_an_alias_repeats_is_reported_once(tmp_path: Path) -> None:
+    text = "version: 1\nlists: {a: &a [x, 'b:0']}\njobs: [{prompts: *a}, {prompts: *a}, {prompts: *a, steps: 0}]"
+    assert len(refusals(tmp_path, text)) == 2
+
+
+def test_a_great_many_errors_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError) as caught:
+        read(tmp_path, f"version: 1\njobs: [{{prompt: a, matrix: {{steps: [{'0, ' * 999} 0]}}}}]")
+    lines = str(caught.value).splitlines()
+    assert (lines[0], lines[-1], len(lines)) == ("1000 errors", "and 980 more", ERRORS_SHOWN + 2)
 
 
 leaves = st.sampled_from(
     [None, True, 0, 1, -1, 64, 2**64 - 1, 0.5, 1e300, "", "a", "a:1", "a:0", "1-3", "x.txt", "ddim"]
 )
 keys = st.sampled_from([*module.JOB_KEYS, *ALIASES, *module.PROMPT_KEYS, "weights", "weighted", "id", "start"])
-keys |= st.sampled_from(["stop", "step", "count", "zip"])
+keys |= st.sampled_from(["stop", "step", "count"])
 trees = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3))
 
 
@@ -375,3 +664,44 @@ def test_any_manifest_is_read_or_refused(tmp_path: Path, body: dict[str, object]
         assert error.location.line == 1
     else:
         assert all(job.size >= 1 for job in found.jobs)
+
+
+FORMS = {
+    "prompt": ["a", "NO", "16:9", "1984", {"text": "a:2", "weighted": False}, {"parts": ["a", "b"], "weights": [1, 3]}],
+    "prompts": [
+        ["a"],
+        [1984, None, {"text": "b", "id": 5, "negative": "c"}],
+        [{"parts": ["a"], "weights": [[1], [2]]}],
+    ],
+    "seed": [0, 5.0, LARGEST_SEED],
+    "seeds": [7, "27-46", "1, 5,9-12", [1, [2, "3-4"]], {"start": 27, "count": 2}, {"start": 4, "stop": 0, "step": -2}],
+    "width": [64, 4096.0],
+    "H": [128],
+    "scale": [1, 7.5],
+    "sampler": ["ddim"],
+    "format": ["jpg"],
+    "fixed_code": [True],
+    "n_samples": [2],
+    "n_iter": [3],
+    "matrix": [
+        {"scale": {"start": 1, "stop": 2, "step": 0.5}},
+        {"steps": [1, 2], "seed": "1-2"},
+        {},
+        {"negative": [1]},
+    ],
+    "zip": [{"W": [64, 128], "eta": {"start": 0, "count": 2}}, {"prompt": ["a", {"text": "b"}], "seed": "1-2"}],
+    "exclude": [[{"scale": 7.5, "steps": 2}], [{"prompt": "a", "W": 64}], [{"scale": 1}, {"steps": 1}]],
+    "include": [[{"prompt": "c", "seeds": "1-3"}, {"seed": 1}], [{"prompt": {"text": "c"}, "seed": 1, "ddim_eta": 1}]],
+}
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.fixed_dictionaries({}, optional={key: st.sampled_from(forms) for key, forms in FORMS.items()}))
+def test_any_manifest_of_known_forms_agrees_with_the_schema(tmp_path: Path, body: dict[str, Any]) -> None:
+    try:
+        found = read(tmp_path, orjson.dumps({"version": 1, "defaults": {"prompt": "a"}, "jobs": [body]}).decode())
+    except ManifestError as error:
+        assert error.location.line == 1
+    else:
+        made = expand.Items(found, {0: 1})
+        assert [item.number for item in (made[0], made[-1])] == [0, len(made) - 1]

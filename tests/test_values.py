@@ -189,7 +189,7 @@ def test_a_count_is_at_least_one() -> None:
     ("text", "message"),
     [
         ("stesp: 5", "unknown key 'stesp', did you mean 'steps'?"),
-        ("zip: {}", "'zip' comes with a later version of runner"),
+        ("model: sd14", "'model' comes with a later version of runner"),
         ("{W: 64, width: 64}", "'W' is another name of 'width'; only one of them can stand here"),
     ],
 )
