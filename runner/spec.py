@@ -19,7 +19,10 @@ MOST_STEPS = 500  # beyond, evenly spaced time steps no longer reach pure noise
 FORMATS = ("png", "jpg")
 LONG_PROMPTS = ("error", "truncate", "chunk")
 ORIGINAL_SAMPLERS = ("ddim", "plms", "heun", "euler", "euler_a", "dpm2", "dpm2_a", "lms")
-SAMPLERS = (*ORIGINAL_SAMPLERS, "dpmpp_2m", "unipc")
+SAMPLERS = (
+    *ORIGINAL_SAMPLERS, "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "dpmpp_2m_sde_karras", "dpmpp_sde",
+    "dpmpp_sde_karras", "unipc", "lcm",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
