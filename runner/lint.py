@@ -30,7 +30,7 @@ EXAMPLES = 3
 LEAST_WEIGHT = 0.02  # of a prompt's part; below it nothing of the part is seen
 # Below these the embedded model's pictures differ from those of 100 steps by more than 15 levels of 255 (RMS; 40 for
 # plms and lms, which converge unevenly: 20 steps may be worse than 4).
-FEWEST_STEPS: Mapping[str, int] = {"plms": 20, "lms": 20, "heun": 8, "dpm2": 8, "dpm2_a": 10}
+FEWEST_STEPS: Mapping[str, int] = {"lcm": 2, "plms": 20, "lms": 20, "heun": 8, "dpm2": 8, "dpm2_a": 10}
 FEWEST_STEPS_ELSE = 6
 USES_ETA = ("ddim",)
 

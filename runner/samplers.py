@@ -3,7 +3,8 @@
 A sampler knows nothing of guidance, prompts, batches or devices. It works on several images of the same size and
 settings at once, [n, 4, h, w], each with a noise generator of its own, and does nothing that mixes them: an image is
 the same bits whatever stands beside it. The arithmetic is that of diffusers' schedulers, set up so that they agree
-with the original's samplers; `dpm2` and `dpm2_a` are the original's, which diffusers doesn't have.
+with the original's samplers; `dpm2` and `dpm2_a` are the original's, which diffusers doesn't have, and `dpmpp_sde` is
+k-diffusion's, whose noise diffusers can't take from an image's own generator.
 
     run = start("ddim", schedule, steps=50, eta=0.0, begin=Start(noise=noise, generators=generators))
     call = next(run)
@@ -13,6 +14,7 @@ with the original's samplers; `dpm2` and `dpm2_a` are the original's, which diff
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,11 @@ import diffusers
 import numpy as np
 import torch
 from torch import Tensor
+
+from runner.spec import MOST_STEPS
+
+LINSPACE = "linspace"
+LCM_STEPS = 50  # of the time steps that latent consistency models are distilled on
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +115,17 @@ def _nothing_to_do(pictures: Tensor) -> SamplerRun:
 
 def _by_scheduler(scheduler: str, *, noisy: bool = False, **settings: Any) -> Callable[..., SamplerRun]:
     def run(schedule: NoiseSchedule, steps: int, eta: float, begin: Start) -> SamplerRun:
-        made = getattr(diffusers, scheduler)(**schedule.scheduler_settings(), **settings)
+        chosen = dict(settings)
+        if steps == 1 and chosen.get("timestep_spacing") == LINSPACE:
+            chosen["timestep_spacing"] = "trailing"  # of a single step linspace takes the end without noise
+        made = getattr(diffusers, scheduler)(**schedule.scheduler_settings(), **chosen)
         extra: dict[str, Any] = {"generator": begin.generators} if noisy else {}
         if scheduler == "DDIMScheduler":
             extra["eta"] = eta
         made.set_timesteps(steps)
+        if settings.get("use_karras_sigmas"):
+            # Between the training steps, where the sigmas are; diffusers rounds, which is far off for little noise.
+            made.timesteps = torch.tensor([_time_of(sigma, schedule) for sigma in made.sigmas[:-1].tolist()])
         _leave_out(made, begin.skip)
         latents = _first_latents(made, begin)
         for timestep in made.timesteps:
@@ -134,6 +147,8 @@ def _leave_out(scheduler: Any, skip: int) -> None:
         return
     entries = skip * scheduler.order  # a second-order scheduler lists each step twice
     scheduler.timesteps = scheduler.timesteps[entries:]
+    if isinstance(scheduler, diffusers.LCMScheduler):
+        scheduler.num_inference_steps = len(scheduler.timesteps)  # it adds noise after all of them but the last
     if hasattr(scheduler, "sigmas"):
         scheduler.sigmas = scheduler.sigmas[entries:]
 
@@ -153,21 +168,25 @@ def _first_latents(scheduler: Any, begin: Start) -> Tensor:
     return latents if explodes else latents * (sigma**2 + 1) ** -0.5
 
 
+def lcm(schedule: NoiseSchedule, steps: int, eta: float, begin: Start) -> SamplerRun:
+    """Latent consistency sampling (Luo et al. 2023), for models distilled for it: each step denoises fully."""
+    finest = LCM_STEPS if steps <= LCM_STEPS else MOST_STEPS
+    return _by_scheduler("LCMScheduler", noisy=True, original_inference_steps=finest)(schedule, steps, eta, begin)
+
+
 def dpm2(schedule: NoiseSchedule, steps: int, eta: float, begin: Start, *, ancestral: bool = False) -> SamplerRun:
     """DPM-Solver-2-like steps (Karras et al. 2022, algorithm 2 without churn), the midpoint taken on the cube root.
 
     After k-diffusion's `sample_dpm_2` and `sample_dpm_2_ancestral` as the original used them: the middle of two sigmas
     is the cube of the mean of their cube roots (rho = 3), and the last step makes its second evaluation as well.
     """
-    training = _training_sigmas(schedule)
-    times = np.linspace(0, schedule.train_steps - 1, steps, dtype=np.float64)[::-1]
-    sigmas = [*np.interp(times, np.arange(len(training)), training).tolist(), 0.0][begin.skip :]
+    sigmas = _even_sigmas(schedule, steps)[begin.skip :]
     latents = begin.latents(sigmas[0])  # [n, 4, h, w]
     for here, there in itertools.pairwise(sigmas):
         down, up = _ancestral_step(here, there) if ancestral else (there, 0.0)
         middle = ((here ** (1 / 3) + down ** (1 / 3)) / 2) ** 3
-        slope = yield from _slope(schedule, training, latents, here)
-        slope = yield from _slope(schedule, training, latents + slope * (middle - here), middle)
+        slope = yield from _slope(schedule, latents, here)
+        slope = yield from _slope(schedule, latents + slope * (middle - here), middle)
         latents = latents + slope * (down - here)
         if up:
             latents = latents + _draw_noise(latents, begin.generators) * up
@@ -179,23 +198,69 @@ def dpm2_ancestral(*arguments: Any) -> SamplerRun:
     return dpm2(*arguments, ancestral=True)
 
 
-def _slope(
-    schedule: NoiseSchedule, training: np.ndarray[Any, Any], latents: Tensor, sigma: float
-) -> Generator[ModelCall, Tensor, Tensor]:
+def dpmpp_sde(schedule: NoiseSchedule, steps: int, eta: float, begin: Start, *, karras: bool = False) -> SamplerRun:
+    """DPM-Solver++ of second order for the diffusion SDE (Lu et al. 2022), the middle taken on the logarithm.
+
+    After k-diffusion's `sample_dpmpp_sde` with eta 1 and r 1/2. Its noise is the growth of one Brownian path over
+    sigma, from `here` to the middle and to `there`; each step's path is drawn from the image's own generator.
+    """
+    sigmas = (_karras_sigmas if karras else _even_sigmas)(schedule, steps)[begin.skip :]
+    latents = begin.latents(sigmas[0])  # [n, 4, h, w]
+    for here, there in itertools.pairwise(sigmas):
+        slope = yield from _slope(schedule, latents, here)
+        if not there:
+            return latents - slope * here
+        middle = (here * there) ** 0.5
+        first, second = (_draw_noise(latents, begin.generators) for _ in range(2))
+        path = (first * (here - middle) ** 0.5 + second * (middle - there) ** 0.5) * (here - there) ** -0.5
+        down, up = _ancestral_step(here, middle)
+        between = latents + slope * (down - here) + first * up
+        slope = yield from _slope(schedule, between, middle)
+        picture = between - slope * middle
+        down, up = _ancestral_step(here, there)
+        latents = picture + (latents - picture) * (down / here) + path * up
+    return latents
+
+
+def dpmpp_sde_karras(*arguments: Any) -> SamplerRun:
+    """`dpmpp_sde` with Karras' sigmas."""
+    return dpmpp_sde(*arguments, karras=True)
+
+
+def _slope(schedule: NoiseSchedule, latents: Tensor, sigma: float) -> Generator[ModelCall, Tensor, Tensor]:
     """d latents / d sigma, which is the predicted noise."""
-    timestep = float(np.interp(sigma, training, np.arange(len(training))))
     scale = (sigma**2 + 1) ** -0.5
-    prediction: Tensor = yield ModelCall(latents * scale, timestep)
+    prediction: Tensor = yield ModelCall(latents * scale, _time_of(sigma, schedule))
     if schedule.prediction == "v_prediction":
         prediction = prediction * scale + latents * (sigma * scale**2)
     return prediction
 
 
+@functools.cache
 def _training_sigmas(schedule: NoiseSchedule) -> np.ndarray[Any, Any]:
     """The noise's standard deviation over the signal's, one for each training step, rising."""
     made = diffusers.DDPMScheduler(**schedule.scheduler_settings())
     alphas = made.alphas_cumprod.double().numpy()
     return np.asarray(((1 - alphas) / alphas) ** 0.5)
+
+
+def _time_of(sigma: float, schedule: NoiseSchedule) -> float:
+    """The time step whose noise is `sigma`, between two training steps on a line."""
+    training = _training_sigmas(schedule)
+    return float(np.interp(sigma, training, np.arange(len(training))))
+
+
+def _even_sigmas(schedule: NoiseSchedule, steps: int) -> list[float]:
+    """The sigmas of evenly spaced time steps, from the last one down, and 0."""
+    training = _training_sigmas(schedule)
+    times = np.linspace(schedule.train_steps - 1, 0, steps)
+    return [*np.interp(times, np.arange(len(training)), training).tolist(), 0.0]
+
+
+def _karras_sigmas(schedule: NoiseSchedule, steps: int) -> list[float]:
+    """The largest sigma down to the smallest, evenly spaced on the seventh root (Karras et al. 2022), and 0."""
+    smallest, largest = _training_sigmas(schedule)[[0, -1]] ** (1 / 7)
+    return [*(np.linspace(largest, smallest, steps) ** 7).tolist(), 0.0]
 
 
 def _ancestral_step(here: float, there: float) -> tuple[float, float]:
@@ -217,12 +282,22 @@ TABLE: Mapping[str, Callable[..., SamplerRun]] = {
     "plms": _by_scheduler(
         "PNDMScheduler", timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False, skip_prk_steps=True
     ),
-    "heun": _by_scheduler("HeunDiscreteScheduler", timestep_spacing="linspace"),
-    "euler": _by_scheduler("EulerDiscreteScheduler", timestep_spacing="linspace"),
-    "euler_a": _by_scheduler("EulerAncestralDiscreteScheduler", noisy=True, timestep_spacing="linspace"),
-    "lms": _by_scheduler("LMSDiscreteScheduler", timestep_spacing="linspace"),
+    "heun": _by_scheduler("HeunDiscreteScheduler", timestep_spacing=LINSPACE),
+    "euler": _by_scheduler("EulerDiscreteScheduler", timestep_spacing=LINSPACE),
+    "euler_a": _by_scheduler("EulerAncestralDiscreteScheduler", noisy=True, timestep_spacing=LINSPACE),
+    "lms": _by_scheduler("LMSDiscreteScheduler", timestep_spacing=LINSPACE),
     "dpm2": dpm2,
     "dpm2_a": dpm2_ancestral,
-    "dpmpp_2m": _by_scheduler("DPMSolverMultistepScheduler", timestep_spacing="linspace"),
-    "unipc": _by_scheduler("UniPCMultistepScheduler", timestep_spacing="linspace"),
+    "dpmpp_2m": _by_scheduler("DPMSolverMultistepScheduler", timestep_spacing=LINSPACE),
+    "dpmpp_2m_karras": _by_scheduler("DPMSolverMultistepScheduler", use_karras_sigmas=True),
+    "dpmpp_2m_sde": _by_scheduler(
+        "DPMSolverMultistepScheduler", noisy=True, algorithm_type="sde-dpmsolver++", timestep_spacing=LINSPACE
+    ),
+    "dpmpp_2m_sde_karras": _by_scheduler(
+        "DPMSolverMultistepScheduler", noisy=True, algorithm_type="sde-dpmsolver++", use_karras_sigmas=True
+    ),
+    "dpmpp_sde": dpmpp_sde,
+    "dpmpp_sde_karras": dpmpp_sde_karras,
+    "unipc": _by_scheduler("UniPCMultistepScheduler", timestep_spacing=LINSPACE),
+    "lcm": lcm,
 }  # fmt: skip

@@ -20,12 +20,17 @@ MOST_STEPS = 500  # beyond, evenly spaced time steps no longer reach pure noise
 FORMATS = ("png", "jpg")
 LONG_PROMPTS = ("error", "truncate", "chunk")
 ORIGINAL_SAMPLERS = ("ddim", "plms", "heun", "euler", "euler_a", "dpm2", "dpm2_a", "lms")
-SAMPLERS = (*ORIGINAL_SAMPLERS, "dpmpp_2m", "unipc")
+SAMPLERS = (
+    *ORIGINAL_SAMPLERS, "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "dpmpp_2m_sde_karras", "dpmpp_sde",
+    "dpmpp_sde_karras", "unipc", "lcm",
+)  # fmt: skip
 CALLS: Mapping[str, Callable[[int], int]] = {  # predictions that so many steps ask for, where it isn't one each
     "plms": lambda n: n + 1 if n > 1 else n,
     "heun": lambda n: 2 * n - 1,
     "dpm2": lambda n: 2 * n,
     "dpm2_a": lambda n: 2 * n,
+    "dpmpp_sde": lambda n: 2 * n - 1,
+    "dpmpp_sde_karras": lambda n: 2 * n - 1,
 }
 
 

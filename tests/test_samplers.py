@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -5,15 +6,22 @@ from runner import samplers
 from runner.spec import SAMPLERS, model_calls
 
 SCHEDULE = samplers.NoiseSchedule()
+NOISY = ("ddim", "euler_a", "dpm2_a", "dpmpp_2m_sde", "dpmpp_2m_sde_karras", "dpmpp_sde", "dpmpp_sde_karras", "lcm")
 
 
-def play(name, steps, seeds, *, predict=None, eta=0.0, schedule=SCHEDULE, pictures=None, skip=0):
+def made_up(call):
+    return torch.sin(call.latents * 1.3 + call.timestep / 300)
+
+
+def play(name, steps, seeds, *, predict=made_up, eta=0.0, schedule=SCHEDULE, pictures=None, skip=0):
     """Runs a sampler with a made-up model; returns the latents and the time steps that were asked for."""
-    predict = predict or (lambda call: torch.sin(call.latents * 1.3 + call.timestep / 300))
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = torch.stack([torch.randn((4, 8, 8), generator=generator) for generator in generators])
     begin = samplers.Start(noise=noise, generators=generators, pictures=pictures, skip=skip)
-    run = samplers.start(name, schedule, steps=steps, eta=eta, begin=begin)
+    return finish(samplers.start(name, schedule, steps=steps, eta=eta, begin=begin), predict)
+
+
+def finish(run, predict=made_up):
     times = []
     try:
         call = next(run)
@@ -55,6 +63,17 @@ def test_an_image_is_the_same_bits_alone_and_among_others(name, steps):
     assert len(times) == model_calls(name, steps)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_single_step_begins_with_noise_alone(name):
+    picture = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(3)) * 0.7
+    made, times = play(name, 1, [1], predict=perfect(picture))
+    if name in ("ddim", "plms"):  # as in the original, whose only time step is then the last
+        assert times == [1.0]
+    else:
+        assert times[0] == 999
+        assert (made - picture).abs().max() < 0.12
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_perfect_model_leads_to_the_picture(name, prediction):
@@ -62,6 +81,19 @@ def test_a_perfect_model_leads_to_the_picture(name, prediction):
     picture = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(3)) * 0.7
     made, _ = play(name, 30, [1], predict=perfect(picture, schedule), schedule=schedule)
     assert (made - picture).abs().max() < 0.12  # the last step leaves what little noise the schedule starts with
+
+
+@pytest.mark.parametrize("name", NOISY[:-1])  # for lcm the model has to be one of consistency
+def test_pictures_are_as_different_as_those_that_the_model_has_learned(name):
+    """Of normal pictures the right prediction is known; noise on the way must neither widen nor narrow them."""
+    training = samplers._training_sigmas(SCHEDULE)
+
+    def predict(call):
+        sigma = float(np.interp(call.timestep, np.arange(1000), training))
+        return call.latents * (sigma**2 + 1) ** 0.5 * sigma / (0.5**2 + sigma**2)
+
+    made, _ = play(name, 250, range(40), predict=predict, eta=1.0 if name == "ddim" else 0.0)
+    assert float(made.std()) == pytest.approx(0.5, rel=0.05)
 
 
 def test_ddim_is_its_formula():
@@ -91,7 +123,7 @@ def test_dpm2_takes_the_middle_on_the_cube_root():
     assert second == pytest.approx(((first ** (1 / 3) + after ** (1 / 3)) / 2) ** 3, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ddim", "euler_a", "dpm2_a"])
+@pytest.mark.parametrize("name", NOISY)
 def test_noise_on_the_way_continues_the_images_own_generator(name):
     eta = 1.0 if name == "ddim" else 0.0
     torch.manual_seed(0)
@@ -99,6 +131,11 @@ def test_noise_on_the_way_continues_the_images_own_generator(name):
     torch.manual_seed(99)
     second, _ = play(name, 5, [8], eta=eta)
     assert torch.equal(first, second)
+    generator = torch.Generator().manual_seed(8)
+    noise = torch.randn((1, 4, 8, 8), generator=generator)
+    other = samplers.Start(noise=noise, generators=[torch.Generator().manual_seed(9)])
+    run = samplers.start(name, SCHEDULE, steps=5, eta=eta, begin=other)
+    assert not torch.equal(first, finish(run)[0])
     if name == "ddim":
         assert not torch.equal(first, play(name, 5, [8], eta=0.0)[0])
 
