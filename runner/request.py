@@ -5,6 +5,7 @@ Everything that can be wrong about it is found here, before anything is loaded o
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import secrets
@@ -51,6 +52,14 @@ class Request:
     def count(self) -> int:
         """How many items are wanted."""
         return min(len(self.items), self.settings.limit or len(self.items))
+
+    def grid_sizes(self) -> set[tuple[int, int]] | None:
+        """Widths and heights that the jobs combine, among them perhaps some that no item has; None if not known."""
+        sizes: set[tuple[int, int]] = set()
+        for job in self.jobs:
+            widths, heights = (job.columns.get(key, [job.values.get(key)]) for key in ("width", "height"))
+            sizes |= set(itertools.product(widths, heights))
+        return sizes if sizes and not any(None in size for size in sizes) else None
 
 
 def read_request(target: Path, settings: Settings) -> Request:

@@ -28,7 +28,7 @@ from runner.events import ItemDone, ItemFailed, Rendered, RunEvent, RunFinished,
 from runner.execute import FULL, Executor, NotFinite, available_devices, free_memory, held_memory
 from runner.files import atomic_write, flush_folder, sweep, writing_to
 from runner.images import Writer, Written, image_path
-from runner.plan import Wave
+from runner.plan import Execution, Wave
 from runner.records import Index, Ledger
 from runner.request import RUN_FILE, Request
 from runner.rounding import Way, changed_versions, differences, way_of
@@ -299,7 +299,22 @@ def start_executor(request: Request) -> Executor:
     """The request's model, as its settings want it on this machine."""
     device = plan.check_device(request.settings.device, available_devices())
     free, held = free_memory(device), held_memory(device)
-    return Executor(request.model, plan.decide(request.settings, request.model, device, free, held))
+    execution = plan.decide(request.settings, request.model, device, free, held)
+    if request.settings.memory:
+        _check_ceiling(request, execution)
+    return Executor(request.model, execution)
+
+
+def _check_ceiling(request: Request, execution: Execution) -> None:
+    """Says at the start, not in the middle of the run, that a size needs more memory than there may be."""
+    grid = request.grid_sizes()
+    with contextlib.suppress(SettingError):  # of a size that no item has, maybe
+        for size in grid or ():
+            execution.layout(*size)
+        if grid:
+            return
+    for size in {(item.width, item.height) for item in request.items}:
+        execution.layout(*size)
 
 
 def constant_record(request: Request, executor: Executor) -> dict[str, Any]:

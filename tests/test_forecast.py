@@ -3,14 +3,13 @@ from pathlib import Path
 
 import orjson
 import pytest
-from builders import make_item, record
+from builders import make_execution, make_item, record
 
 from runner import forecast
 from runner.forecast import Kind, Made
-from runner.plan import Execution
 
 MODEL = {"unet_encode": "abc"}
-HERE = Execution(device="cpu", dtype="float32", turbo=True, unet_bs=None)
+HERE = make_execution()
 
 
 @pytest.fixture(autouse=True)

@@ -478,3 +478,29 @@ def test_skip_grid_builds_no_report(ask):
     list(running.run(request))
     assert not {path.name for path in request.folder.iterdir()} & {"gallery.html", "grid.png"}
     assert len(hashes(request.folder)) == 2
+
+
+def test_a_ceiling_that_a_size_needs_more_than_is_an_error_before_anything_is_made(ask):
+    sizes = "version: 1\njobs:\n  - prompts: [cat]\n    seeds: 1\n    steps: 1\n    matrix: {width: [64, 2048]}\n"
+    with pytest.raises(SettingError, match="2048x64 need at least memory="):
+        list(running.run(ask("memory=700MiB", "turbo=true", text=sizes)))
+
+
+class Fussy:
+    """An execution that has memory for all sizes but one."""
+
+    def __init__(self, *size):
+        self.size = size
+
+    def layout(self, *size):
+        if size == self.size:
+            raise SettingError("too large")
+
+
+def test_a_ceiling_is_not_about_sizes_that_no_item_has(ask):
+    sizes = "version: 1\njobs:\n  - {prompts: [cat], seeds: 1, steps: 1, zip: {width: [64, 128], height: [128, 64]}}\n"
+    request = ask(text=sizes)
+    assert (128, 128) in request.grid_sizes()
+    running._check_ceiling(request, Fussy(128, 128))
+    with pytest.raises(SettingError):
+        running._check_ceiling(request, Fussy(128, 64))
