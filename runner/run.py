@@ -123,6 +123,24 @@ class Outcome:
     peak_bytes: int = 0
 
 
+class Streak:
+    """Failures in a row with one and the same error."""
+
+    def __init__(self) -> None:
+        self._error: Mapping[str, str] = {}
+        self._length = 0
+
+    def go_on(self, error: Mapping[str, str]) -> int:
+        """One more failure; how many in a row that makes."""
+        self._length = self._length + 1 if error == self._error else 1
+        self._error = error
+        return self._length
+
+    def end(self) -> None:
+        """Something succeeded."""
+        self._length = 0
+
+
 class Session:
     """One run under way: pictures on their way into files, and the ledger that follows them."""
 
@@ -135,8 +153,8 @@ class Session:
         self._written: deque[tuple[Rendered, Mapping[str, Any], futures.Future[Written]]] = deque()
         self._overflowed: list[Item] = []
         self._rerendered: dict[str, str] = {}  # id -> why
-        self._last_error: dict[str, str] = {}
-        self._alike = 0  # failures in a row with this error
+        # A picture is written when others are long rendered, so each stage has failures in a row of its own.
+        self._unrendered, self._unwritten = Streak(), Streak()
 
     def run(self) -> Iterator[RunEvent]:
         """Renders all that is missing; whatever happens, what is in a file gets its record."""
@@ -184,14 +202,14 @@ class Session:
         for event in self.stop.wave(executor.run(wave)):
             match event:
                 case Rendered():
-                    self._last_error = {}
+                    self._unrendered.end()
                     self.outcome.peak_bytes = max(self.outcome.peak_bytes, event.peak_bytes)
                     made = {**making, "run": {**making["run"], **event.how}}
                     self._written.append((event, made, self._write(event)))
                 case ItemFailed() if _overflowed(event, executor):
                     self._put_off(event)
                 case ItemFailed():
-                    yield self._fail(event, making)
+                    yield self._fail(event, making, self._unrendered)
                 case _:
                     yield event
             yield from self._collect(wait=False)
@@ -242,8 +260,10 @@ class Session:
             except RunnerError:
                 raise
             except Exception as error:  # of this picture alone: it can't be encoded, say
-                yield self._fail(ItemFailed(item=event.item, error=error, seconds=event.seconds), making)
+                failed = ItemFailed(item=event.item, error=error, seconds=event.seconds)
+                yield self._fail(failed, making, self._unwritten)
                 continue
+            self._unwritten.end()
             record = self._record(event.item, making) | _done_record(event, written)
             self.ledger.append(record)
             self.backlog.settle(record["id"])
@@ -256,15 +276,13 @@ class Session:
         self._rerendered[self.request.identity(event.item)] = str(event.error)
         log.info("item %d is rendered again in full precision: %s", event.item.number, event.error)
 
-    def _fail(self, event: ItemFailed, making: Mapping[str, Any]) -> ItemFailed:
+    def _fail(self, event: ItemFailed, making: Mapping[str, Any], streak: Streak) -> ItemFailed:
         """Records a failure; many alike in a row are taken for what all the others would come to."""
         error = {"class": type(event.error).__name__, "message": str(event.error)}
         failure = {"status": "failed", "error": error, "seconds": _rounded(event.seconds)}
         self.ledger.append(self._record(event.item, making) | failure)
         self.outcome.failed.append(event.item)
-        self._alike = self._alike + 1 if error == self._last_error else 1
-        self._last_error = error
-        if self._alike == MOST_ALIKE:
+        if streak.go_on(error) >= MOST_ALIKE:
             self.outcome.hopeless = f"{MOST_ALIKE} items in a row failed alike: {error['class']}: {error['message']}"
         return event
 

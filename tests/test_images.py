@@ -363,7 +363,7 @@ def test_an_error_around_a_writer_gives_up_what_is_waiting(tmp_path: Path, monke
 @pytest.mark.parametrize("format", ["png", "jpg"])
 def test_a_file_is_decoded_or_nothing_is(format):
     pixels = np.random.default_rng(3).integers(0, 256, (64, 128, 3), np.uint8)
-    data = encode(pixels, make_item(), "emoji", format)
+    data = encode(pixels, make_item(), MODEL, format)
     decoded = decode(data, 128, 64)
     assert decoded.shape == pixels.shape
     assert (decoded == pixels).all() == (format == "png")

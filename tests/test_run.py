@@ -314,6 +314,13 @@ def test_a_picture_that_cannot_be_encoded_fails_alone(ask, monkeypatch):
     assert failures(request.folder) == ["no colours today"]
 
 
+def test_ten_pictures_in_a_row_that_cannot_be_encoded_end_the_run(ask, monkeypatch):
+    monkeypatch.setattr(images, "encode", lambda *_: 1 / 0)
+    finished = paint(ask(text=small("cat", "1-40")))[-1]
+    assert finished.hopeless == "10 items in a row failed alike: ZeroDivisionError: division by zero"
+    assert 10 <= len(finished.failed) < 40
+
+
 def test_pictures_made_in_two_ways_are_mixed_only_if_that_is_wanted(ask):
     paint(ask(text=small("cat", "1-2")), unet_bs=4)
     with pytest.raises(SettingError, match="unet_bs was 4 and is now 2") as caught:
