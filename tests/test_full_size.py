@@ -83,6 +83,8 @@ def forms(request, tmp_path_factory):
     state = single_file.to_compvis(parts)
     if request.param == 2:
         state = single_file.with_last_layer(state)
+        (place / "folder/tokenizer").mkdir()
+        (place / "folder/tokenizer/tokenizer_config.json").write_text('{"pad_token": "!"}')
     state = {name: tensor.detach().contiguous() for name, tensor in state.items()}
     save_file(state, place / "file.safetensors")
     callback = type("ModelCheckpoint", (), {"__module__": CALLBACK})
