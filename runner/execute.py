@@ -27,6 +27,7 @@ from runner.costs import VISITS, WALKS
 from runner.errors import RunnerError, show_size
 from runner.events import ItemFailed, MemoryShort, Rendered, StepDone, WaveEvent, WaveStarted
 from runner.fragments import Component
+from runner.layers import replace_convolutions
 from runner.plan import Execution, Layout, Wave
 from runner.samplers import NoiseSchedule
 from runner.spec import Item, model_calls
@@ -84,6 +85,8 @@ class Executor:
             name: Component(build_module(model, name), model.tensors[name], device=device, dtype=dtype, mode=VISITS)
             for name in COMPONENTS
         }
+        if execution.device == "cpu":
+            replace_convolutions(self.components["unet"].module)
         self.schedule = self._make_schedule()
         self._lowered: dict[tuple[int, int], Layout] = {}  # by size, where memory ran out
         self._embeddings: OrderedDict[tuple[str, bool], Tensor] = OrderedDict()

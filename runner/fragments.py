@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.costs import STAYS, UNITS, VISITS, WALKS
+from runner.layers import BlockedConv2d, block_all, drop_blocks
 from runner.parking import Arena, make_parking
 from runner.stored import StoredTensor
 
@@ -63,14 +64,23 @@ class Component:
         """The module with the weights of these parts of it on the device, or all; they leave unless they stay."""
         for part in parts or ("",):
             if part not in self._here:
-                module = self.module.get_submodule(part)
-                put(module, self.parking.bring(part, module, Arena(self.device)))
+                self._bring(part)
                 self._here.add(part)
         try:
             yield self.module
         finally:
             if self.mode != STAYS:
                 self.leave()
+
+    def _bring(self, part: str) -> None:
+        passing = Arena(self.device)  # weights that are put into blocks don't stay as they came
+        for name, owner in self.module.get_submodule(part).named_modules(prefix=part):
+            if any(True for _ in owner.parameters(recurse=False)):
+                blocked = isinstance(owner, BlockedConv2d)
+                put(owner, self.parking.bring(name, owner, passing if blocked else Arena(self.device)))
+                if blocked:
+                    block_all(owner)
+                    put(owner, {name: tensor.clone() for name, tensor in owner.named_parameters() if name == "bias"})
 
     def leave(self) -> None:
         """Drops the weights."""
@@ -110,6 +120,7 @@ class Walk:
                 assert all(stand == here for stand in stands), "calls of one module take one way through it"
                 order.append(here)
                 put(self.units[here], self._bring(here))
+                block_all(self.units[here])
                 self._bring_ahead(len(order))
                 stands = [walker.switch() for walker in walkers]
                 take_away(self.units[here])
@@ -199,6 +210,7 @@ def take_away(module: nn.Module) -> None:
     """Drops a module's weights."""
     for name, parameter in list(module.named_parameters()):
         _set_parameter(module, name, torch.empty_like(parameter, device="meta"))
+    drop_blocks(module)
 
 
 def _set_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:

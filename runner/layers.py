@@ -28,16 +28,17 @@ class BlockedConv2d(nn.Conv2d):
         """The same as that of `nn.Conv2d`, up to rounding."""
         assert self.blocked is not None, "the weight has not arrived"
         convolve: Any = torch.ops.mkldnn._convolution_pointwise
-        how = (self.padding, self.stride, self.dilation, self.groups, "none", [], "")
+        how: tuple[Any, ...] = (self.padding, self.stride, self.dilation, self.groups, "none", [], "")
         convolved: Tensor = convolve(input, self.blocked, self.bias, *how)
         return convolved
 
 
 def replace_convolutions(module: nn.Module) -> None:
-    """Lets a module's plain convolutions be `BlockedConv2d`; the weights are put into blocks by `block_all`."""
-    for part in module.modules():
-        if type(part) is nn.Conv2d and part.padding_mode == "zeros":
-            part.__class__ = BlockedConv2d
+    """Lets a module's plain convolutions be `BlockedConv2d`, where this torch can do that."""
+    if torch.backends.mkldnn.is_available():
+        for part in module.modules():
+            if type(part) is nn.Conv2d and part.padding_mode == "zeros":
+                part.__class__ = BlockedConv2d
 
 
 def block_all(module: nn.Module) -> None:
@@ -52,8 +53,3 @@ def drop_blocks(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, BlockedConv2d):
             part.blocked = None
-
-
-def can_block() -> bool:
-    """Whether this torch has what that takes."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
