@@ -118,13 +118,9 @@ class _JobItems:
         slow, fast = divmod(self.grid.position(place), self._cycle)
         (values, axes), (more, also) = self._slow(slow), self._fast(fast)
         values = {**values, **more}
-        prompt: Prompt = values["prompt"]
-        values["prompt"] = prompt.text
-        if prompt.negative is not None:
-            values["negative"] = prompt.negative
         first_noise = values.pop("first_noise")
         values["fixed_code"] = first_noise if values["fixed_code"] else None
-        return _resolved(values, number=number, parts=prompt.parts(), axes=axes + also)
+        return _resolved(values, number=number, axes=axes + also)
 
 
 def _grid(job: Job, drawn: int) -> Grid:
@@ -154,16 +150,21 @@ def _chosen(
         position, place = divmod(position, len(axis))
         for key, column in axis.columns.items():
             chosen[key] = column[place]
-            if key == "seed":
+            if key == "prompt":
+                chosen |= _said(column[place])
+            elif key == "seed":
                 chosen["first_noise"] = column[place % samples]
         if axis.named:
-            named = (*((key, shown(chosen[key])) for key in axis.columns), *named)
+            named = (*[(key, shown(column[place])) for key, column in axis.columns.items()], *named)
     return chosen, named
 
 
-def _resolved(
-    values: dict[str, Any], *, number: int, parts: tuple[Part, ...], axes: tuple[tuple[str, Any], ...]
-) -> Item:
+def _said(prompt: Prompt) -> dict[str, Any]:
+    own = {} if prompt.negative is None else {"negative": prompt.negative}
+    return {"prompt": prompt.text, "parts": prompt.parts(), **own}
+
+
+def _resolved(values: dict[str, Any], *, number: int, axes: tuple[tuple[str, Any], ...]) -> Item:
     """The item of these values, each of which becomes what it is for the others' sake."""
     init: Init | None = values["init"]
     if init:
@@ -178,7 +179,7 @@ def _resolved(
         values["eta"] = 0.0  # the other samplers don't know it
     if values["fixed_code"] == values["seed"]:
         values["fixed_code"] = None
-    return Item(**values, number=number, parts=parts, axes=axes, init_sha256=init.sha256 if init else None)
+    return Item(**values, number=number, axes=axes, init_sha256=init.sha256 if init else None)
 
 
 # ---- JSON lines
@@ -200,7 +201,7 @@ def read_item(record: object, *, number: int, location: Location, allow_outside:
         values["init"] = _read_init(given, location, allow_outside)
     if "prompt" not in values:
         values["prompt"] = prompts.to_text([part.text for part in parts], [part.weight for part in parts])
-    return _resolved(values, number=number, parts=parts, axes=axes)
+    return _resolved({**values, "parts": parts}, number=number, axes=axes)
 
 
 def _entries(record: object, location: Location) -> dict[str, Any]:

@@ -43,10 +43,10 @@ class Request:
 
     def wanted(self) -> Iterator[Item]:
         """The items in the order in which they are to be made: shuffled and limited as the settings say."""
-        order: Sequence[int] = range(len(self.items))
-        if self.settings.shuffle is not None:
-            order = list(order)
-            random.Random(self.settings.shuffle).shuffle(order)
+        if self.settings.shuffle is None:
+            return itertools.islice(self.items, self.settings.limit)
+        order = list(range(len(self.items)))
+        random.Random(self.settings.shuffle).shuffle(order)
         return (self.items[number] for number in order[: self.settings.limit])
 
     def count(self) -> int:

@@ -256,7 +256,7 @@ def _span(node: Node, read: Callable[[Node], float]) -> tuple[Decimal, Decimal, 
         )
     numbers = {key: Decimal(str(_named(key, read, given[key]))) for key in ("start", "stop", "step") if key in given}
     start, step = numbers["start"], numbers.get("step", Decimal(1))
-    if abs(step) < LEAST_STEP:
+    if abs(step) < Decimal(str(LEAST_STEP)):
         raise given["step"].error(f"the step {given['step']} is too small; the least is {LEAST_STEP:g}")
     if "count" in given:
         return start, step, read_count("count", given["count"])

@@ -582,6 +582,27 @@ def test_wrong_lists(tmp_path: Path, lists: str, message: str) -> None:
     assert error.location.line == 2
 
 
+@pytest.mark.parametrize(
+    ("body", "part"),
+    [
+        ("\u0455teps: 5", "unknown key '\u0455teps', did you mean 'steps'?"),  # a Cyrillic letter
+        ("steps: \uff15", "steps: '\uff15' is not a whole number"),  # a wide digit
+        ("seeds: \uff11-\uff13", "are not seeds"),
+        ("seeds: 1\u20133", "are not seeds"),  # a dash
+        ("steps:\u00a05", "expected a mapping"),  # a space that doesn't break is no space
+        ("sampler: dd\u0131m", "did you mean 'ddim'?"),
+        ("matrix: {steps: {start: 1, count: 999999999}}", "999999999 values; the most is 100000"),
+        ("matrix: {scale: {start: 0, stop: 1e9, step: 1e-9}}", "values; the most is 100000"),
+        ("zip: {seed: 0-999999999, steps: [1]}", "seed has 1000000000, steps has 1"),
+        ("exclude: [*none]", "no anchor"),
+        ("zip: &z {steps: *z}", "within what it repeats"),
+    ],
+)
+def test_look_alikes_and_giants(tmp_path: Path, body: str, part: str) -> None:
+    block = f"version: 1\njobs:\n- {body}\n" if "\u00a0" in body else f"version: 1\njobs:\n- prompt: a\n  {body}\n"
+    assert part in refusal(tmp_path, block).message
+
+
 # ---- several errors
 
 

@@ -228,6 +228,7 @@ def test_half_surrogates_are_no_text() -> None:
     ("data", "line", "column", "part"),
     [
         (b"a: 1\nb: \xff\xfe\n", 2, 4, "byte 0xff"),
+        (b"\xef\xbb\xbf\xc3\xa9: \xff\n", 1, 4, "byte 0xff"),
         ("a: 1".encode("utf-16"), 1, 1, "UTF-8"),
         (b"\x89PNG\r\n\x1a\n\x00\x00", 1, 1, "UTF-8"),
         (b"a: 1\nb: \x00\n", 2, 4, "character 0x00"),
