@@ -174,8 +174,9 @@ def parse(words: Sequence[str]) -> Command:
 def _run_one(command: Command) -> int:
     from runner import settings
 
+    target = _target(command)
     said = command.overrides if command.verb in TAKES_OVERRIDES else settings.compose(command.overrides)
-    return VERBS[command.verb](_target(command), said)
+    return VERBS[command.verb](target, said)
 
 
 def _run_all(command: Command) -> int:

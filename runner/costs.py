@@ -29,7 +29,7 @@ UNET_HELD, DECODER_HELD = 30, 4
 STRIPS_HELD = 12  # strips, while one is made from another
 STRIP_ELEMENTS = {"cpu": 1 << 22}  # numbers in a strip of a large picture: on a CPU about what its caches hold
 OTHER_STRIP_ELEMENTS = 1 << 24
-DECODED_PIXELS = 1 << 17  # in one call of the decoder; a larger picture is decoded in strips
+DECODED_PIXELS = 1 << 16  # in one call of the decoder; a larger picture is decoded in strips
 MOST_DECODED_ROWS = 16
 
 
@@ -84,10 +84,11 @@ class Costs:
 
     def _formula(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> int:
         latents = (width // self.latent_factor) * (height // self.latent_factor)
+        waiting = self._waiting(latents) * max(0, wave_rows - rows) if modes["unet"] == WALKS else 0
         staying = {name: self.weights[name] if mode == STAYS else 0 for name, mode in modes.items()}
         stages = {
             "text_encoder": TEXT_BYTES,
-            "unet": self._denoising(latents, rows) + self._waiting(latents) * max(0, wave_rows - rows),
+            "unet": self._denoising(latents, rows) + waiting,
             "vae": self._decoding(width, height),
         }
         # Between its own stage and the last one a wave keeps its latents and prompts, which are small.

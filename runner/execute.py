@@ -163,10 +163,11 @@ class Executor:
     def _lower(self, wave: Wave) -> Layout | None:
         """The next layout after this one that should need no more; None if there is none."""
         size = wave.items[0].width, wave.items[0].height
-        layouts = iter(self.execution.layouts(*size))
-        tried = wave.layout.way
-        leaner = itertools.islice(itertools.dropwhile(lambda layout: layout.way != tried, layouts), 1, None)
-        lower = next((layout for layout in leaner if layout.peak <= wave.layout.peak), None)
+        # By the formula alone: what was measured is not known of the ways that weren't tried.
+        guessed = replace(self.execution, costs=replace(self.execution.costs, measured={}))
+        layouts = itertools.dropwhile(lambda layout: layout.way != wave.layout.way, guessed.layouts(*size))
+        tried = next(layouts)
+        lower = next((layout for layout in layouts if layout.peak <= tried.peak), None)
         if lower:
             self._lowered[size] = lower
         return lower

@@ -216,7 +216,8 @@ def group(items: Iterable[Item], execution: Execution) -> Iterator[Wave]:
         bucket = alike.setdefault((item.sampler, item.steps), [])
         bucket.append(item)
         if _rows(bucket) >= layout.wave_rows:
-            yield Wave(items=tuple(alike.pop((item.sampler, item.steps))), layout=layout)
+            full, alike[item.sampler, item.steps] = _cut(bucket, layout)
+            yield full
         elif sum(map(_rows, alike.values())) >= BUFFERED_WAVES * layout.wave_rows:
             yield from split((item for bucket in alike.values() for item in bucket), layout)
             alike.clear()
@@ -230,10 +231,16 @@ def split(items: Iterable[Item], layout: Layout) -> Iterator[Wave]:
     for item in items:
         filling.append(item)
         if _rows(filling) >= layout.wave_rows:
-            yield Wave(items=tuple(filling), layout=layout)
-            filling = []
+            full, filling = _cut(filling, layout)
+            yield full
     if filling:
         yield Wave(items=tuple(filling), layout=layout)
+
+
+def _cut(items: list[Item], layout: Layout) -> tuple[Wave, list[Item]]:
+    """A full wave, and the last item if that is a row too many for it."""
+    most = len(items) - 1 if _rows(items) > layout.wave_rows and len(items) > 1 else len(items)
+    return Wave(items=tuple(items[:most]), layout=layout), items[most:]
 
 
 def _wave_sizes(most: int, rows: int) -> Iterator[int]:

@@ -113,7 +113,10 @@ def test_run_then_plan_then_gallery(manifest, model, tmp_path, capsys):
     assert cli.main(["run", "m.yaml", f"model.path={model}"]) == 0
     error = capsys.readouterr().err
     assert "6 of 6 pictures to render" in error
-    assert re.search(r"6 pictures in [\d.]+ s \([\d.]+ a second\), see outputs/small/gallery.html", error)
+    assert re.search(
+        r"6 pictures in [\d.]+ s \([\d.]+ a second\), at most [\d.]+ [MG]iB of memory, see outputs/small/gallery.html",
+        error,
+    )
     assert "finished: 6 done, 0 failed" in (tmp_path / "outputs/small/runner.log").read_text()
     assert cli.main(["plan", "m.yaml", f"model.path={model}", "json=true"]) == 0
     assert json.loads(capsys.readouterr().out)["missing"] == 0

@@ -116,7 +116,6 @@ def test_pictures_of_a_wave_are_put_together_again(tmp_path):
         {"run": {"device": "cuda:0"}},
         {"run": {"device_name": "A slow one"}},
         {"run": {"dtypes": {"unet_encode": "float16"}}},
-        {"run": {"turbo": False}},
         {"run": {"unet_bs": 0}},
         {"seconds": {"denoise": "long"}},
         {"item": make_item().to_dict() | {"steps": "many"}},

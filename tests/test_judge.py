@@ -25,7 +25,7 @@ class Case:
 
     def __init__(self, folder, **changes):
         self.folder, item = folder, make_item(number=5, axes=(("seed", 27),), **changes)
-        data = encode(PIXELS, item, "tiny", item.format)
+        data = encode(PIXELS, item, {"name": "tiny", "fingerprints": FINGERPRINTS}, item.format)
         self.image = str(image_path(item))
         self.path = folder / self.image
         self.path.parent.mkdir(parents=True)

@@ -243,5 +243,4 @@ def test_every_prompt_survives_the_manifest(tmp_path_factory, prompt):
         assert error.message.startswith("prompt: ")  # weights that can't be
     else:
         (job,) = read.jobs
-        (axis,) = [axis for axis in job.axes if axis.key == "prompt"]
-        assert axis.values[0].text == " ".join(prompt.split())
+        assert job.columns["prompt"][0].text == " ".join(prompt.split())
