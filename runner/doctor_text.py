@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from runner.doctor import Report
-from runner.errors import show_size
+from runner.errors import shorten, show_size
 from runner.plan import LARGE_UNET
 from runner.probes import TYPES, Probe
 from runner.survey_text import Row, section
@@ -74,7 +74,7 @@ def _probes(report: Report) -> Iterator[Row]:
 
 def _probe(probe: Probe) -> str:
     if probe.problem:
-        return f"{NOT_THERE} {probe.problem}"
+        return f"{NOT_THERE} {shorten(probe.problem)}"
     if not probe.finite:
         return f"{WRONG} not finite"
     away = f", {probe.relative:.2g}" if probe.relative else ""

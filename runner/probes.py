@@ -58,26 +58,28 @@ def probe_model(model: ModelFiles, device: str, free: int | None) -> Iterator[Pr
         fits = free is None or model.parameters(name) * DTYPE_BYTES[dtype] <= free * plan.SPARED
         number, mode = getattr(torch, dtype), STAYS if fits else WALKS
         component = Component(build_module(model, name), model.tensors[name], device=where, dtype=number, mode=mode)
-        call = _calls(model, where, number)[name]
+        call = _call(model, name, component)
         return lambda: component.call_all([call])[0]
 
     for name in COMPONENTS:
         yield from _compare(name, TYPES, partial(prepare, name))
 
 
-def _calls(model: ModelFiles, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[Any], Tensor]]:
-    """How each component is called."""
-    ids = torch.tensor([ClipTokenizer(model.path / "tokenizer", model.pad_token).encode(TEXT).ids], device=device)
-    unet, vae = model.configs["unet"], model.configs["vae"]
+def _call(model: ModelFiles, name: str, component: Component) -> Callable[[Any], Tensor]:
+    """How a component is called, each time with the same numbers."""
+    where, config = (component.device, component.dtype), component.config
+    if name == "text_encoder":
+        tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token)
+        ids = torch.tensor([tokenizer.encode(TEXT).ids], device=component.device)
+        return lambda encoder: encoder(ids).last_hidden_state
+    channels = int(model.configs["unet"].get("in_channels", LATENT_CHANNELS))
     side = min(PROBED_LATENTS, model.native_size // model.latent_factor)
-    latents = _noise(1, int(unet.get("in_channels", LATENT_CHANNELS)), side, side).to(device, dtype)
-    context = _noise(1, LENGTH, int(unet["cross_attention_dim"])).to(device, dtype)
-    scaled, times = latents / vae.get("scaling_factor", 1.0), torch.tensor([TIMESTEP], device=device)
-    return {
-        "text_encoder": lambda module: module(ids).last_hidden_state,
-        "unet": lambda module: module(latents, times, encoder_hidden_states=context).sample,
-        "vae": lambda module: module.decode(scaled).sample,
-    }
+    latents = _noise(1, channels, side, side)
+    if name == "vae":
+        scaled = (latents / float(config["scaling_factor"])).to(*where)
+        return lambda vae: vae.decode(scaled).sample
+    noisy, context = latents.to(*where), _noise(1, LENGTH, int(config["cross_attention_dim"])).to(*where)
+    return lambda unet: unet(noisy, TIMESTEP, encoder_hidden_states=context).sample
 
 
 def probe_large_layers(device: str) -> Iterator[Probe]:
