@@ -2,10 +2,11 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from runner import machine, plan
+from runner import execute, machine, plan
 from runner.plan import LARGE_UNET
 
 
@@ -139,3 +140,17 @@ def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path):
     disk = machine.free_disk(tmp_path / "not/there")
     assert disk["folder"] == str(tmp_path / "not/there")
     assert disk["free_bytes"] > 0
+
+
+def test_the_devices_name_is_the_one_that_records_have():
+    machine.device_name.cache_clear()
+    assert machine.device_name("cpu") in (None, execute.device_name("cpu"))
+    assert machine.device_name("mps") == execute.device_name("mps")
+
+
+def test_one_name_or_none(tmp_path):
+    (tmp_path / "0").write_text("Model: \t\t NVIDIA H100\nIRQ: 1\n")
+    assert machine._only([tmp_path / "0"], "Model:") == "NVIDIA H100"
+    (tmp_path / "1").write_text("Model: NVIDIA T4\n")
+    assert machine._only(sorted(tmp_path.iterdir()), "Model:") is None
+    assert machine._only([Path("/nowhere")], "Model:") is None
