@@ -317,10 +317,12 @@ def _doctor(target: Path, settings: Any) -> int:
     import dataclasses
 
     import orjson
+    from rich.console import Console
 
-    from runner import doctor, doctor_text, survey_text
+    with Console(stderr=True).status("probing the machine"):
+        from runner import doctor, doctor_text, survey_text
 
-    report = doctor.examine(settings)
+        report = doctor.examine(settings)
     if settings.json:
         print(orjson.dumps(dataclasses.asdict(report)).decode())
     else:

@@ -91,10 +91,7 @@ def _notes(device: str, before: str) -> Iterator[str]:
     if now != rule:
         yield f"large models: {now}, as measured; by what is known of the device alone it would be {rule}"
     if now != before:
-        yield (
-            f"large models were made in {before} before: a run won't mix the two in one folder, unless mixed=true or "
-            "the way of then is asked for"
-        )
+        yield f"large models were made in {before} until now: a run won't go on in their folders unless mixed=true"
 
 
 def describe_machine(settings: Settings) -> dict[str, Any]:

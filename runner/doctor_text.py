@@ -43,12 +43,7 @@ def _machine(found: Mapping[str, Any]) -> Iterator[Row]:
     yield THERE, "memory", f"{show_size(found['memory_bytes'])}{limit}" + (f", {show_size(free)} free" if free else "")
     for device in found["devices"]:
         if device["device"] != "cpu":
-            sizes = [f"{show_size(device[key])}" for key in ("memory_bytes", "memory_free_bytes") if device.get(key)]
-            yield (
-                THERE,
-                device["device"],
-                ", ".join([device["name"], *sizes, device.get("capability", "")]).rstrip(", "),
-            )
+            yield THERE, device["device"], _device(device)
     if len(found["devices"]) == 1:
         yield NOT_THERE, "gpu", "none that torch can use"
     yield THERE, "libraries", ", ".join(f"{name} {number}" for name, number in versions.items() if name != "runner")
@@ -57,6 +52,12 @@ def _machine(found: Mapping[str, Any]) -> Iterator[Row]:
     yield _fact("C++ compiler", found["compiler"], "none")
     for name, disk in found["disks"].items():
         yield THERE, name, f"{disk['folder']}, {show_size(disk['free_bytes'])} free"
+
+
+def _device(device: Mapping[str, Any]) -> str:
+    total, free = device.get("memory_bytes"), device["memory_free_bytes"]
+    memory = (f", {show_size(total)}" if total else "") + (f", {show_size(free)} free" if free else "")
+    return f"{device['name']}{memory}" + (f", capability {device['capability']}" if "capability" in device else "")
 
 
 def _fact(name: str, value: str | None, otherwise: str) -> Row:
@@ -77,8 +78,9 @@ def _probe(probe: Probe) -> str:
         return f"{NOT_THERE} {shorten(probe.problem)}"
     if not probe.finite:
         return f"{WRONG} not finite"
-    away = f", {probe.relative:.2g}" if probe.relative else ""
-    return f"{THERE} {(probe.seconds or 0) * 1000:.3g} ms{away}"
+    seconds = probe.seconds or 0
+    time = f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.3g} ms"
+    return f"{THERE} {time}" + (f", {probe.relative:.1e}" if probe.relative else "")
 
 
 def _layouts(choice: Mapping[str, Any]) -> Iterator[Row]:

@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 
-from runner import __version__, cli, doctor, machine, plan, probes, settings
+from runner import __version__, cli, doctor, doctor_text, machine, plan, probes, settings
 from runner.errors import SettingError
 from runner.probes import TYPES, Probe
 
@@ -81,12 +81,12 @@ def test_what_is_measured_decides_from_then_on_and_is_said(model, monkeypatch, c
     measured(monkeypatch, float32=0.1, bfloat16=0.3)
     surprising, changed = examine(model).notes
     assert surprising == "large models: float32, as measured; by what is known of the device alone it would be bfloat16"
-    assert changed.startswith("large models were made in bfloat16 before")
+    assert changed.startswith("large models were made in bfloat16 until now")
     assert plan.choose_dtype("autocast", "cpu", plan.LARGE_UNET) == "float32"
     assert examine(model).notes == [surprising]  # nothing changes any more
     measured(monkeypatch, float32=0.3, bfloat16=0.1)
     [changed] = examine(model).notes
-    assert changed.startswith("large models were made in float32 before")
+    assert changed.startswith("large models were made in float32 until now")
     assert examine(model).notes == []
 
 
@@ -120,3 +120,24 @@ def test_nothing_is_written_but_the_measurement(model, tmp_path):
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
         "cache/runner/machine.json"
     ]
+
+
+def test_a_gpu_is_shown_with_its_memory_and_capability():
+    card = {"device": "cuda:0", "name": "NVIDIA T4", "memory_bytes": 16 << 30, "capability": "7.5"}
+    assert doctor_text._device(card | {"memory_free_bytes": 2 << 30}) == (
+        "NVIDIA T4, 16.0 GiB, 2.0 GiB free, capability 7.5"
+    )
+    assert doctor_text._device({"device": "mps", "name": "mps", "memory_free_bytes": None}) == "mps"
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        ({"finite": True, "seconds": 0.0012, "relative": 0.004}, "[ok] 1.2 ms, 4.0e-03"),
+        ({"finite": True, "seconds": 1.26}, "[ok] 1.3 s"),
+        ({"finite": False, "seconds": 0.1}, "[!!] not finite"),
+        ({"problem": "no kernel"}, "[--] no kernel"),
+    ],
+)
+def test_a_probe_in_a_few_words(found, shown):
+    assert doctor_text._probe(Probe(fragment="unet", dtype="float16", **found)) == shown
