@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan verify gallery extract web bench test check schema clean
+.PHONY: help setup run plan verify gallery extract web bench doctor test check schema clean
 
 help: ## show these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ web: .venv/ready ## show the page for txt2img and img2img
 
 bench: .venv/ready ## compare with stock diffusers on this machine
 	$(BIN)/runner bench $(ARGS)
+
+doctor: .venv/ready ## say what this machine has and what auto chooses
+	$(BIN)/runner doctor $(ARGS)
 
 test: .venv/ready check ## run all checks and tests
 	$(BIN)/python -m pytest $(ARGS)

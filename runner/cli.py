@@ -30,6 +30,7 @@ USAGE = """usage: runner VERB [TARGET] [key=value ...]
   extract FILE...  print the manifest that makes these pictures again, from the files alone
   web              the page for txt2img and img2img, on this machine only
   bench            this runner against stock diffusers, on this machine
+  doctor           what this machine has, and what auto chooses here
 
   runner VERB --help    the settings of a verb
   -m, --multirun        Hydra's multirun: unet_bs=2,4 runs once for each value
@@ -81,6 +82,12 @@ own. Writes bench.json, bench.md and bench.png to outputs/bench-<name>, or to ou
   'bench.ceilings=[1200MB]'     adds a contender runner_1200MB with memory=1200MB
 
 Exit code 3: a contender failed.
+""",
+    "doctor": """usage: runner doctor [key=value ...]
+
+Says what this machine has, what each fragment of the model gives in each number type and how fast, and what `auto`
+chooses for device, precision, turbo, unet_bs and memory. How fast large layers are is kept in the user's cache, and
+decides from then on in which number type large models run. json=true prints one JSON document.
 """,
 }
 
@@ -305,6 +312,24 @@ def _bench(target: Path, settings: Any) -> int:
     return EXIT_ITEMS_FAILED if report.problems else 0
 
 
+def _doctor(target: Path, settings: Any) -> int:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import dataclasses
+
+    import orjson
+    from rich.console import Console
+
+    with Console(stderr=True).status("probing the machine"):
+        from runner import doctor, doctor_text, survey_text
+
+        report = doctor.examine(settings)
+    if settings.json:
+        print(orjson.dumps(dataclasses.asdict(report)).decode())
+    else:
+        survey_text.print_plainly(lambda console: doctor_text.show(report, console))
+    return 0
+
+
 def _target(command: Command) -> Any:
     """What the verb is about: a path, or several where it takes several."""
     see = f"see runner {command.verb} --help"
@@ -350,8 +375,9 @@ VERBS: dict[str, Callable[[Any, Any], int]] = {
     "extract": _extract,
     "web": _web,
     "bench": _bench,
+    "doctor": _doctor,
 }
-WITHOUT_TARGET = ("web", "bench")
+WITHOUT_TARGET = ("web", "bench", "doctor")
 WITH_MANY_TARGETS = ("extract",)
 RUNS_ONCE = ("extract", "verify")  # whatever is said of multirun
 TAKES_OVERRIDES = ("verify",)  # what isn't said there is as recorded, not as in conf/

@@ -10,7 +10,6 @@ records of this machine, model and number type it says nothing of time.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import math
 import os
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from runner.machine import device_name
 from runner.plan import Execution
 from runner.records import RECORDS
 from runner.spec import Item, model_calls, steps_made
@@ -219,21 +219,3 @@ def _made(records: Sequence[Mapping[str, Any]]) -> Made:
     for record in records:
         seconds.update({stage: float(share) for stage, share in record["seconds"].items()})
     return Made(kinds=kinds, bytes=written, seconds=seconds, unet_bs=int(records[0]["run"]["unet_bs"]))
-
-
-@functools.cache
-def device_name(device: str) -> str | None:
-    """What the device is called by its maker, as torch says it but without torch; None where that isn't known."""
-    if device.startswith("cuda"):
-        return _only(Path("/proc/driver/nvidia/gpus").glob("*/information"), "Model:")
-    return _only([Path("/proc/cpuinfo")], "model name") if device == "cpu" else device
-
-
-def _only(files: Iterable[Path], key: str) -> str | None:
-    """The value that all lines which begin with a key have in common."""
-    try:
-        lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    except OSError:
-        return None
-    names = {line.partition(":")[2].strip() for line in lines if line.startswith(key)}
-    return names.pop() if len(names) == 1 else None

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from runner import machine
 from runner.costs import STAYS, VISITS, WALKS, Costs, model_costs
 from runner.errors import SettingError, show_size
 from runner.settings import Settings
@@ -21,6 +22,8 @@ from runner.spec import Item
 from runner.weights import ModelFiles
 
 LARGE_UNET = 100_000_000  # parameters; below, a CPU's bfloat16 loses more by converting than it gains by multiplying
+LEAST_CPU_GAIN = 1.1  # how many times as fast as float32 half precision has to be to be chosen
+LEAST_GAIN = 0.8  # elsewhere, where half the memory is a gain as well
 CALL_PIXELS = {"cpu": 8192, "mps": 32768, "cuda": 65536}  # latent pixels in one UNet call
 MOST_ROWS = 32
 SMALL_LATENTS = 1024  # latent pixels; a wave of pictures up to this size is several UNet calls long
@@ -163,13 +166,26 @@ def in_full_precision(execution: Execution) -> Execution:
     return replace(execution, dtype="float32", costs=execution.costs.in_dtype("float32"))
 
 
-def choose_dtype(precision: str, device: str, unet_parameters: int) -> str:
-    """The number type of all fragments."""
-    if precision == "full":
+def choose_dtype(precision: str, device: str, unet_parameters: int, measured: Mapping[str, float] | None = None) -> str:
+    """The number type of all fragments.
+
+    `measured` are a large layer's seconds by number type, or else those that `doctor` kept; where there are none, a
+    CPU's flags say whether it is good at bfloat16, and other devices are taken to be good at float16.
+    """
+    if precision == "full" or (device == "cpu" and unet_parameters < LARGE_UNET):
         return "float32"
-    if device != "cpu":
-        return "float16"
-    return "bfloat16" if unet_parameters >= LARGE_UNET and _cpu_multiplies_bfloat16() else "float32"
+    half = half_type(device)
+    seconds = machine.recall(device) if measured is None else measured
+    if seconds.keys() >= {half, "float32"}:
+        good = seconds["float32"] >= seconds[half] * (LEAST_CPU_GAIN if device == "cpu" else LEAST_GAIN)
+    else:
+        good = device != "cpu" or _cpu_multiplies_bfloat16()
+    return half if good else "float32"
+
+
+def half_type(device: str) -> str:
+    """The number type of 16 bits that a device may be good at."""
+    return "bfloat16" if device == "cpu" else "float16"
 
 
 def guess_device(setting: str) -> str:
@@ -192,12 +208,9 @@ def free_main_memory() -> int | None:
 
 
 def _container_limits() -> list[int]:
-    """What a container may still take (cgroups, version 2 and 1)."""
+    """What a container may still take."""
     limits = []
-    for most, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
+    for most, used in machine.CGROUPS:
         with contextlib.suppress(OSError, ValueError):  # `max` is no number
             limits.append(int(Path(most).read_text()) - int(Path(used).read_text()))
     return limits
@@ -270,8 +283,4 @@ def check_device(setting: str, available: Sequence[str]) -> str:
 
 
 def _cpu_multiplies_bfloat16() -> bool:
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    return " avx512_bf16" in flags or " amx_bf16" in flags or " bf16" in flags
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(machine.instruction_sets())

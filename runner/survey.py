@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner import plan
-from runner.forecast import Forecast, Kind, device_name, forecast, read_past
+from runner.forecast import Forecast, Kind, forecast, read_past
 from runner.images import image_path
 from runner.lint import EXAMPLES, NAME_TAKEN, SAME_PICTURE, Linter, Warned
+from runner.machine import device_name
 from runner.plan import Execution
 from runner.records import RECORDS, read_index
 from runner.request import OUTPUTS, Request

@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.padding import Padding
@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from runner.errors import shorten, show_size
-from runner.forecast import device_name
 from runner.images import image_path
 from runner.lint import Example
+from runner.machine import device_name
 from runner.pictures import as_text
 from runner.spec import Item, Part
 from runner.survey import Axis, Survey
@@ -32,10 +32,15 @@ Row = Sequence[str]
 
 def print_survey(survey: Survey) -> None:
     """Shows it on stdout."""
+    print_plainly(lambda console: show(survey, console))
+
+
+def print_plainly(shown: Callable[[Console], None]) -> None:
+    """Prints what is shown on a console: folded to a terminal's width, and whole in a file or a pipe."""
     folded = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(width=None if folded else PIPE_WIDTH)
     with console.capture() as captured:
-        show(survey, console)
+        shown(console)
     for line in captured.get().splitlines():
         print(line.rstrip())
 
@@ -43,17 +48,18 @@ def print_survey(survey: Survey) -> None:
 def show(survey: Survey, console: Console) -> None:
     """Shows it section by section, without those that are empty."""
     console.print(Text(_headline(survey), style="bold"))
-    _section(console, "", _facts(survey))
-    _section(console, "axes", [(key, *_axis(axis)) for key, axis in survey.axes.items()])
-    _section(console, f"to render, in about {_many(survey.waves, 'wave')}", _groups(survey))
-    _section(console, "weighted prompts", _weighted(survey))
-    _section(console, "first and last", [_item(item) for item in dict.fromkeys(survey.ends)])
+    section(console, "", _facts(survey))
+    section(console, "axes", [(key, *_axis(axis)) for key, axis in survey.axes.items()])
+    section(console, f"to render, in about {_many(survey.waves, 'wave')}", _groups(survey))
+    section(console, "weighted prompts", _weighted(survey))
+    section(console, "first and last", [_item(item) for item in dict.fromkeys(survey.ends)])
     for warned in survey.warnings:
         counted = _many(warned.count, warned.check.unit)
-        _section(console, f"{counted}: {warned.check.message}", map(_example, warned.examples), style="yellow")
+        section(console, f"{counted}: {warned.check.message}", map(_example, warned.examples), style="yellow")
 
 
-def _section(console: Console, title: str, rows: Iterable[Row], style: str = "bold") -> None:
+def section(console: Console, title: str, rows: Iterable[Row], style: str = "bold") -> None:
+    """Shows rows below a title, and nothing where there are none."""
     cells = list(rows)
     if not cells:
         return

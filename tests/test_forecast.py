@@ -1,5 +1,4 @@
 from collections import Counter
-from pathlib import Path
 
 import orjson
 import pytest
@@ -148,20 +147,3 @@ def test_only_the_tail_of_a_file_is_read(tmp_path, monkeypatch):
     last = (folder / "records.jsonl").read_bytes().splitlines(keepends=True)[-3:]
     monkeypatch.setattr(forecast, "TAIL_BYTES", len(b"".join(last)) - 1)
     assert sum(each.kinds.total() for each in read(folder)) == 2
-
-
-def test_the_devices_name_is_the_one_that_records_have(monkeypatch):
-    monkeypatch.undo()
-    from runner import execute
-
-    forecast.device_name.cache_clear()
-    assert forecast.device_name("cpu") in (None, execute.device_name("cpu"))
-    assert forecast.device_name("mps") == execute.device_name("mps")
-
-
-def test_one_name_or_none(tmp_path):
-    (tmp_path / "0").write_text("Model: \t\t NVIDIA H100\nIRQ: 1\n")
-    assert forecast._only([tmp_path / "0"], "Model:") == "NVIDIA H100"
-    (tmp_path / "1").write_text("Model: NVIDIA T4\n")
-    assert forecast._only(sorted(tmp_path.iterdir()), "Model:") is None
-    assert forecast._only([Path("/nowhere")], "Model:") is None

@@ -12,13 +12,14 @@ import runner
 PACKAGE = Path(runner.__file__).parent
 LAYERS = (
     ("errors", "spec", "events", "settings"),
-    ("rounding", "stops", "files", "tokens", "stored", "pickled", "torch_file", "compvis", "weights", "costs"),
+    ("rounding", "stops", "files", "tokens", "stored", "pickled", "torch_file", "compvis"),
+    ("weights", "costs", "machine"),
     ("inits", "grid", "yaml_nodes", "prompts", "values", "manifest", "manifest_schema", "expand", "records", "images"),
     ("pictures", "contact_sheet", "gallery", "request", "backlog", "plan", "forecast", "lint", "survey", "survey_text"),
     ("judge", "infotext", "regroup", "extract"),
     ("samplers", "checkpoint", "layers", "parking", "fragments", "strips", "stages", "random_model"),
-    ("execute",),
-    ("run", "verify"),
+    ("execute", "probes"),
+    ("run", "verify", "doctor", "doctor_text"),
     ("progress",),
     ("studio",),
     ("web_text", "web"),
@@ -27,7 +28,7 @@ LAYERS = (
     ("__main__",),
 )
 ORDER = [name for layer in LAYERS for name in layer]
-NEEDS_TORCH = {name for layer in LAYERS[5:8] for name in layer}
+NEEDS_TORCH = {name for layer in LAYERS[6:9] for name in layer}
 
 
 def imported(module: str) -> set[str]:

@@ -1,0 +1,156 @@
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runner import execute, machine, plan
+from runner.plan import LARGE_UNET
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "runner/machine.json"
+
+
+def test_what_is_kept_comes_back(cache):
+    assert machine.recall("cpu") == {}
+    assert machine.keep("cpu", {"float32": 0.5, "bfloat16": None}) == cache
+    assert machine.recall("cpu") == {"float32": 0.5, "bfloat16": math.inf}
+    machine.keep("mps", {"float32": 0.1})
+    assert machine.recall("cpu") == {"float32": 0.5, "bfloat16": math.inf}
+
+
+def test_another_machine_or_torch_is_measured_again(monkeypatch):
+    machine.keep("cpu", {"float32": 0.5})
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "version", lambda name: "99.0")
+        assert machine.recall("cpu") == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "device_name", lambda device: "another one")
+        assert machine.recall("cpu") == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "instruction_sets", lambda: ("of", "another", "generation"))
+        assert machine.recall("cpu") == {}
+    assert machine.recall("cpu") == {"float32": 0.5}
+
+
+def test_a_device_without_a_name_is_not_kept(monkeypatch, cache):
+    monkeypatch.setattr(machine, "device_name", lambda device: None)
+    assert machine.keep("cuda:0", {"float32": 0.5}) is None
+    assert machine.recall("cuda:0") == {}
+    assert not cache.exists()
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert machine.keep("cpu", {"float32": 0.5}) is None
+    assert machine.recall("cpu") == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[1]", "\x00", "3", "[" * 10**5]
+    + [json.dumps({"KEY": value}) for value in (3, [1], {"float32": "fast"}, {"float32": [1]}, {"float32": -1})]
+    + ['{"KEY": {"float32": NaN}}'],
+)
+def test_a_damaged_file_counts_as_none_and_is_replaced(cache, text):
+    machine.keep("cpu", {"float32": 0.5})
+    (key,) = json.loads(cache.read_text())
+    cache.write_text(text.replace("KEY", key))
+    assert machine.recall("cpu") == {}
+    machine.keep("cpu", {"float32": 0.25})
+    assert machine.recall("cpu") == {"float32": 0.25}
+
+
+def test_a_file_that_is_not_text_counts_as_none(cache):
+    machine.keep("cpu", {"float32": 0.5})
+    cache.write_bytes(b"\xff\xfe\x00")
+    assert machine.recall("cpu") == {}
+
+
+SLOW, QUICK = 1.0, 0.1
+
+
+@pytest.mark.parametrize(
+    ("device", "seconds", "flags", "wanted"),
+    [
+        ("cpu", {}, True, "bfloat16"),
+        ("cpu", {}, False, "float32"),
+        ("cpu", {"float32": QUICK, "bfloat16": SLOW}, True, "float32"),
+        ("cpu", {"float32": SLOW, "bfloat16": QUICK}, False, "bfloat16"),
+        ("cpu", {"float32": SLOW, "bfloat16": SLOW}, True, "float32"),
+        ("cpu", {"float32": SLOW, "bfloat16": None}, True, "float32"),
+        ("cpu", {"float32": SLOW}, True, "bfloat16"),  # half a measurement is none
+        ("mps", {}, False, "float16"),
+        ("mps", {"float32": SLOW, "float16": SLOW}, False, "float16"),  # it takes half the memory
+        ("mps", {"float32": QUICK, "float16": SLOW}, False, "float32"),
+        ("mps", {"float32": SLOW, "float16": None}, False, "float32"),
+    ],
+)
+def test_the_number_type_is_chosen_by_what_was_measured(monkeypatch, device, seconds, flags, wanted):
+    monkeypatch.setattr(machine, "instruction_sets", lambda: ("avx512_bf16",) if flags else ())
+    if seconds:
+        machine.keep(device, seconds)
+    assert plan.choose_dtype("autocast", device, LARGE_UNET) == wanted
+    assert plan.choose_dtype("full", device, LARGE_UNET) == "float32"
+    if device == "cpu":
+        assert plan.choose_dtype("autocast", device, LARGE_UNET - 1) == "float32"
+    by_rule = "float16" if device == "mps" else "bfloat16" if flags else "float32"
+    assert plan.choose_dtype("autocast", device, LARGE_UNET, measured={}) == by_rule
+
+
+def test_reading_needs_no_torch():
+    code = "import sys; from runner import machine as m; m.recall('cpu'), m.describe(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_what_is_there(tmp_path, monkeypatch):
+    compiler = tmp_path / "my-c++"
+    compiler.write_text("#!/bin/sh\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setattr(machine, "EXTRAS", ("pytest", "no-such-thing"))
+    found = machine.describe()
+    assert found["compiler"] == str(compiler)
+    assert found["threading"]["OMP_NUM_THREADS"] == "3"
+    assert found["extras"] == {"pytest": pytest.__version__, "no-such-thing": None}
+    assert found["memory_bytes"] >= (plan.free_main_memory() or 0)
+    assert set(found["instruction_sets"]) <= set(machine.TELLING_SETS)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CXX", "")
+    assert machine.describe()["compiler"] is None
+
+
+def test_a_containers_limit_is_told_where_it_is_one(tmp_path, monkeypatch):
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(machine, "CGROUPS", ((str(limit), ""), (str(tmp_path / "none"), "")))
+    for text, wanted in (("1048576\n", 1 << 20), ("max\n", None), ("9223372036854771712\n", None)):
+        limit.write_text(text)
+        assert machine.describe()["container_limit_bytes"] == wanted
+
+
+def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path):
+    disk = machine.free_disk(tmp_path / "not/there")
+    assert disk["folder"] == str(tmp_path / "not/there")
+    assert disk["free_bytes"] > 0
+
+
+def test_the_devices_name_is_the_one_that_records_have():
+    machine.device_name.cache_clear()
+    assert machine.device_name("cpu") in (None, execute.device_name("cpu"))
+    assert machine.device_name("mps") == execute.device_name("mps")
+
+
+def test_one_name_or_none(tmp_path):
+    (tmp_path / "0").write_text("Model: \t\t NVIDIA H100\nIRQ: 1\n")
+    assert machine._only([tmp_path / "0"], "Model:") == "NVIDIA H100"
+    (tmp_path / "1").write_text("Model: NVIDIA T4\n")
+    assert machine._only(sorted(tmp_path.iterdir()), "Model:") is None
+    assert machine._only([Path("/nowhere")], "Model:") is None
