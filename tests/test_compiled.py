@@ -56,6 +56,7 @@ def items(count, **changes):
 
 
 @compilers
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor imports what torch gives up
 def test_pictures_are_the_uncompiled_ones_and_do_not_depend_on_their_neighbours(model, compiler):
     eager, executor = make_executor(model, NONE), make_executor(model, compiler)
     for width in (64, 128):  # with two lengths of prompts more shapes than are kept
