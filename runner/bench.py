@@ -210,13 +210,12 @@ def contenders(settings: Settings) -> list[Contender]:
         "runner": {},  # as it comes
         "runner_full": {"precision": "full"},
         "runner_resident": {"turbo": True},
-        "runner_streamed": {"turbo": False},
+        "runner_streamed": {"turbo": False, "compile": False},
+        "runner_compiled": {"turbo": None, "compile": True},
         **{f"runner_{size}": {"memory": size} for size in settings.bench.ceilings},
     }
-    if "compile" in {each.name for each in dataclasses.fields(Settings)}:
-        changes["runner_compiled"] = {"compile": True}
-        if settings.device == "cpu" and find_spec("openvino"):
-            changes["runner_openvino"] = {"compile": "openvino"}
+    if settings.device == "cpu" and find_spec("openvino"):
+        changes["runner_openvino"] = {"turbo": None, "compile": "openvino"}
     return stock + [Contender(name=name, changes=change) for name, change in changes.items()]
 
 

@@ -51,7 +51,7 @@ what was meant. Nothing is rendered or written. json=true prints one JSON docume
     "verify": """usage: runner verify FOLDER [sample=N] [key=value ...]
 
 Renders the recorded pictures of a run folder again, or N of them, and compares bytes; writes nothing. What isn't set is
-as recorded: model, device, precision, turbo, unet_bs. Says for each difference how large it is and what has changed.
+as recorded: model, device, precision, compile, unet_bs. Says for each difference how large it is and what has changed.
 Exit code 5: something differs, is damaged, missing or altered. 3: no more than that some items can't be rendered.
 """,
     "gallery": """usage: runner gallery FOLDER [key=value ...]

@@ -19,6 +19,7 @@ from runner.files import atomic_write
 from runner.weights import COMPONENTS, ModelFiles, cache_folder
 
 STAYS, VISITS, WALKS = "stays", "visits", "walks"  # what a component does on the device, see `fragments`
+NONE, INDUCTOR, OPENVINO = "none", "inductor", "openvino"  # what compiles the UNet, see `compiled`
 UNITS = 24  # a unit of a walk has at most about this share of the weights, unless it can't be divided
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -49,6 +50,7 @@ class Costs:
     unet: Mapping[str, Any]
     decoder_channels: tuple[int, ...]
     model: str = ""
+    compiler: str = NONE
     measured: Mapping[str, int] = field(default_factory=dict)
 
     def peak(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> int:
@@ -70,7 +72,8 @@ class Costs:
         return replace(self, dtype=dtype, weights=weights, largest_units=largest)
 
     def _group(self, modes: Mapping[str, str]) -> str:
-        return " ".join((self.device.partition(":")[0], self.model, self.dtype, *(modes[name] for name in COMPONENTS)))
+        device = self.device.partition(":")[0] + ("" if self.compiler == NONE else f"+{self.compiler}")
+        return " ".join((device, self.model, self.dtype, *(modes[name] for name in COMPONENTS)))
 
     def _correction(self, modes: Mapping[str, str]) -> float:
         """How far the formula was off for the waves that were measured, at worst."""
@@ -92,7 +95,7 @@ class Costs:
             "vae": self._decoding(width, height),
         }
         # Between its own stage and the last one a wave keeps its latents and prompts, which are small.
-        return self.base + sum(staying.values()) + max(
+        return self.base + sum(staying.values()) + self._compiled_copy() + max(
             stages[name] + (0 if staying[name] else self._brought(name, modes[name])) for name in COMPONENTS
         )  # fmt: skip
 
@@ -101,6 +104,10 @@ class Costs:
         if mode == WALKS:
             return 2 * self.largest_units[name]
         return self.weights[name] * 2 // 3 if name == "vae" else self.weights[name]  # the larger half is the decoder
+
+    def _compiled_copy(self) -> int:
+        """Compiled code on a CPU has weights of its own, in the order in which it reads them."""
+        return self.weights["unet"] if self.compiler != NONE and self.device == "cpu" else 0
 
     def _denoising(self, latents: int, rows: int) -> int:
         return rows * latents * int(self.unet["block_out_channels"][0]) * DTYPE_BYTES[self.dtype] * UNET_HELD
@@ -126,7 +133,7 @@ class Costs:
         return pixels * widest * number + strips
 
 
-def model_costs(model: ModelFiles, device: str, dtype: str, base: int | None = None) -> Costs:
+def model_costs(model: ModelFiles, device: str, dtype: str, base: int | None = None, compiler: str = NONE) -> Costs:
     """The costs of a model on a device; `base` is what the process holds already, where that is known."""
     number = DTYPE_BYTES[dtype]
     weights = {name: model.parameters(name) * number for name in COMPONENTS}
@@ -146,6 +153,7 @@ def model_costs(model: ModelFiles, device: str, dtype: str, base: int | None = N
         unet=model.configs["unet"],
         decoder_channels=tuple(int(number) for number in model.configs["vae"]["block_out_channels"]),
         model=model.name,
+        compiler=compiler,
         measured=recall(),
     )
 

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner import costs, inits, plan, stages
+from runner import compiled, costs, inits, plan, stages
 from runner.checkpoint import build_module
-from runner.costs import VISITS, WALKS
+from runner.costs import NONE, OPENVINO, VISITS, WALKS
 from runner.errors import RunnerError, show_size
 from runner.events import ItemFailed, MemoryShort, Rendered, StepDone, WaveEvent, WaveStarted
 from runner.fragments import Component
@@ -81,13 +81,17 @@ class Executor:
         device, dtype = torch.device(execution.device), getattr(torch, execution.dtype)
         if execution.device == "cpu" and execution.limit:
             return_memory_at_once()
+        dtypes = dict.fromkeys(COMPONENTS, dtype)
+        if execution.compiler == OPENVINO:
+            dtypes["unet"] = torch.float32  # which it is converted from, and called with
         self.components = {
             name: Component(build_module(model, name), model.tensors[name], device=device, dtype=dtype, mode=VISITS)
-            for name in COMPONENTS
+            for name, dtype in dtypes.items()
         }
         if execution.device == "cpu":
             replace_convolutions(self.components["unet"].module)
         self.schedule = self._make_schedule()
+        compiled.compile_unet(self.components["unet"], model, execution)
         self._lowered: dict[tuple[int, int], Layout] = {}  # by size, where memory ran out
         self._embeddings: OrderedDict[tuple[str, bool], Tensor] = OrderedDict()
         self._pictures: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
@@ -96,7 +100,8 @@ class Executor:
     def _make_schedule(self) -> NoiseSchedule:
         schedule = NoiseSchedule.from_config(self.model.configs["scheduler"])
         if schedule.prediction == AUTO:
-            self.components["unet"].change(WALKS)
+            if self.execution.compiler == NONE:
+                self.components["unet"].change(WALKS)
             schedule = replace(schedule, prediction=stages.probe_prediction(self.components["unet"]))
         return schedule
 
@@ -114,6 +119,7 @@ class Executor:
             "threads": torch.get_num_threads(),
             "dtypes": dict.fromkeys(FRAGMENTS, self.execution.dtype),
             "prediction": self.schedule.prediction,
+            "compile": self.execution.compiler,
         }
 
     def run(self, wave: Wave) -> Iterator[WaveEvent]:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from runner.costs import NONE
 from runner.machine import device_name
 from runner.plan import Execution
 from runner.records import RECORDS
@@ -196,6 +197,7 @@ def _is_alike(record: Any, fingerprints: Mapping[str, str], execution: Execution
             and run["device"].partition(":")[0] == execution.device.partition(":")[0]
             and name in (None, run["device_name"])
             and run["dtypes"]["unet_encode"] == execution.dtype
+            and run.get("compile", NONE) == execution.compiler
         )
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
         return False

@@ -43,6 +43,7 @@ class Component:
         self.parking = make_parking(tensors, device, dtype)
         self._here: set[str] = set()
         self.walk: Walk | None = None
+        self.substitute: Any = None  # what is called as the module would be, and sees to its weights itself
         self.mode = VISITS
         self.change(mode)
         for owner in module.modules():
@@ -90,6 +91,8 @@ class Component:
 
     def call_all(self, calls: Sequence[Callable[[nn.Module], Tensor]]) -> list[Tensor]:
         """The results of several calls of the module; if it walks, each unit is brought once for all of them."""
+        if self.substitute:
+            return [call(self.substitute) for call in calls]
         if self.mode == WALKS and self.walk:
             return self.walk.run(calls)
         with self.visit() as module:

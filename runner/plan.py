@@ -9,13 +9,18 @@ how many items there are or which of them are still missing.
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
+import shutil
+import sys
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from runner import machine
-from runner.costs import STAYS, VISITS, WALKS, Costs, model_costs
+from runner.costs import INDUCTOR, NONE, OPENVINO, STAYS, VISITS, WALKS, Costs, model_costs
 from runner.errors import SettingError, show_size
 from runner.settings import Settings
 from runner.spec import Item
@@ -85,6 +90,10 @@ class Execution:
     def device(self) -> str:
         return self.costs.device
 
+    @property
+    def compiler(self) -> str:
+        return self.costs.compiler
+
     def layouts(self, width: int, height: int) -> Iterator[Layout]:
         """The ways to make pictures of a size, from the fastest to the one that needs the least memory."""
         rows = self.unet_bs or self._most_rows(width, height)
@@ -114,6 +123,8 @@ class Execution:
         )
 
     def _modes(self) -> Sequence[Mapping[str, str]]:
+        if self.compiler != NONE:
+            return ALL_STAY, UNET_STAYS
         if self.turbo is None:
             return ALL_STAY, UNET_STAYS, ALL_LEAVE
         return (ALL_STAY, UNET_STAYS) if self.turbo else (ALL_LEAVE,)
@@ -148,12 +159,15 @@ def decide(settings: Settings, model: ModelFiles, device: str, free: int | None,
     """How this machine should make pictures.
 
     `free` is the device's free memory in bytes, and `base` what the process holds already, where these are known.
+
+    Raises:
+        SettingError: the UNet can't be compiled as the settings want it.
     """
     dtype = choose_dtype(settings.precision, device, model.parameters("unet"))
     limit = settings.memory or (int(free * SPARED) if free is not None else None)
     return Execution(
         dtype=dtype,
-        costs=model_costs(model, device, dtype, base),
+        costs=model_costs(model, device, dtype, base, choose_compiler(settings, device)),
         turbo=settings.turbo,
         unet_bs=settings.unet_bs,
         limit=limit,
@@ -162,8 +176,36 @@ def decide(settings: Settings, model: ModelFiles, device: str, free: int | None,
 
 
 def in_full_precision(execution: Execution) -> Execution:
-    """The same in float32."""
-    return replace(execution, dtype="float32", costs=execution.costs.in_dtype("float32"))
+    """The same in float32, and not compiled: it is for few pictures."""
+    return replace(execution, dtype="float32", costs=replace(execution.costs.in_dtype("float32"), compiler=NONE))
+
+
+def choose_compiler(settings: Settings, device: str) -> str:
+    """What compiles the UNet. `auto` is nothing: whether it pays depends on how many pictures are left.
+
+    Raises:
+        SettingError: what is asked for isn't there, or doesn't go together.
+    """
+    if not settings.compile:
+        return NONE
+    asked = f"compile={str(settings.compile).lower()}"
+    if settings.turbo is False:
+        raise SettingError(f"{asked} with turbo=false: a compiled UNet stays on the device; take one of them back")
+    if settings.compile is True:
+        if device == "cpu" and not _can_build():
+            raise SettingError(f"{asked}: needs a C++ compiler (g++, or what CXX names) and the headers of Python")
+        return INDUCTOR
+    if device != "cpu":
+        raise SettingError(f"{asked}: is for device=cpu; on {device} there is compile=true")
+    if not find_spec("openvino"):
+        raise SettingError(f"{asked}: OpenVINO is not installed; pip install 'manifest-runner[openvino]'")
+    return OPENVINO
+
+
+def _can_build() -> bool:
+    """Whether torch's inductor finds what it builds with, where it looks for it."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    return bool(shutil.which(compiler)) and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 
 
 def choose_dtype(precision: str, device: str, unet_parameters: int, measured: Mapping[str, float] | None = None) -> str:

@@ -23,26 +23,27 @@ class Way(NamedTuple):
     device_name: str | None
     threads: int | None
     prediction: str | None
+    compile: str | None
     env: tuple[tuple[str, str], ...]
 
 
-FACTORS = ("unet_bs", "dtypes", "device", "device_name", "threads", "prediction")
+FACTORS = ("unet_bs", "dtypes", "device", "device_name", "threads", "prediction", "compile")
 
 
 def way_of(record: Mapping[str, Any]) -> Way:
     """How the picture of a record was made."""
     item, run = record["item"], record["run"]
     device = run["device"].partition(":")[0]
-    # Whoever was rendered again in full precision says nothing of the run's own number types.
-    dtypes = None if "rerendered" in record else tuple(run["dtypes"].items())
+    again = "rerendered" in record  # in full precision, which says nothing of the run's own ways
     return Way(
         (item["width"], item["height"]),
         run["unet_bs"],
-        dtypes,
+        None if again else tuple(run["dtypes"].items()),
         device,
         run["device_name"],
         run["threads"] if device == "cpu" else None,  # they share a sum among them
         run["prediction"],
+        None if again else run.get("compile", "none"),
         tuple(record["env"].items()),
     )
 

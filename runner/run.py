@@ -23,6 +23,7 @@ import orjson
 
 from runner import __version__, gallery, plan
 from runner.backlog import Backlog
+from runner.costs import NONE, OPENVINO
 from runner.errors import RunnerError, SettingError
 from runner.events import ItemDone, ItemFailed, Rendered, RunEvent, RunFinished, RunStarted
 from runner.execute import FULL, Executor, NotFinite, available_devices, free_memory, held_memory
@@ -346,13 +347,13 @@ def constant_record(request: Request, executor: Executor) -> dict[str, Any]:
     return {
         "model": {"name": request.model.name, "fingerprints": dict(request.fingerprints)},
         "run": run_settings,
-        "env": environment(),
+        "env": environment(executor.execution.compiler),
     }
 
 
-def environment() -> dict[str, str]:
+def environment(compiler: str = NONE) -> dict[str, str]:
     """The versions of what has a say in a picture's bytes."""
-    libraries = {name: version(name) for name in LIBRARIES}
+    libraries = {name: version(name) for name in (*LIBRARIES, *([compiler] if compiler == OPENVINO else []))}
     return {"runner": __version__, "python": platform.python_version(), **libraries}
 
 

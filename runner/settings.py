@@ -85,7 +85,7 @@ class BenchSettings:
 
 @dataclass(slots=True, kw_only=True)
 class Settings:
-    """How pictures are made. `turbo`, `unet_bs` and `memory` are None for `auto`; `memory` is in bytes.
+    """How pictures are made. `turbo`, `compile`, `unet_bs` and `memory` are None for `auto`; `memory` is in bytes.
 
     Values that were checked once pass again, so that `dataclasses.replace` works.
     """
@@ -96,6 +96,7 @@ class Settings:
     device: str
     precision: str
     turbo: Any
+    compile: Any
     unet_bs: Any
     memory: Any
     engine: str
@@ -118,7 +119,8 @@ class Settings:
         _check_choice("engine", self.engine, ("local",))
         if not DEVICE.fullmatch(self.device):
             raise SettingError(f"device={self.device}: should be auto, cpu, cuda, cuda:N or mps")
-        self.turbo = _parse_turbo(self.turbo)
+        self.turbo = _parse_switch("turbo", self.turbo)
+        self.compile = _parse_switch("compile", self.compile, "openvino")
         self.unet_bs = _parse_unet_bs(self.unet_bs)
         self.memory = None if self.memory in (None, "auto") else parse_size(self.memory)
         counts = {"limit": self.limit, "sample": self.sample, "n_rows": self.n_rows, "attempts": self.attempts}
@@ -224,10 +226,13 @@ def _check_choice(key: str, value: str, known: Sequence[str]) -> None:
         raise SettingError(f"{key}={value}: {did_you_mean(value, known)}")
 
 
-def _parse_turbo(value: Any) -> bool | None:
-    if value in (None, "auto") or isinstance(value, bool):
-        return None if value == "auto" else value
-    raise SettingError(f"turbo={value}: should be true, false or auto")
+def _parse_switch(key: str, value: Any, *others: str) -> bool | str | None:
+    if value in (None, "auto"):
+        return None
+    if isinstance(value, bool) or value in others:
+        known: bool | str = value
+        return known
+    raise SettingError(f"{key}={value}: should be {', '.join(['true', *others, 'false'])} or auto")
 
 
 def _parse_unet_bs(value: Any) -> int | None:

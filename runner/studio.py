@@ -246,6 +246,7 @@ def how(settings: Settings) -> dict[str, str]:
         "device": settings.device,
         "precision": settings.precision,
         "turbo": _word(settings.turbo),
+        "compile": _word(settings.compile),
         "unet_bs": _word(settings.unet_bs),
         "memory": _word(settings.memory),
     }

@@ -18,12 +18,14 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from runner import plan, weights
+from runner.costs import INDUCTOR, OPENVINO
 from runner.errors import EXIT_DIFFERENCE, EXIT_ITEMS_FAILED, NoRunFolder, SettingError
 from runner.events import ItemDone, ItemFailed, Rendered, RunEvent, RunFinished, RunStarted
 from runner.execute import available_devices
@@ -45,6 +47,7 @@ class Manner:
     precision: str
     unet_bs: int | None
     prediction: str
+    compile: bool | str
 
 
 class Verification:
@@ -117,7 +120,7 @@ class Verification:
     ) -> Iterator[RunEvent]:
         request = self._request(manner)
         executor = start_executor(request)
-        now = {"model": {"fingerprints": request.fingerprints}, "env": environment()}
+        now = {"model": {"fingerprints": request.fingerprints}, "env": environment(executor.execution.compiler)}
         for wave in plan.group(items, executor.execution):
             for event in executor.run(wave):
                 if isinstance(event, Rendered | ItemFailed):
@@ -133,7 +136,7 @@ class Verification:
     def _request(self, manner: Manner) -> Request:
         """A run in this manner, save for what is given."""
         settings = copy.copy(self.settings)
-        for key in {"device", "precision", "unet_bs"}:
+        for key in {"device", "precision", "unet_bs", "compile"}:
             if key not in self.given:
                 setattr(settings, key, getattr(manner, key))
         path, prediction = settings.model.path, settings.model.prediction
@@ -164,7 +167,13 @@ def _manner(run: Mapping[str, Any]) -> Manner:
         precision="full" if dtypes and all(dtype == "float32" for dtype in dtypes) else "autocast",
         unet_bs=unet_bs if type(unet_bs) is int and 1 <= unet_bs <= UNET_BS_LIMIT else None,
         prediction=str(prediction) if prediction in PREDICTIONS else weights.AUTO,
+        compile=_recorded_compile(run.get("compile")),
     )
+
+
+def _recorded_compile(compiler: object) -> bool | str:
+    """OpenVINO counts where it is installed."""
+    return OPENVINO if compiler == OPENVINO and find_spec(OPENVINO) else compiler == INDUCTOR
 
 
 def _recorded_model(run_file: Path) -> str:

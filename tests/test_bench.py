@@ -163,8 +163,13 @@ def test_every_contender_has_settings_that_are_valid():
         assert (changed.memory == 1_200_000_000) == (contender.name == "runner_1200MB")
 
 
-def test_compiled_contenders_are_there_once_the_runner_compiles():
-    assert ("runner_compiled" in names("device=cpu")) == ("compile" in settings.Settings.__slots__)
+def test_contenders_whose_unet_is_compiled():
+    asked = ["turbo=false", "compile=true"]  # each contender says of both what it needs
+    known = {each.name: each.changes for each in bench.contenders(settings.compose(["device=cpu", *asked]))}
+    assert known["runner_compiled"] == {"turbo": None, "compile": True}
+    assert known["runner_streamed"] == {"turbo": False, "compile": False}
+    assert known["runner_openvino"] == {"turbo": None, "compile": "openvino"}
+    assert "runner_openvino" not in names("device=cuda:0")
 
 
 def test_contenders_are_chosen_by_name():

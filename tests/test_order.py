@@ -17,7 +17,7 @@ LAYERS = (
     ("inits", "grid", "yaml_nodes", "prompts", "values", "manifest", "manifest_schema", "expand", "records", "images"),
     ("pictures", "contact_sheet", "gallery", "request", "backlog", "plan", "forecast", "lint", "survey", "survey_text"),
     ("judge", "infotext", "regroup", "extract"),
-    ("samplers", "checkpoint", "layers", "parking", "fragments", "strips", "stages", "random_model"),
+    ("samplers", "checkpoint", "layers", "parking", "fragments", "compiled", "strips", "stages", "random_model"),
     ("execute", "probes"),
     ("run", "verify", "doctor", "doctor_text"),
     ("progress",),

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -102,6 +103,59 @@ def test_the_unet_stays_where_it_fits(model):
     assert not turbo(device="cuda:0", free=1 << 20)  # nobody named a ceiling, so the least is tried
     assert not turbo("turbo=false")
     assert turbo("memory=1GiB", device="cuda:0", free=1 << 20)
+
+
+def test_what_compiles(monkeypatch):
+    def chosen(*overrides, device="cpu"):
+        return plan.choose_compiler(settings.compose([*overrides]), device)
+
+    monkeypatch.setattr(plan, "_can_build", lambda: True)
+    monkeypatch.setattr(plan, "find_spec", lambda name: name == "openvino")
+    assert chosen() == chosen("compile=auto") == chosen("compile=false", "turbo=false") == "none"
+    assert chosen("compile=true") == chosen("compile=true", "turbo=true", device="cuda:0") == "inductor"
+    assert chosen("compile=openvino") == "openvino"
+    with pytest.raises(SettingError, match="compile=openvino with turbo=false"):
+        chosen("compile=openvino", "turbo=false")
+    with pytest.raises(SettingError, match="compile=openvino: is for device=cpu; on cuda:0"):
+        chosen("compile=openvino", device="cuda:0")
+    monkeypatch.setattr(plan, "find_spec", lambda name: None)
+    with pytest.raises(SettingError, match=r"pip install 'manifest-runner\[openvino\]'"):
+        chosen("compile=openvino")
+
+
+def test_inductor_needs_a_compiler_on_a_cpu(monkeypatch, model, tmp_path):
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    with pytest.raises(SettingError, match=r"compile=true: needs a C\+\+ compiler"):
+        plan.decide(settings.compose(["compile=true"]), model, "cpu", None)
+    assert plan.choose_compiler(settings.compose(["compile=true"]), "cuda:0") == "inductor"
+    (tmp_path / "none").touch(mode=0o755)
+    monkeypatch.setattr(plan.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    with pytest.raises(SettingError, match="the headers of Python"):
+        plan.choose_compiler(settings.compose(["compile=true"]), "cpu")
+    (tmp_path / "Python.h").touch()
+    assert plan.choose_compiler(settings.compose(["compile=true"]), "cpu") == "inductor"
+
+
+def test_a_compiled_unet_stays_and_has_a_copy_of_its_weights_on_a_cpu(model):
+    def make(compiler, device="cpu", **changes):
+        return Execution(dtype="float32", costs=costs.model_costs(model, device, "float32", 0, compiler), **changes)
+
+    assert {layout.turbo for layout in make("none").layouts(512, 512)} == {True, False}
+    for compiler in ("inductor", "openvino"):
+        assert all(layout.turbo for layout in make(compiler).layouts(512, 512))
+        more = make(compiler).costs.peak(ALL_STAY, 64, 64, 2, 2) - make("none").costs.peak(ALL_STAY, 64, 64, 2, 2)
+        assert more == 4 * model.parameters("unet")
+        assert make(compiler).layout(64, 64).unet_bs == make("none").layout(64, 64).unet_bs
+    on_gpu = [make(compiler, "cuda:0").costs.peak(ALL_STAY, 64, 64, 2, 2) for compiler in ("none", "inductor")]
+    assert on_gpu[0] == on_gpu[1]
+
+
+def test_what_was_measured_compiled_says_nothing_of_the_uncompiled(model):
+    made = {name: costs.model_costs(model, "cpu", "float32", 0, name) for name in ("none", "inductor")}
+    key = made["inductor"].key(ALL_STAY, 64, 64, 2, 2)
+    plain, known = (replace(made[name], measured={key: 1 << 40}) for name in ("none", "inductor"))
+    assert plain.peak(ALL_STAY, 64, 64, 2, 2) == made["none"].peak(ALL_STAY, 64, 64, 2, 2)
+    assert known.peak(ALL_STAY, 64, 64, 2, 2) == 1 << 40
 
 
 def test_devices():

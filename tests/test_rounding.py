@@ -32,6 +32,7 @@ def compare(recorded, **now):
         ({"dtypes": {"unet": "float16", "vae": "float32"}}, "dtypes was float32 and is now unet float16, vae float32"),
         ({"device_name": "another"}, "device_name was a processor and is now another"),
         ({"threads": 3}, "threads was 2 and is now 3"),
+        ({"compile": "inductor"}, "compile was none and is now inductor"),
         ({"prediction": "v_prediction"}, "prediction was epsilon and is now v_prediction"),
     ],
 )
@@ -61,10 +62,10 @@ def test_a_folder_that_is_mixed_takes_any_of_its_ways():
     assert compare(mixed, unet_bs=8) == ["unet_bs was 2 or 4 and is now 8"]
 
 
-def test_number_types_of_pictures_that_were_rendered_again_do_not_count():
+def test_number_types_and_compiling_do_not_count_for_pictures_that_were_rendered_again():
     again = record() | {"rerendered": "it overflowed"}
-    half = {"unet": "float16", "vae": "float16"}
-    assert compare([again, record(dtypes=half)], dtypes=half) == compare([again], dtypes=half) == []
+    usual = {"dtypes": {"unet": "float16", "vae": "float16"}, "compile": "inductor"}
+    assert compare([again, record(**usual)], **usual) == compare([again], **usual) == []
 
 
 def test_versions_that_no_picture_was_made_with():

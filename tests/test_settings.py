@@ -16,6 +16,12 @@ def test_the_defaults_are_those_of_the_documentation():
     assert made.defaults.given() == {}
 
 
+def test_values_of_compile():
+    values = {text: settings.compose([f"compile={text}"]).compile for text in ("auto", "true", "false", "openvino")}
+    assert values == {"auto": None, "true": True, "false": False, "openvino": "openvino"}
+    assert settings.compose([]).compile is None
+
+
 def test_overrides():
     made = settings.compose(
         [
@@ -57,6 +63,8 @@ def test_sizes(text, size):
         ("precision=half", ["precision=half", "autocast, full"]),
         ("turbo=1", ["turbo=1", "true, false or auto"]),
         ("turbo=yes", ["turbo=yes", "true, false or auto"]),
+        ("compile=1", ["compile=1", "true, openvino, false or auto"]),
+        ("compile=inductor", ["compile=inductor", "true, openvino, false or auto"]),
         ("unet_bs=0", ["unet_bs=0", "from 1"]),
         ("unet_bs=2.5", ["unet_bs=2.5", "from 1"]),
         ("unet_bs=true", ["unet_bs=True", "from 1"]),

@@ -118,6 +118,24 @@ def test_records_of_several_manners_are_each_made_in_their_own(verify, folder, m
     assert code == (5 if report["problems"] else 0)
 
 
+@pytest.mark.parametrize(
+    ("recorded", "installed", "wanted"),
+    [
+        ("inductor", False, True),
+        ("none", True, False),
+        ("openvino", True, "openvino"),
+        ("openvino", False, False),
+        (["?"], True, False),
+        (None, True, False),
+    ],
+)
+def test_a_picture_is_compiled_for_as_it_was(monkeypatch, recorded, installed, wanted):
+    from runner import verify as verb
+
+    monkeypatch.setattr(verb, "find_spec", lambda name: object() if installed else None)
+    assert verb._manner({"compile": recorded}).compile == wanted
+
+
 def test_a_difference_is_measured_and_its_factor_named(verify, folder, other_noise):
     edit_records(folder, lambda record: record["env"].update(torch="1.0"))
     code, report = verify("unet_bs=2")

@@ -1,0 +1,173 @@
+"""The UNet compiled, by torch's inductor or for OpenVINO's runtime, and called as the module itself would be.
+
+Every shape of a call is compiled by itself: with a fixed shape a row's bits don't depend on what stands in the other
+rows. Whether and with what to compile is decided in `plan`.
+
+    compile_unet(unet, model, execution)
+    [predicted] = unet.call_all([lambda unet: unet(latents, times, encoder_hidden_states=context)[0]])
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections import OrderedDict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runner.costs import INDUCTOR, OPENVINO
+from runner.errors import FolderUnwritable, ModelError
+from runner.files import writing_to
+from runner.fragments import Component
+from runner.plan import Execution
+from runner.weights import ModelFiles, cache_folder, fingerprints
+
+SHAPES_KEPT = 2  # each holds a copy of the weights on a CPU
+EXAMPLE_SIZE = 8  # latents along one side of what the UNet is converted with
+FILE = "unet.xml"
+CONVERTED_BY = ("openvino", "torch", "diffusers")
+log = logging.getLogger(__name__)
+
+
+def compile_unet(unet: Component, model: ModelFiles, execution: Execution) -> None:
+    """Lets what `execution` names answer for the UNet; for OpenVINO it is converted, unless it was before.
+
+    Raises:
+        FolderUnwritable: the converted UNet can't be kept.
+    """
+    if execution.compiler == INDUCTOR:
+        unet.substitute = Inductor(unet)
+    elif execution.compiler == OPENVINO:
+        exact = execution.dtype == "float32"
+        unet.substitute = OpenVino(_converted(unet, model, exact=exact), "f32" if exact else "bf16")
+
+
+class Inductor:
+    """The UNet as torch's inductor compiles it. Its weights stay; on a CPU the compiled code holds another copy."""
+
+    def __init__(self, unet: Component) -> None:
+        self._unet = unet
+        # A graph in one piece is never left for uncompiled code in silence, which would round otherwise.
+        self._module = torch.compile(unet.module, fullgraph=True, dynamic=False)
+        self._shapes: set[tuple[torch.Size, torch.Size]] = set()
+
+    def __call__(self, latents: Tensor, times: Tensor, encoder_hidden_states: Tensor, **options: Any) -> Any:
+        """What the UNet returns."""
+        self._shapes.add((latents.shape, encoder_hidden_states.shape))
+        if len(self._shapes) > SHAPES_KEPT:
+            torch.compiler.reset()
+            self._shapes = {(latents.shape, encoder_hidden_states.shape)}
+        frozen = self._unet.device.type == "cpu"
+        with self._unet.visit(), torch._inductor.config.patch(freezing=frozen):
+            return self._module(latents, times, encoder_hidden_states=encoder_hidden_states, **options)
+
+
+class OpenVino:
+    """The UNet as OpenVINO computes it on a CPU, from its file, in `precision` (`f32`, `bf16`).
+
+    Torch's UNet isn't needed for it; what goes in and comes out is float32.
+    """
+
+    def __init__(self, file: Path, precision: str) -> None:
+        import openvino
+
+        self._core, self._file = openvino.Core(), file
+        self._properties = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        self._compiled: OrderedDict[tuple[torch.Size, ...], Any] = OrderedDict()
+
+    def __call__(self, latents: Tensor, times: Tensor, encoder_hidden_states: Tensor, **_: Any) -> tuple[Tensor]:
+        """The UNet's prediction [rows, 4, h, w], alone in a tuple."""
+        inputs = [tensor.float().contiguous() for tensor in (latents, times, encoder_hidden_states)]
+        compiled = self._compile(tuple(tensor.shape for tensor in inputs))
+        answers = compiled([tensor.numpy() for tensor in inputs])  # reads them where they lie, and returns a copy
+        return (torch.from_numpy(answers[0]),)
+
+    def _compile(self, shapes: tuple[torch.Size, ...]) -> Any:
+        if shapes in self._compiled:
+            self._compiled.move_to_end(shapes)
+            return self._compiled[shapes]
+        while len(self._compiled) >= SHAPES_KEPT:
+            self._compiled.popitem(last=False)
+        try:
+            model = self._core.read_model(self._file)
+        except RuntimeError as error:
+            raise ModelError(f"{self._file.parent}: is damaged; delete it, and the UNet is converted again") from error
+        model.reshape({index: list(shape) for index, shape in enumerate(shapes)})
+        self._compiled[shapes] = self._core.compile_model(model, "CPU", self._properties)
+        return self._compiled[shapes]
+
+
+class _Positional(nn.Module):
+    """The UNet with nothing but tensors around it."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, latents: Tensor, times: Tensor, context: Tensor) -> Tensor:
+        """Its prediction."""
+        predicted: Tensor = self.unet(latents, times, encoder_hidden_states=context, return_dict=False)[0]
+        return predicted
+
+
+def _converted(unet: Component, model: ModelFiles, *, exact: bool) -> Path:
+    """The UNet in OpenVINO's format, from the user's cache folder; weights are in float32 if `exact`, else float16."""
+    folder = cache_folder() / "openvino" / _key(model, exact)
+    if not (folder / FILE).exists():
+        log.warning("converting the UNet for OpenVINO; this is done once for a model, and kept in %s", folder)
+        with writing_to(folder.parent):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as place:
+                new = Path(place, "new")
+                _save(_convert(unet), new, exact=exact)
+                if not folder.exists():  # another process may have been quicker
+                    os.rename(new, folder)
+    return folder / FILE
+
+
+def _key(model: ModelFiles, exact: bool) -> str:
+    """A name for all that has a say in the converted UNet."""
+    hashes = [sha256 for name, sha256 in fingerprints(model).items() if name.startswith("unet")]
+    said = [hashes, dict(model.configs["unet"]), exact, [version(name) for name in CONVERTED_BY]]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+@torch.no_grad()
+def _convert(unet: Component) -> Any:
+    import openvino
+
+    rows, channels = 2, int(unet.config["in_channels"])
+    example = (
+        torch.zeros(rows, channels, EXAMPLE_SIZE, EXAMPLE_SIZE),
+        torch.zeros(rows),
+        torch.zeros(rows, 77, int(unet.config["cross_attention_dim"])),
+    )
+    with unet.visit() as module, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's about tracing: that the numbers of a shape become constants
+        converted = openvino.convert_model(_Positional(module), example_input=example)
+    return converted
+
+
+def _save(converted: Any, folder: Path, *, exact: bool) -> None:
+    """Writes it and looks whether it is whole: OpenVINO doesn't notice a full disk."""
+    import openvino
+
+    folder.mkdir()
+    try:
+        openvino.save_model(converted, folder / FILE, compress_to_fp16=not exact)
+        openvino.Core().read_model(folder / FILE)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise FolderUnwritable(f"can't keep the UNet for OpenVINO in '{folder.parents[1]}': {reason}") from error
