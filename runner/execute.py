@@ -79,7 +79,7 @@ class Executor:
         self.model, self.execution = model, execution
         self.tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token)
         device, dtype = torch.device(execution.device), getattr(torch, execution.dtype)
-        if execution.device == "cpu" and execution.limit:
+        if execution.device == "cpu" and execution.limit and not execution.advice:
             return_memory_at_once()
         dtypes = dict.fromkeys(COMPONENTS, dtype)
         if execution.compiler == OPENVINO:
@@ -88,7 +88,7 @@ class Executor:
             name: Component(build_module(model, name), model.tensors[name], device=device, dtype=dtype, mode=VISITS)
             for name, dtype in dtypes.items()
         }
-        if execution.device == "cpu":
+        if execution.device == "cpu" and execution.compiler == NONE:
             replace_convolutions(self.components["unet"].module)
         self.schedule = self._make_schedule()
         compiled.compile_unet(self.components["unet"], model, execution)
