@@ -163,7 +163,8 @@ def test_every_contender_has_settings_that_are_valid():
         assert (changed.memory == 1_200_000_000) == (contender.name == "runner_1200MB")
 
 
-def test_contenders_whose_unet_is_compiled():
+def test_contenders_whose_unet_is_compiled(monkeypatch):
+    monkeypatch.setattr(bench, "find_spec", lambda name: name == "openvino")
     asked = ["turbo=false", "compile=true"]  # each contender says of both what it needs
     known = {each.name: each.changes for each in bench.contenders(settings.compose(["device=cpu", *asked]))}
     assert known["runner_compiled"] == {"turbo": None, "compile": True}

@@ -5,7 +5,6 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
-import openvino
 import pytest
 import tiny
 from builders import make_item
@@ -19,6 +18,8 @@ from runner.execute import Executor
 from runner.plan import Execution, Wave
 from runner.records import iterate_records
 from runner.request import read_request
+
+openvino = pytest.importorskip("openvino")
 
 LONG = "a cat with " + "very " * 90 + "long hair"
 MANIFEST = "version: 1\njobs: [{prompts: [cat], seeds: SEEDS, width: 64, height: 64, steps: 1}]\n"
