@@ -489,7 +489,7 @@ def test_skip_grid_builds_no_report(ask):
 
 def test_a_ceiling_that_a_size_needs_more_than_is_an_error_before_anything_is_made(ask):
     sizes = "version: 1\njobs:\n  - prompts: [cat]\n    seeds: 1\n    steps: 1\n    matrix: {width: [64, 2048]}\n"
-    with pytest.raises(SettingError, match="2048x64 need at least memory="):
+    with pytest.raises(SettingError, match="2048x512 need at least memory="):
         list(running.run(ask("memory=700MiB", "turbo=true", text=sizes)))
 
 
