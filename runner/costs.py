@@ -28,7 +28,7 @@ TEXT_BYTES = 24 << 20  # a call of the text encoder
 # Numbers held at once for each latent and each channel of the first block, or each pixel and channel of the last one.
 UNET_HELD, DECODER_HELD = 30, 4
 STRIPS_HELD = 12  # strips, while one is made from another
-STRIP_ELEMENTS = {"cpu": 1 << 22}  # numbers in a strip of a large picture: on a CPU about what its caches hold
+STRIP_ELEMENTS = {"cpu": 1 << 20}  # numbers in a strip of a large picture: on a CPU about what its caches hold
 OTHER_STRIP_ELEMENTS = 1 << 24
 DECODED_PIXELS = 1 << 16  # in one call of the decoder; a larger picture is decoded in strips
 MOST_DECODED_ROWS = 16

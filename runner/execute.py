@@ -36,7 +36,8 @@ from runner.weights import AUTO, COMPONENTS, FRAGMENTS, ModelFiles
 
 EMBEDDINGS_KEPT, PICTURES_KEPT = 4096, 256
 SHORT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "bad allocation", "bad_alloc")
-M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 1 << 20  # of glibc's malloc.h; in bytes
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
+LARGE_BLOCK, HEAP_KEPT = 1 << 20, 32 << 20  # bytes
 FULL = "float32"
 
 
@@ -342,8 +343,11 @@ def release_memory(device: str) -> None:
 def return_memory_at_once() -> None:
     """Lets glibc give large blocks back as soon as they are free, and take none of them from its heap.
 
-    Its heap, which it takes blocks of up to 32 MiB from once such blocks were used, never shrinks while anything
-    behind them is in use: what a process holds would grow far beyond what its tensors need.
+    Its heap, which it takes blocks of up to 32 MiB from once such blocks were used, hardly shrinks while anything
+    behind them is in use: what a process holds would grow far beyond what its tensors need. Smaller blocks stay
+    there, since fresh memory costs time: each of its pages is emptied by the system first.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        libc.mallopt(M_TRIM_THRESHOLD, HEAP_KEPT)
