@@ -15,6 +15,12 @@ def model(tmp_path_factory):
     return weights.find_model(str(tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")))
 
 
+@pytest.fixture(autouse=True)
+def nothing_measured():
+    """No peaks that other tests left."""
+    (weights.cache_folder() / "memory.json").unlink(missing_ok=True)
+
+
 @pytest.fixture(scope="module")
 def make(model):
     def make(device="cpu", dtype="float32", **changes):

@@ -334,7 +334,7 @@ def test_pictures_made_in_two_ways_are_mixed_only_if_that_is_wanted(ask):
 
 def test_another_version_of_a_library_is_told(ask, monkeypatch):
     paint(ask(text=small("cat", "1")))
-    monkeypatch.setattr(running, "environment", lambda: {"torch": "99.0"})
+    monkeypatch.setattr(running, "environment", lambda *_: {"torch": "99.0"})
     started = paint(ask(text=small("cat", "1-2")))[0]
     assert re.search(r"torch was 2\..* and is now 99.0", started.notes[0])
 
