@@ -28,7 +28,6 @@ LAYERS = (
     ("__main__",),
 )
 ORDER = [name for layer in LAYERS for name in layer]
-NEEDS_TORCH = {name for layer in LAYERS[6:9] for name in layer}
 
 
 def imported(module: str) -> set[str]:
