@@ -1,7 +1,7 @@
 """Layers that do what torch's own do in less time on a CPU, put in their place in a module.
 
 oneDNN multiplies by weights that lie in blocks, and torch's convolution puts them into blocks anew in each call. Here
-that is done once, when the weights arrive. With two rows in a call a step of Stable Diffusion v1 takes about 6% less time.
+that is done once, when the weights arrive: with two rows in a call, a step of Stable Diffusion v1 takes about 6% less.
 """
 
 from __future__ import annotations
