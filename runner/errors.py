@@ -8,10 +8,9 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 EXIT_FAULT = 1
 EXIT_ITEMS_FAILED = 3
@@ -39,9 +38,8 @@ class SettingError(RunnerError):
     exit_code = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Location:
-    """A place in a file; lines and columns count from 1, and 0 stands for the file as a whole."""
+class Location(NamedTuple):
+    """A place in a file, of which there may be millions. Lines and columns count from 1; 0 is the file as a whole."""
 
     path: Path
     line: int = 0
@@ -104,7 +102,7 @@ class ManifestErrors(ManifestError):
 
     def __init__(self, errors: Sequence[ManifestError], more: int = 0) -> None:
         paths = list(dict.fromkeys(error.location.path for error in errors))
-        errors = sorted(errors, key=lambda error: (paths.index(error.location.path), *astuple(error.location)[1:]))
+        errors = sorted(errors, key=lambda error: (paths.index(error.location.path), *error.location[1:]))
         super().__init__("; ".join(error.message for error in errors), errors[0].location)
         self.errors, self.more = errors, more
         self.args = (self._lines(str),)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner import compiled, costs, inits, plan, stages
+from runner import compiled, costs, inits, machine, plan, stages
 from runner.checkpoint import build_module
 from runner.costs import NONE, OPENVINO, VISITS, WALKS
 from runner.errors import RunnerError, show_size
@@ -67,10 +67,7 @@ def device_name(device: str) -> str:
     """What the device is called by its maker."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    if device == "cpu" and (info := Path("/proc/cpuinfo")).exists():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        return names[0] if names else device
-    return device
+    return machine.device_name(device) or device
 
 
 class Executor:

@@ -12,13 +12,12 @@ the items is not known here.
 from __future__ import annotations
 
 import itertools
-from abc import abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import orjson
 
@@ -26,6 +25,7 @@ from runner import prompts
 from runner.errors import Location, ManifestError, Problems
 from runner.grid import Axis, Grid
 from runner.inits import Init, InitError
+from runner.lazy import Lazy
 from runner.manifest import Job, Manifest, Prompt, find_init, shown
 from runner.spec import Item, Part
 from runner.values import ALIASES, DEFAULTS, ITEM_KEYS, LARGEST_SEED, OWN_SIZE, check, entries, words
@@ -65,23 +65,7 @@ def texts(job: Job) -> Iterator[tuple[str, Location]]:
     yield from ((text, job.location) for text in columns.get("negative", [job.values.get("negative", "")]))
 
 
-class _Lazy(Sequence[Item]):
-    """A sequence whose items are made when they are asked for."""
-
-    @abstractmethod
-    def _make(self, number: int) -> Item: ...
-
-    @overload
-    def __getitem__(self, number: int) -> Item: ...
-    @overload
-    def __getitem__(self, number: slice) -> Sequence[Item]: ...
-    def __getitem__(self, number: int | slice) -> Item | Sequence[Item]:
-        if isinstance(number, slice):
-            return [self._make(place) for place in range(*number.indices(len(self)))]
-        return self._make(range(len(self))[number])
-
-
-class Items(_Lazy):
+class Items(Lazy[Item]):
     """The items of a manifest; `drawn_seeds` has the first seed of each job that says none, by the job's index."""
 
     def __init__(self, manifest: Manifest, drawn_seeds: Mapping[int, int]) -> None:
@@ -107,10 +91,12 @@ class _JobItems:
 
     def __init__(self, job: Job, drawn: int) -> None:
         self.grid = _grid(job, drawn)
-        split, self._cycle = _split(self.grid.axes)
         choose = partial(_chosen, job.samples)
-        self._slow = lru_cache(maxsize=1)(partial(choose, self.grid.axes[:split], job.values))
-        fast = partial(choose, self.grid.axes[split:], {})
+        fixed, _ = choose([axis for axis in self.grid.axes if not axis.named], job.values, 0)  # these have one value
+        axes = [axis for axis in self.grid.axes if axis.named]
+        split, self._cycle = _split(axes)
+        self._slow = lru_cache(maxsize=1)(partial(choose, axes[:split], fixed))
+        fast = partial(choose, axes[split:], {})
         self._fast = lru_cache(maxsize=None)(fast) if self._cycle <= LONGEST_CYCLE else fast
 
     def make(self, place: int, number: int) -> Item:
@@ -134,6 +120,8 @@ def _grid(job: Job, drawn: int) -> Grid:
 
 def _split(axes: Sequence[Axis]) -> tuple[int, int]:
     """Where the fast axes begin, and how many combinations they have: few enough to keep, but at least one axis."""
+    if not axes:
+        return 0, 1
     split, cycle = len(axes) - 1, len(axes[-1])
     while split and cycle * len(axes[split - 1]) <= LONGEST_CYCLE:
         split, cycle = split - 1, cycle * len(axes[split - 1])
@@ -147,21 +135,26 @@ def _chosen(
     chosen = dict(values)
     named: tuple[tuple[str, Any], ...] = ()
     for axis in reversed(axes):  # the position's digits, the lowest one first
-        position, place = divmod(position, len(axis))
+        position, place = divmod(position, axis.length)
+        names: tuple[tuple[str, Any], ...] = ()
         for key, column in axis.columns.items():
-            chosen[key] = column[place]
+            value = column[place]
             if key == "prompt":
-                chosen |= _said(column[place])
-            elif key == "seed":
+                _say(value, chosen)
+            else:
+                chosen[key] = value
+            if key == "seed":
                 chosen["first_noise"] = column[place % samples]
-        if axis.named:
-            named = (*[(key, shown(column[place])) for key, column in axis.columns.items()], *named)
+            if axis.named:
+                names = (*names, (key, shown(value)))
+        named = names + named
     return chosen, named
 
 
-def _said(prompt: Prompt) -> dict[str, Any]:
-    own = {} if prompt.negative is None else {"negative": prompt.negative}
-    return {"prompt": prompt.text, "parts": prompt.parts(), **own}
+def _say(prompt: Prompt, chosen: dict[str, Any]) -> None:
+    chosen["prompt"], chosen["parts"] = prompt.text, prompt.parts()
+    if prompt.negative is not None:
+        chosen["negative"] = prompt.negative
 
 
 def _resolved(values: dict[str, Any], *, number: int, axes: tuple[tuple[str, Any], ...]) -> Item:
@@ -282,7 +275,7 @@ def _read_axes(axes: object, location: Location) -> tuple[tuple[str, Any], ...]:
     return tuple((key, _checked(key, value, location) if key == "crop" else value) for key, value in axes.items())
 
 
-class _Lines(_Lazy):
+class _Lines(Lazy[Item]):
     """The items in a file of JSON lines, of which only the places are kept."""
 
     def __init__(self, path: Path, allow_outside: bool) -> None:

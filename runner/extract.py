@@ -9,7 +9,6 @@ comments name the rest. Nothing in a file is executed, no pixel is decoded, and 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import re
@@ -82,7 +81,7 @@ def _is_aside(path: Path) -> bool:
 
 def _wish(item: Item, **changes: Any) -> Item:
     """The item without what has no say in its picture."""
-    return dataclasses.replace(item, number=0, axes=(), **changes)
+    return item._replace(number=0, axes=(), **changes)
 
 
 # ---- one file
@@ -111,7 +110,7 @@ def _read_own(path: Path, given: Mapping[str, Any], model: Mapping[str, Any], pl
     item = read_item(noise_only, number=number, location=place)
     notes: list[str] = []
     if given.get("init") is not None:
-        item = dataclasses.replace(item, **_img2img(path, given, notes, place))
+        item = item._replace(**_img2img(path, given, notes, place))
     return _Source(path=path, item=item, model=_model(model), notes=notes, own=True)
 
 
@@ -161,7 +160,7 @@ def _read_infotext(path: Path, text: str, place: Location) -> _Source:
     strength = record.pop("strength", None)
     item = read_item(record, number=0, location=place)
     if strength is not None:
-        item = dataclasses.replace(item, strength=check("strength", wrap(strength, place)))
+        item = item._replace(strength=check("strength", wrap(strength, place)))
     return _Source(path=path, item=item, model=model, notes=notes, own=False)
 
 

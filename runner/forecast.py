@@ -10,8 +10,10 @@ records of this machine, model and number type it says nothing of time.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
+import operator
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,17 +44,14 @@ class Kind(NamedTuple):
     sampler: str
     steps: int
     strength: float | None
-    guided: bool
     format: str
+    guided: bool
     negative: bool
 
     @classmethod
     def of(cls, item: Item) -> Kind:
         """The kind that an item is of."""
-        guided, negative = item.scale != 1.0, item.negative != ""
-        return cls(
-            item.width, item.height, item.sampler, item.steps, item.strength, guided, item.format, negative
-        )  # fmt: skip
+        return _kind(*_kind_values(item))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -73,6 +72,14 @@ class Kind(NamedTuple):
     def calls(self) -> int:
         """Predictions of the UNet for the whole picture."""
         return model_calls(self.sampler, steps_made(self.steps, self.strength))
+
+
+_kind_values = operator.attrgetter("scale", "negative", "width", "height", "sampler", "steps", "strength", "format")
+
+
+@functools.lru_cache(maxsize=4096)
+def _kind(scale: float, negative: str, *values: Any) -> Kind:
+    return Kind(*values, guided=scale != 1.0, negative=negative != "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,10 @@ class Axis:
 
     columns: Mapping[str, Sequence[Any]]
     named: bool
+    length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "length", len(next(iter(self.columns.values()))))
 
     @classmethod
     def of(cls, key: str, values: Sequence[Any], *, named: bool = True) -> Axis:
@@ -39,7 +43,7 @@ class Axis:
         return cls(columns={key: values}, named=named)
 
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
+        return self.length
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,7 +98,12 @@ class Written:
 
 def image_path(item: Item) -> PurePosixPath:
     """Where the picture goes within the run folder."""
-    return PurePosixPath("images", folder_name(item.prompt), f"seed_{item.seed}_{item.number:05d}.{item.format}")
+    return PurePosixPath(image_name(item))
+
+
+def image_name(item: Item) -> str:
+    """The same as a text, which is made much faster."""
+    return f"images/{folder_name(item.prompt)}/seed_{item.seed}_{item.number:05d}.{item.format}"
 
 
 @functools.lru_cache(maxsize=1024)

@@ -85,7 +85,7 @@ def judge(
     finding = Finding(line=item.number, image=record["image"], state=state or FAILED)
     if isinstance(made, Exception):
         return replace(finding, message=f"it can't be rendered again: {made}")
-    item = replace(item, number=record["item"].get("number"), init=record["item"].get("init"))
+    item = item._replace(number=record["item"].get("number"), init=record["item"].get("init"))
     new = images.encode(made, item, part(record, "model"), item.format)
     recorded = (record.get("pixels"), record.get("sha256"), record["bytes"])
     as_recorded = (images.pixels_hash(made), _sha256(new), len(new)) == recorded

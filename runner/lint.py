@@ -90,12 +90,13 @@ FOREIGN = (  # other tools' syntax, what it is, and what says the same here
     (re.compile(r"[^\s:]*::\s?-?\d*\.?\d*(?!\S)"), "a weight in Midjourney; here with one colon, words:number"),
     (re.compile(r"(?<!\S)--[a-z]+(?:\s+[^\s-]\S*)?"), "a parameter in Midjourney; here a key of the manifest"),
 )
+SUSPECT = re.compile(r"[(\[{<:]|__|--|BREAK|AND")  # stands in all of these, and in every weighted prompt
 LIKE_A_TIME = re.compile(r"(?<!\S)(\d+):(\d+)(?!\S)")
 
 
 def foreign_syntax(text: str) -> Iterator[str]:
     """Other tools' syntax, each kind of it once."""
-    for pattern, meaning in FOREIGN:
+    for pattern, meaning in FOREIGN if SUSPECT.search(text) else ():
         if found := pattern.search(text):
             yield f"'{shorten(found[0].strip(), 40)}' is {meaning}"
 

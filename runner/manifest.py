@@ -13,16 +13,18 @@ import dataclasses
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from runner import grid, inits, prompts, yaml_nodes
 from runner.errors import Location, ManifestError, Problems, SettingError, did_you_mean, every, name_some
 from runner.grid import Axis, Grid, Remainder
 from runner.inits import Init
+from runner.lazy import Lazy, join
 from runner.spec import Part
 from runner.values import (
     ALIASES,
@@ -78,11 +80,11 @@ FOLDER_NAME = re.compile(r"\w[\w .,+=()@-]*(?<![ .])")
 LONGEST_NAME = 200  # bytes; file systems allow 255
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prompt:
-    """A prompt as it was written; `label` is what an axis shows for it, `negative` its own, if it has one.
+class Prompt(NamedTuple):
+    """A prompt as it was written, a tuple, since there may be millions.
 
-    `id` is what it was called, alone or with others that differ in weights.
+    `label` is what an axis shows for it, `negative` its own, if it has one, and `id` is what it was
+    called, alone or with others that differ in weights.
     """
 
     text: str
@@ -94,6 +96,21 @@ class Prompt:
 
     def parts(self) -> tuple[Part, ...]:
         return prompts.parse(self.text) if self.weighted else (Part(text=self.text, weight=1.0),)
+
+
+class _Lines(Lazy[Prompt]):
+    """The prompts in the lines of a file, of which the texts alone are kept; `lines` are the lines' numbers."""
+
+    def __init__(self, path: Path, negative: str | None, weighted: bool) -> None:
+        self.path, self.negative, self.weighted = path, negative, weighted
+        self.texts, self.lines = list[str](), array("I")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def _make(self, place: int) -> Prompt:
+        text, location = self.texts[place], Location(self.path, self.lines[place], 1)
+        return Prompt(text, text, None, self.weighted, self.negative, location)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,22 +257,24 @@ def _name(node: Node | None, path: Path) -> str:
 # ---- prompts
 
 
-def _prompts(nodes: Sequence[Node], frame: _Frame) -> tuple[Prompt, ...]:
-    found: list[Prompt] = []
-    problems = Problems()
+def _prompts(nodes: Sequence[Node], frame: _Frame) -> Sequence[Prompt]:
+    found: list[Sequence[Prompt]] = []
+    count, problems = 0, Problems()
     for node in nodes:
         with problems:
-            found += itertools.islice(_prompt(node, frame), MOST_PROMPTS + 1)
-        if len(found) > MOST_PROMPTS:
+            found.append(_prompt(node, frame))
+            count += len(found[-1])
+        if count > MOST_PROMPTS:
             raise node.error(f"more than {MOST_PROMPTS} prompts in one list")
     problems.raise_all()
-    return tuple(found)
+    if any(isinstance(each, _Lines) for each in found):
+        return join(found)
+    return tuple(itertools.chain.from_iterable(found))
 
 
-def _prompt(node: Node, frame: _Frame) -> Iterator[Prompt]:
+def _prompt(node: Node, frame: _Frame) -> Sequence[Prompt]:
     if not isinstance(node.value, dict):
-        yield _checked(words(node), node.location)
-        return
+        return (_checked(words(node), node.location),)
     given = node.mapping(
         dict.fromkeys(key for kind in PROMPT_KEYS for key in (kind, *PROMPT_KEYS[kind])), hint=QUOTE_HINT
     )
@@ -270,11 +289,10 @@ def _prompt(node: Node, frame: _Frame) -> Iterator[Prompt]:
     id = given["id"].text() if "id" in given else None
     weighted = given["weighted"].flag() if "weighted" in given else True
     if kind == "file":
-        yield from _from_file(given["file"], frame, negative, weighted)
-    elif kind == "parts":
-        yield from _from_parts(given, negative, id)
-    else:
-        yield _checked(words(given[kind]), given[kind].location, negative, weighted, id=id)
+        return _from_file(given["file"], frame, negative, weighted)
+    if kind == "parts":
+        return _from_parts(given, negative, id)
+    return (_checked(words(given[kind]), given[kind].location, negative, weighted, id=id),)
 
 
 def _checked(
@@ -287,12 +305,16 @@ def _checked(
     variant: str = "",
 ) -> Prompt:
     if weighted:
-        try:
-            prompts.parse(text)
-        except ValueError as error:
-            raise ManifestError(f"{error}; or set 'weighted: false' on the prompt", location) from None
+        _check_weights(text, location)
     label = text if id is None else f"{id}{variant}"
     return Prompt(text=text, label=label, id=id, weighted=weighted, negative=negative, location=location)
+
+
+def _check_weights(text: str, location: Location) -> None:
+    try:
+        prompts.parse(text)
+    except ValueError as error:
+        raise ManifestError(f"{error}; or set 'weighted: false' on the prompt", location) from None
 
 
 def _from_parts(given: Mapping[str, Node], negative: str | None, id: str | None) -> list[Prompt]:
@@ -314,14 +336,20 @@ def _from_parts(given: Mapping[str, Node], negative: str | None, id: str | None)
     return every(prompt, rows if swept else [given["weights"]])
 
 
-def _from_file(node: Node, frame: _Frame, negative: str | None, weighted: bool) -> list[Prompt]:
+def _from_file(node: Node, frame: _Frame, negative: str | None, weighted: bool) -> _Lines:
     path = find_inside(node, frame.folder, frame.allow_outside)
-    lines = enumerate(yaml_nodes.read_text(path, node.location).split("\n"), 1)
-    texts = ((number, text) for number, line in lines if (text := line.strip()))
-    found = every(
-        lambda line: _checked(line[1], Location(path, line[0], 1), negative, weighted),
-        itertools.islice(texts, MOST_PROMPTS + 1),
-    )
+    found, problems = _Lines(path, negative, weighted), Problems()
+    for number, line in enumerate(yaml_nodes.read_text(path, node.location).split("\n"), 1):
+        if not (text := line.strip()):
+            continue
+        if weighted and ":" in text:
+            with problems:
+                _check_weights(text, Location(path, number, 1))
+        found.texts.append(text)
+        found.lines.append(number)
+        if len(found) > MOST_PROMPTS:
+            break
+    problems.raise_all()
     if not found:
         raise node.error(f"the file {node} holds no prompts")
     return found

@@ -24,9 +24,13 @@ LEAST_SUM = 1e-6  # of the weights' sizes; below it they cancel out, and the emb
 ROUNDING = 2.0**-51  # of the weights' sizes; a sum that is so near to 1 differs from it by rounding alone
 
 
-@functools.lru_cache(maxsize=4096)  # each prompt is wanted with many seeds and settings
 def parse(text: str) -> tuple[Part, ...]:
     """The parts of a prompt, their weights divided by their sum; a prompt without weights is one part."""
+    return _parse(text) if ":" in text else (Part(text=text.strip(), weight=1.0),)
+
+
+@functools.lru_cache(maxsize=4096)  # each prompt is wanted with many seeds and settings
+def _parse(text: str) -> tuple[Part, ...]:
     texts: list[str] = []
     weights: list[float] = []
     words, position = "", 0

@@ -55,9 +55,10 @@ class Index:
         if image is None:
             return False
         path, size, sha256 = image
-        if self._owners.get(path) != identity or _size_of(self.folder / path) != size:
+        file = f"{self.folder}/{path}"  # a Path takes longer than the system's answer
+        if self._owners.get(path) != identity or _size_of(file) != size:
             return False
-        return not self._deep or _sha256_of(self.folder / path) == sha256
+        return not self._deep or _sha256_of(file) == sha256
 
     def failures(self, identity: str) -> int:
         """How often this id has failed since it was last done."""
@@ -66,10 +67,6 @@ class Index:
     def images(self) -> dict[str, str]:
         """The path of each id whose newest record is done, whatever has become of its file."""
         return {identity: path for identity, (path, *_) in self._images.items()}
-
-    def finished_ids(self) -> set[str]:
-        """Every id that `is_done`."""
-        return {identity for identity in self._images if self.is_done(identity)}
 
     def image_paths(self) -> Mapping[str, str]:
         """For each path that a finished item wrote, the id of the newest that did: two must not meet in a file."""
@@ -268,16 +265,16 @@ def _is_record(record: object) -> bool:
     return isinstance(record.get("image"), str) and isinstance(record.get("bytes"), int)
 
 
-def _size_of(path: Path) -> int:
+def _size_of(path: str) -> int:
     try:
-        return path.stat().st_size
+        return os.stat(path).st_size
     except (OSError, ValueError):  # ValueError: a path with a NUL
         return -1
 
 
-def _sha256_of(path: Path) -> str:
+def _sha256_of(path: str) -> str:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""

@@ -14,10 +14,14 @@ from typing import Any, NamedTuple
 
 
 class Way(NamedTuple):
-    """How a picture was made. A factor that doesn't count for it is None. A tuple, since a million are compared."""
+    """How a picture was made. A factor that doesn't count for it is None. A tuple, since a million are compared.
+
+    `lowered_from` is the `unet_bs` that was planned, where the run itself took a lower one because memory ran out.
+    """
 
     size: tuple[int, int]
     unet_bs: int | None
+    lowered_from: int | None
     dtypes: tuple[tuple[str, str], ...] | None
     device: str | None
     device_name: str | None
@@ -38,6 +42,7 @@ def way_of(record: Mapping[str, Any]) -> Way:
     return Way(
         (item["width"], item["height"]),
         run["unet_bs"],
+        run.get("lowered_from"),
         None if again else tuple(run["dtypes"].items()),
         device,
         run["device_name"],
@@ -55,9 +60,18 @@ def differences(recorded: Collection[Way], now: Callable[[int, int], Way]) -> li
         there, new = [way for way in recorded if way.size == size], now(*size)
         for factor in FACTORS:
             old, value = {getattr(way, factor) for way in there} - {None}, getattr(new, factor)
+            if factor == "unet_bs" and value in {way.lowered_from for way in there}:
+                continue  # a run that was planned like this one made them
             if old and value is not None and value not in old:
                 found[f"{factor} was {' or '.join(sorted(map(_as_text, old)))} and is now {_as_text(value)}"] = None
     return list(found)
+
+
+def lowered(recorded: Iterable[Way]) -> list[str]:
+    """What the run did by itself where memory ran out: such pictures are mixed with others, so people should know."""
+    found = {way[:3] for way in recorded if way.lowered_from}
+    return [f"pictures of {w}x{h} were made with unet_bs={low} where memory ran out with {planned}"
+            for (w, h), low, planned in sorted(found)]  # fmt: skip
 
 
 def changed_versions(recorded: Iterable[Way], env: Mapping[str, str]) -> list[str]:

@@ -32,7 +32,7 @@ from runner.images import Writer, Written, image_path
 from runner.plan import Execution, Wave
 from runner.records import Index, Ledger
 from runner.request import RUN_FILE, Request
-from runner.rounding import Way, changed_versions, differences, way_of
+from runner.rounding import Way, changed_versions, differences, lowered, way_of
 from runner.spec import Item
 from runner.stops import Stop
 
@@ -206,6 +206,8 @@ class Session:
                     self._unrendered.end()
                     self.outcome.peak_bytes = max(self.outcome.peak_bytes, event.peak_bytes)
                     made = {**making, "run": {**making["run"], **event.how}}
+                    if event.how.get("unet_bs", wave.unet_bs) < wave.unet_bs:  # memory ran out
+                        made["run"]["lowered_from"] = wave.unet_bs
                     self._written.append((event, made, self._write(event)))
                 case ItemFailed() if _overflowed(event, executor):
                     self._put_off(event)
@@ -242,7 +244,7 @@ class Session:
                 return item  # it has vanished; the record says where it was
             with writing_to(self.request.folder):
                 atomic_write(copy, data)
-        return dataclasses.replace(item, init=name)
+        return item._replace(init=name)
 
     def _free_path(self, item: Item) -> PurePosixPath:
         """The item's path; where the picture of another item stands (of an earlier manifest, say), one with its id."""
@@ -384,10 +386,9 @@ def check_rounding(request: Request, executor: Executor, index: Index, making: M
             f"the pictures in '{request.folder}' were made in another way: {'; '.join(found)}. The same item could "
             "become other bytes. Go on as before, choose another 'out=', or mix them with mixed=true"
         )
-    versions = changed_versions(index.ways, making["env"])
-    return (
-        [f"the folder's pictures were made in another way: {'; '.join(found + versions)}"] if found + versions else []
-    )
+    changed = found + changed_versions(index.ways, making["env"])
+    notes = [f"the folder's pictures were made in another way: {'; '.join(changed)}"] if changed else []
+    return notes + lowered(index.ways)
 
 
 def _prepare_folder(request: Request, settings: Mapping[str, Any]) -> None:

@@ -6,12 +6,12 @@ else, so that the same wish has the same id in any manifest, in any order and on
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import hashlib
 import operator
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -45,21 +45,19 @@ def steps_made(steps: int, strength: float | None) -> int:
     return steps if strength is None else int(steps * strength + 1e-6)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class Part(NamedTuple):
     """A piece of a weighted prompt; the weights of a prompt's parts add up to 1."""
 
     text: str
     weight: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """One wished picture. Sizes are in pixels; `number` is its place in the manifest and in its file's name.
+class Item(NamedTuple):
+    """One wished picture, a tuple, since there may be millions.
 
-    `init` is the path of the picture that img2img begins with; it, `crop` (left, top, right, bottom) and `strength` are
-    None where the picture is made from noise alone. `fixed_code` is the seed of the first noise, where that is not the
-    item's own.
+    Sizes are in pixels; `number` is its place in the manifest and in its file's name. `init` is the
+    path of the picture that img2img begins with; it, `crop` (left, top, right, bottom) and `strength` are None where
+    the picture is made from noise alone. `fixed_code` is the seed of the first noise, where that is not the item's own.
     """
 
     number: int
@@ -109,39 +107,42 @@ class Item:
 
     def to_dict(self) -> dict[str, Any]:
         """The item as it stands in a record; `expand.read_item` is the way back."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["parts"] = [{"text": part.text, "weight": part.weight} for part in self.parts]
-        values["axes"] = dict(self.axes)
-        return values
+        return self._asdict() | {"parts": [part._asdict() for part in self.parts], "axes": dict(self.axes)}
 
 
-# The prompt's own text is not among them: its parts are what is drawn. A key that is None doesn't count, so that keys
-# which come later leave the ids of older items as they are.
-IDENTITY = (
-    "parts",
-    "negative",
-    "seed",
-    "width",
-    "height",
-    "steps",
-    "scale",
-    "sampler",
-    "eta",
-    "format",
-    "init_sha256",
-    "crop",
-    "strength",
-    "fixed_code",
-)
-
-
-_identity = operator.attrgetter(*IDENTITY)
+# What an id is made of, beside the parts and the seed. The prompt's own text is not: its parts are what is drawn.
+SHARED = (
+    "negative", "width", "height", "steps", "scale", "sampler", "eta", "format", "long_prompts", "init_sha256", "crop",
+    "strength", "fixed_code",
+)  # fmt: skip
+_shared = operator.attrgetter(*SHARED)
 
 
 def item_id(item: Item, fingerprints: Mapping[str, str]) -> str:
-    """SHA-256 (hexadecimal) over what defines the picture: the resolved item and the weights' fingerprints."""
-    wish = {key: value for key, value in zip(IDENTITY, _identity(item), strict=True) if value is not None}
-    if item.chunked:
-        wish["long_prompts"] = item.long_prompts  # the other ways make one and the same picture, or none
-    document = orjson.dumps({"item": wish, "model": dict(fingerprints)}, option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(document).hexdigest()
+    """SHA-256 (hexadecimal) over what defines the picture: the resolved item and the weights' fingerprints.
+
+    It is that of `{"item": {...}, "model": {...}}` as JSON with its keys sorted, but without those that are None: they
+    don't count, so that keys which come later leave the ids of older items as they are.
+    """
+    before, between, after = _around(_shared(item), tuple(fingerprints.items()))
+    return hashlib.sha256(b"%b%b%b%d%b" % (before, _json_parts(item.parts), between, item.seed, after)).hexdigest()
+
+
+@functools.lru_cache(maxsize=4096)  # neighbours share all but their parts and their seed
+def _around(values: tuple[Any, ...], fingerprints: tuple[tuple[str, str], ...]) -> Sequence[bytes]:
+    """The JSON of an id before the parts, between them and the seed, and after.
+
+    Values of one key are of one type, so that equal ones are written alike.
+    """
+    wish = {key: value for key, value in zip(SHARED, values, strict=True) if value is not None}
+    if wish["long_prompts"] != "chunk":
+        del wish["long_prompts"]  # the other ways make one and the same picture, or none
+    document = {"item": {**wish, "parts": None, "seed": None}, "model": dict(fingerprints)}
+    written = orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
+    # No text holds these: a quote in it would be escaped.
+    return re.split(b'(?<="parts":)null|(?<="seed":)null', written)
+
+
+@functools.lru_cache(maxsize=4096)
+def _json_parts(parts: tuple[Part, ...]) -> bytes:
+    return orjson.dumps([{"text": part.text, "weight": part.weight} for part in parts])

@@ -34,7 +34,7 @@ from PIL import Image
 from runner import gallery, progress, weights
 from runner import run as running
 from runner.errors import RunnerError
-from runner.events import ItemDone, ItemFailed, RunEvent, RunStarted, StepDone, WaveStarted
+from runner.events import ItemDone, ItemFailed, MemoryShort, RunEvent, RunFinished, RunStarted, StepDone, WaveStarted
 from runner.execute import Executor
 from runner.files import atomic_write, writing_to
 from runner.request import LARGEST_DRAWN_SEED, Request, read_request
@@ -70,6 +70,7 @@ class Job:
     wanted: int = 0
     pictures: list[tuple[Path, int]] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
     _over: threading.Event = field(default_factory=threading.Event)
     _before: int = 0  # pictures of the waves before this one
@@ -100,6 +101,9 @@ class Job:
         match event:
             case RunStarted():
                 self.state, self.wanted, self.begun = RUNNING, event.missing, time.monotonic()
+                self.notes += event.notes
+            case MemoryShort():
+                self.notes.append(event.message)
             case WaveStarted():
                 self._before, self._wave = self._before + self._wave, len(event.items)
             case StepDone():
@@ -108,6 +112,8 @@ class Job:
                 self.pictures.append((self.folder / event.record["image"], event.item.seed))
             case ItemFailed():
                 self.failed.append(f"seed {event.item.seed}: {event.error}")
+            case RunFinished(hopeless=why) if why:
+                self.notes.append(f"stopped early: {why}")
 
     def end(self, state: str, message: str = "") -> None:
         """Says how it ended."""

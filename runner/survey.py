@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from runner import plan
 from runner.forecast import Forecast, Kind, forecast, read_past
-from runner.images import image_path
+from runner.images import image_name
 from runner.lint import EXAMPLES, NAME_TAKEN, SAME_PICTURE, Linter, Warned
 from runner.machine import device_name
 from runner.plan import Execution
@@ -34,7 +34,7 @@ from runner.spec import Item, Part
 
 VALUES_KEPT, VALUES_LISTED = 10**5, 100  # of an axis: counted, and named in the JSON document
 READ_AS_KEPT = 100
-MISSING, FAILED, DONE = range(3)  # what is known of an item's picture; FAILED: tried, and so missing as well
+COUNTED_TOGETHER = 10**4
 
 
 @dataclass(slots=True)
@@ -44,12 +44,12 @@ class Axis:
     values: Counter[Any] = field(default_factory=Counter)
     more: int = 0
 
-    def add(self, value: Any) -> None:
-        """Counts an item."""
+    def add(self, value: Any, images: int) -> None:
+        """Counts items."""
         if value in self.values or len(self.values) < VALUES_KEPT:
-            self.values[value] += 1
+            self.values[value] += images
         else:
-            self.more += 1
+            self.more += images
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON: the number of values, and the first of them."""
@@ -139,7 +139,7 @@ def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def _item_dict(item: Item) -> dict[str, Any]:
-    return item.to_dict() | {"image": str(image_path(item))}
+    return item.to_dict() | {"image": image_name(item)}
 
 
 def make_survey(request: Request) -> Survey:
@@ -147,10 +147,11 @@ def make_survey(request: Request) -> Survey:
     tally = _Tally(request)
     for item in request.wanted():
         tally.add(item)
+    tally.count_values()
     twins = tally.find_twins()
     tally.linter.read_kinds(tally.by_kind(), tally.samples)
-    states = np.frombuffer(tally.states, dtype=np.uint8)
-    missing = tally.by_kind((states != DONE) & ~twins)
+    done = np.frombuffer(tally.done, dtype=np.bool_)
+    missing = tally.by_kind(~done & ~twins)
     device = plan.guess_device(request.settings.device)
     free = plan.free_main_memory() if device == "cpu" else None
     execution = plan.decide(request.settings, request.model, device, free)
@@ -162,11 +163,11 @@ def make_survey(request: Request) -> Survey:
         request=request,
         execution=execution,
         turbo=all(layout.turbo for layout in layouts.values()),
-        images=len(states),
-        done=int(((states == DONE) & ~twins).sum()),
+        images=len(done),
+        done=int((done & ~twins).sum()),
         missing=missing.total(),
-        failed=int((states == FAILED).sum()),
-        attempts=tally.attempts,
+        failed=len(tally.failures),
+        attempts=sum(tally.failures.values()),
         waves=_count_waves(missing, shares),
         memory_bytes=max((layout.peak for layout in layouts.values()), default=0),
         forecast=forecast(missing, read_past(folders, request.fingerprints, execution), rows),
@@ -186,11 +187,13 @@ class _Tally:
     def __init__(self, request: Request) -> None:
         self.request, self.linter = request, Linter(request)
         self.index = read_index(request.folder)
-        self.attempts = 0
-        self.ids, self.numbers, self.kinds, self.states = array("Q"), array("Q"), array("Q"), bytearray()
+        self.owners = self.index.image_paths()
+        self.failures: dict[str, int] = {}  # how often an item without a picture was tried before, by its id
+        self.ids, self.numbers, self.kinds, self.done = array("Q"), array("Q"), array("Q"), bytearray()
         self.samples: dict[Kind, Item] = {}
         self.places: dict[Kind, int] = {}  # of the kinds in `samples`
         self.axes: dict[str, Axis] = defaultdict(Axis)
+        self.values: list[tuple[str, Any]] = []  # of axes, and not counted yet
         self.weighted, self.read_as = 0, dict[str, tuple[Part, ...]]()
 
     def add(self, item: Item) -> None:
@@ -202,25 +205,31 @@ class _Tally:
         self.ids.append(int(identity[:16], 16))
         self.numbers.append(item.number)
         self.kinds.append(self.places[kind])
-        self.states.append(self._state(item, identity))
-        for key, value in item.axes:
-            self.axes[key].add(value)
+        self.done.append(self.index.is_done(identity))
+        if not self.done[-1]:
+            self._look_back(item, identity)
+        self.values += item.axes
+        if len(self.values) >= COUNTED_TOGETHER:
+            self.count_values()
         if self.linter.read(item) and (len(item.parts) > 1 or item.parts[0].text != item.prompt.strip()):
             self.weighted += 1
             if len(self.read_as) < READ_AS_KEPT:
                 self.read_as[item.prompt] = item.parts
 
-    def _state(self, item: Item, identity: str) -> int:
-        if self.index.is_done(identity):
-            return DONE
-        if owners := self.index.image_paths():
-            path = str(image_path(item))
-            if owners.get(path, identity) != identity:
+    def count_values(self) -> None:
+        """Counts the axes' values, many at a time, since most are the same."""
+        for (key, value), images in Counter(self.values).items():
+            self.axes[key].add(value, images)
+        self.values.clear()
+
+    def _look_back(self, item: Item, identity: str) -> None:
+        """What the ledger says of an item that has no picture."""
+        if self.owners:
+            path = image_name(item)
+            if self.owners.get(path, identity) != identity:
                 self.linter.note(NAME_TAKEN, path, item=item.number)
         if failures := self.index.failures(identity):
-            self.attempts += failures
-            return FAILED
-        return MISSING
+            self.failures[identity] = failures
 
     def by_kind(self, which: NDArray[np.bool_] | None = None) -> Counter[Kind]:
         """How many items there are of each kind; only `which` of them, if that is given."""

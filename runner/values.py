@@ -12,14 +12,14 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 from runner.errors import ManifestError, Problems, every
+from runner.lazy import join
 from runner.spec import FORMATS, LONG_PROMPTS, MOST_STEPS, SAMPLERS, SIZE_STEP
 from runner.yaml_nodes import Node, wrap
 
@@ -50,28 +50,6 @@ LARGEST_NUMBER, LEAST_STEP = 1e9, 1e-9
 LARGEST_SIZE, LARGEST_EDGE = 64 * SIZE_STEP, 10**6  # pixels
 MOST_ITEMS, MOST_VALUES = 10**9, 10**5
 SEEDS = re.compile(r"\s*([0-9]{1,19})\s*(?:-\s*([0-9]{1,19})\s*)?")
-
-
-@dataclass(frozen=True, slots=True)
-class Seeds(Sequence[int]):
-    """Spans of seeds, one after the other; `ends` are the counts of seeds up to the end of each span."""
-
-    spans: tuple[range, ...]
-    ends: tuple[int, ...]
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    @overload
-    def __getitem__(self, place: int) -> int: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[int]: ...
-    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
-        if isinstance(place, slice):
-            return [self[n] for n in range(*place.indices(len(self)))]
-        place = range(len(self))[place]
-        span = bisect_right(self.ends, place)
-        return self.spans[span][place - self.ends[span]]
 
 
 def entries(
@@ -207,9 +185,7 @@ RULES: Mapping[str, Rule] = {
 
 
 def _seeds(node: Node) -> Sequence[int]:
-    spans = _seed_spans(node)
-    ends = tuple(itertools.accumulate(len(span) for span in spans))
-    return spans[0] if len(spans) == 1 else Seeds(spans, ends)
+    return join(_seed_spans(node))
 
 
 def _seed_spans(node: Node) -> tuple[range, ...]:

@@ -23,9 +23,10 @@ def describe(job: Job, ahead: int) -> str:
         return _state("<p>loading the model</p>")
     if job.state == BROKEN:
         return wrong(job.message)
+    notes = "".join(f'<p class="left">{html.escape(note)}</p>' for note in job.notes)
     failures = "".join(wrong(line) for line in job.failed[:FAILURES_SHOWN])
     line = _how_far(job) if job.state == RUNNING else _outcome(job)
-    return _state(line + failures)
+    return _state(line + notes + failures)
 
 
 def _how_far(job: Job) -> str:

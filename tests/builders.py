@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import orjson
 from runner.costs import Costs
 from runner.images import encode, image_path
 from runner.plan import Execution
+from runner.records import Index
 from runner.spec import Item, Part
 
 MODEL: dict[str, Any] = {"name": "emoji", "fingerprints": {"unet_encode": "0123456789abcdef" * 4, "vae": "f" * 64}}
@@ -35,7 +35,7 @@ def make_item(**changes: Any) -> Item:
         format="png",
         long_prompts="error",
     )
-    return dataclasses.replace(item, **changes)
+    return item._replace(**changes)
 
 
 def make_execution(**changes: Any) -> Execution:
@@ -52,6 +52,11 @@ def make_execution(**changes: Any) -> Execution:
         decoder_channels=(8, 8),
     )
     return Execution(**({"dtype": "float32", "costs": costs, "turbo": True} | changes))
+
+
+def finished_ids(index: Index) -> set[str]:
+    """Every id that `is_done`."""
+    return {identity for identity in index.images() if index.is_done(identity)}
 
 
 def matrix(prompts: int, seeds: int, **changes: Any) -> list[Item]:

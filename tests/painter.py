@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,14 @@ from runner.spec import Item
 class Painter:
     """Paints every item but those for which `refuse` has an error."""
 
-    def __init__(self, unet_bs: int = 4, refuse: Callable[[Item], Exception | None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        unet_bs: int = 4,
+        refuse: Callable[[Item], Exception | None] = lambda _: None,
+        how: Mapping[str, Any] | None = None,
+    ) -> None:
         self.execution = make_execution(unet_bs=unet_bs)
-        self.refuse = refuse
+        self.refuse, self.how = refuse, how or {}
 
     def describe(self) -> dict[str, Any]:
         run = {"device": "cpu", "device_name": "paper", "threads": 1, "turbo": True, "prediction": "epsilon"}
@@ -31,7 +36,7 @@ class Painter:
             if error := self.refuse(item):
                 yield ItemFailed(item=item, error=error)
             else:
-                yield Rendered(item=item, pixels=paint(item), seconds={"denoise": 1.0}, peak_bytes=1, how={})
+                yield Rendered(item=item, pixels=paint(item), seconds={"denoise": 1.0}, peak_bytes=1, how=self.how)
 
 
 def paint(item: Item) -> np.ndarray[Any, Any]:

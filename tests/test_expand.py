@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import time
@@ -286,7 +285,7 @@ def test_lines_appended_later_are_not_seen(tmp_path: Path) -> None:
 
 def test_items_are_plain_values(tmp_path: Path) -> None:
     def kinds(item: Item) -> dict[str, Any]:
-        return {field.name: type(getattr(item, field.name)) for field in dataclasses.fields(item)}
+        return {key: type(value) for key, value in item._asdict().items()}
 
     found = items(tmp_path, "- {prompt: a, seed: 1, scale: 7, eta: 1, steps: 5.0}\n")[0]
     assert kinds(found) == kinds(read_item(found.to_dict(), number=0, location=HERE))

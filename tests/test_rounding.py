@@ -56,6 +56,12 @@ def test_unet_bs_is_compared_for_pictures_of_one_size():
     assert compare([record(64, unet_bs=32), record(512, unet_bs=2)], unet_bs=2) == ["unet_bs was 32 and is now 2"]
 
 
+def test_a_run_may_go_on_that_is_planned_as_the_one_that_lowered_unet_bs():
+    lowered = [record(unet_bs=2, lowered_from=4)]
+    assert compare(lowered, unet_bs=4) == compare(lowered, unet_bs=2) == []
+    assert compare(lowered, unet_bs=8) == ["unet_bs was 2 and is now 8"]
+
+
 def test_a_folder_that_is_mixed_takes_any_of_its_ways():
     mixed = [record(unet_bs=2), record(unet_bs=4)]
     assert compare(mixed, unet_bs=2) == compare(mixed, unet_bs=4) == []

@@ -332,6 +332,17 @@ def test_pictures_made_in_two_ways_are_mixed_only_if_that_is_wanted(ask):
     assert paint(ask(text=small("cat", "1-4")), unet_bs=4)[-1].done == 1
 
 
+def test_a_run_goes_on_after_it_took_a_lower_unet_bs_since_memory_ran_out(ask):
+    paint(ask(text=small("cat", "1-2")), unet_bs=4, how={"unet_bs": 2, "turbo": False})
+    records = list(iterate_records(ask().folder))
+    assert [record["run"]["lowered_from"] for record in records] == [4, 4]
+    started, *_, finished = paint(ask(text=small("cat", "1-3")), unet_bs=4)
+    assert started.notes == ("pictures of 64x64 were made with unet_bs=2 where memory ran out with 4",)
+    assert finished.done == 1
+    with pytest.raises(SettingError, match="unet_bs was 2 or 4 and is now 8"):
+        paint(ask(text=small("cat", "1-4")), unet_bs=8)
+
+
 def test_another_version_of_a_library_is_told(ask, monkeypatch):
     paint(ask(text=small("cat", "1")))
     monkeypatch.setattr(running, "environment", lambda *_: {"torch": "99.0"})

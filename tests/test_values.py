@@ -14,7 +14,6 @@ from runner.values import (
     ITEM_KEYS,
     LARGEST_SEED,
     RULES,
-    Seeds,
     check,
     entries,
     read_axis,
@@ -63,7 +62,7 @@ def test_the_forms_of_seeds(written: str, seeds: list[int]) -> None:
 
 def test_seeds_stay_ranges() -> None:
     assert read_seeds(*entry("seeds: 0-999999999")) == range(10**9)
-    spans = Seeds((range(0, 10**9), range(5, 7)), (10**9, 10**9 + 2))
+    spans = read_seeds(*entry("seeds: [0-999999999, 5-6]"))
     assert [spans[0], spans[10**9], spans[-1], len(spans)] == [0, 5, 6, 10**9 + 2]
     assert spans[10**9 - 1 : 10**9 + 1] == [10**9 - 1, 5]
     with pytest.raises(IndexError):

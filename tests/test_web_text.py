@@ -1,10 +1,11 @@
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from runner import studio
-from runner.events import RunStarted, StepDone, WaveStarted
-from runner.studio import Job
+from runner.events import MemoryShort, RunFinished, RunStarted, StepDone, WaveStarted
+from runner.studio import DONE, Job
 from runner.web_text import describe, spans, wrong
 
 
@@ -72,3 +73,14 @@ def test_a_broken_job_shows_its_message(job):
 
 def test_messages_are_safe_html():
     assert "<script>" not in wrong("<script>")
+
+
+def test_what_people_should_know_is_shown(job):
+    settings: Any = {}
+    job.note(RunStarted(wanted=2, missing=2, settings=settings, notes=("made in <another> way",)))
+    job.note(MemoryShort(message="out of memory"))
+    assert "made in &lt;another&gt; way" in describe(job, 0)
+    job.note(RunFinished(done=0, failed=(), seconds=1.0, hopeless="10 items in a row failed alike"))
+    job.end(DONE)
+    assert "out of memory" in describe(job, 0)
+    assert "stopped early: 10 items in a row failed alike" in describe(job, 0)

@@ -1,0 +1,48 @@
+"""Sequences that hold no list of what is in them: each entry is made when it is asked for.
+
+seeds = join([range(0, 10**9), range(5, 7)])
+seeds[-1] == 6
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import TypeVar, overload
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Lazy(Sequence[T_co]):
+    """A sequence whose entries are made by `_make`, which is asked for places from 0 on only."""
+
+    @abstractmethod
+    def _make(self, place: int) -> T_co: ...
+
+    @overload
+    def __getitem__(self, place: int) -> T_co: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[T_co]: ...
+    def __getitem__(self, place: int | slice) -> T_co | Sequence[T_co]:
+        if isinstance(place, slice):
+            return [self._make(each) for each in range(*place.indices(len(self)))]
+        return self._make(range(len(self))[place])
+
+
+class _Joined(Lazy[T_co]):
+    def __init__(self, parts: Sequence[Sequence[T_co]]) -> None:
+        self._parts, self._ends = parts, list(itertools.accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _make(self, place: int) -> T_co:
+        part = bisect_right(self._ends, place)
+        return self._parts[part][place - self._ends[part]]
+
+
+def join(parts: Sequence[Sequence[T_co]]) -> Sequence[T_co]:
+    """These sequences, at least one, one after the other."""
+    return parts[0] if len(parts) == 1 else _Joined(parts)
