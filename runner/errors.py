@@ -5,8 +5,8 @@ Anything else that is raised is a fault of the runner itself (exit code 1).
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ EXIT_ITEMS_FAILED = 3
 EXIT_DIFFERENCE = 5
 NAMES_SHOWN = 8
 ERRORS_SHOWN = 20
-LINE_SHOWN = 100  # characters
+LINE_SHOWN, LONGEST_LINE = 100, 1 << 26  # characters
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -50,22 +50,28 @@ class Location(NamedTuple):
 
     def excerpt(self) -> list[str]:
         """The line of the file, cut around the place, and a line with a caret below it; nothing if it isn't there."""
-        try:
-            with self.path.open(encoding="utf-8-sig", errors="replace") as file:
-                line = next(itertools.islice(file, self.line - 1, None)).rstrip("\n") if self.line else ""
-        except (OSError, ValueError, StopIteration):
-            return []
+        line = self._read_line().rstrip("\n") if self.line else ""
         place = self.column - 1
         if not line.strip() or place > len(line):
             return []
         start = max(0, place - LINE_SHOWN // 2) if len(line) > LINE_SHOWN else 0
-        before, after = _printable(line[start:place]), _printable(line[place : start + LINE_SHOWN])
+        before, after = printable(line[start:place]), printable(line[place : start + LINE_SHOWN])
         before = ("..." if start else "") + before
         after += "..." if len(line) > start + LINE_SHOWN else ""
         return [f"    {before}{after}", f"    {' ' * _width(before)}^"]
 
+    def _read_line(self) -> str:
+        """The line; nothing if it can't be read, or it or one before it is endless, as in what is no regular file."""
+        line = ""
+        with contextlib.suppress(OSError, ValueError), self.path.open(encoding="utf-8-sig", errors="replace") as file:
+            for _ in range(self.line):
+                if len(line := file.readline(LONGEST_LINE)) == LONGEST_LINE:
+                    return ""
+        return line
 
-def _printable(text: str) -> str:
+
+def printable(text: str) -> str:
+    """The text without what a terminal would obey."""
     return "".join(
         char if char.isprintable() else " " if char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in text
     )

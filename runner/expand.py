@@ -95,13 +95,14 @@ class _JobItems:
         fixed, _ = choose([axis for axis in self.grid.axes if not axis.named], job.values, 0)  # these have one value
         axes = [axis for axis in self.grid.axes if axis.named]
         split, self._cycle = _split(axes)
+        self._position = self.grid.position if job.remainder else int
         self._slow = lru_cache(maxsize=1)(partial(choose, axes[:split], fixed))
         fast = partial(choose, axes[split:], {})
         self._fast = lru_cache(maxsize=None)(fast) if self._cycle <= LONGEST_CYCLE else fast
 
     def make(self, place: int, number: int) -> Item:
         """The item at a place in the job."""
-        slow, fast = divmod(self.grid.position(place), self._cycle)
+        slow, fast = divmod(self._position(place), self._cycle)
         (values, axes), (more, also) = self._slow(slow), self._fast(fast)
         values = {**values, **more}
         first_noise = values.pop("first_noise")
@@ -331,6 +332,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 def read_items(path: Path, *, allow_outside: bool = False) -> Sequence[Item]:
     """The items of a file of JSON lines, all of them checked, none of them kept."""
+    if not path.is_file():
+        raise ManifestError("not a file", Location(path))
     try:
         items = _Lines(path, allow_outside)
     except OSError as error:

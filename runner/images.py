@@ -199,7 +199,7 @@ def read_metadata(path: Path) -> Metadata:
         PictureError: it isn't a PNG or JPEG picture, is broken, or its text isn't what `encode` writes.
     """
     with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bomb stays packed
+        warnings.simplefilter("ignore")  # of bombs, which stay packed, and of broken EXIF
         try:
             with Image.open(file, formats=("PNG", "JPEG")) as image:
                 wish, parameters = _png_metadata(image) if image.format == "PNG" else _jpeg_metadata(image)

@@ -27,7 +27,13 @@ from runner.spec import Item, item_id
 
 SAME, DIFFERS, DAMAGED, MISSING, ALTERED, FAILED = "same", "differs", "damaged", "missing", "altered", "failed"
 STATES = (SAME, DIFFERS, DAMAGED, MISSING, ALTERED, FAILED)
-ASKED = ("precision", "memory", "engine", "turbo")  # of a record's `run`, none of which changes a byte by itself
+ASKED = (
+    "precision",
+    "memory",
+    "engine",
+    "turbo",
+    "lowered_from",
+)  # of a record's `run`, none of which changes a byte by itself
 WEIGHTS = "weights of "
 WHITE = 255
 

@@ -364,6 +364,8 @@ def find_inside(node: Node, folder: Path, allow_outside: bool) -> Path:
         raise node.error(f"{node} can't be followed; is it a link to itself?") from None
     if not inside and not allow_outside:
         raise node.error(f"{node} leaves the manifest's folder; allow_outside=true permits it")
+    if os.path.exists(path) and not path.is_file():
+        raise node.error(f"{node} is not a file")  # opening a pipe would wait for ever
     return path
 
 

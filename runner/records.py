@@ -17,9 +17,10 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import orjson
 from filelock import FileLock, Timeout
@@ -29,6 +30,7 @@ from runner.files import flush_folder, write_all, writing_to
 from runner.rounding import Way, way_of
 
 RECORDS, TORN, LOCK = "records.jsonl", "records.torn", ".lock"
+LONGEST_LINE = 1 << 24  # bytes
 log = logging.getLogger(__name__)
 
 
@@ -212,7 +214,7 @@ def iterate_records(folder: Path) -> Iterator[dict[str, Any]]:
 def numbered_records(folder: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Every line that isn't blank, by its number from 1 on: its record, or None where it isn't one."""
     with _records_file(folder).open("rb") as file:
-        for number, text in enumerate(file, start=1):
+        for number, text in enumerate(_bounded(file), start=1):
             if text.strip():
                 yield number, _parse(text)
 
@@ -227,7 +229,7 @@ def _records_file(folder: Path) -> Path:
 
 
 def _lines(path: Path) -> Iterator[tuple[dict[str, Any] | None, int, bool]]:
-    """For each line its record if it is one, where it ends, and whether it is torn: the last one, and not whole.
+    """For each line its record if it is one, where it ends, and whether it is torn: not whole, nothing behind it.
 
     Broken lines in the middle are reported once, at the end.
     """
@@ -235,16 +237,21 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any] | None, int, bool]]:
     end = 0
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        for number, text in enumerate(file, start=1):
+        for number, text in enumerate(_bounded(file), start=1):
             end += len(text)
             record = _parse(text)
             damaged = record is None and bool(text.strip())
-            torn = damaged and end >= size
+            torn = damaged and (end >= size or not text.endswith(b"\n"))
             if damaged and not torn:
                 broken.append(number)
             yield record, end, torn
     if broken:
         log.warning("%s: %d broken lines were skipped, the first is line %d", path, len(broken), broken[0])
+
+
+def _bounded(file: BinaryIO) -> Iterator[bytes]:
+    """The file's lines; of what is longer than a record can be, pieces, none of which is one."""
+    return iter(partial(file.readline, LONGEST_LINE), b"")
 
 
 def _parse(text: bytes) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ import itertools
 import json
 import random
 import secrets
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from runner.tokens import ROOM, ClipTokenizer
 OUTPUTS = Path("outputs")
 RUN_FILE = "run.json"
 LARGEST_DRAWN_SEED = 2**32
+LOST_SHOWN = 200  # characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,7 @@ class Request:
         """The items in the order in which they are to be made: shuffled and limited as the settings say."""
         if self.settings.shuffle is None:
             return itertools.islice(self.items, self.settings.limit)
-        order = list(range(len(self.items)))
+        order = array("Q", range(len(self.items)))
         random.Random(self.settings.shuffle).shuffle(order)
         return (self.items[number] for number in order[: self.settings.limit])
 
@@ -125,8 +127,8 @@ def _check_lengths(texts: Iterable[tuple[str, Location]], tokenizer: ClipTokeniz
         checked.add(text)
         if lost := tokenizer.encode(text).lost:
             raise ManifestError(
-                f"the prompt '{shorten(text)}' has more than {ROOM} tokens; these words would be lost: '{lost}'. "
-                "Shorten it, or set long_prompts: truncate",
+                f"the prompt '{shorten(text)}' has more than {ROOM} tokens; these words would be lost: "
+                f"'{shorten(lost, LOST_SHOWN)}'. Shorten it, or set long_prompts: truncate",
                 location,
             )
 

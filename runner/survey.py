@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner import plan
+from runner.errors import SettingError
 from runner.forecast import Forecast, Kind, forecast, read_past
 from runner.images import image_name
 from runner.lint import EXAMPLES, NAME_TAKEN, SAME_PICTURE, Linter, Warned
@@ -30,11 +31,12 @@ from runner.machine import device_name
 from runner.plan import Execution
 from runner.records import RECORDS, read_index
 from runner.request import OUTPUTS, Request
-from runner.spec import Item, Part
+from runner.spec import Item, Part, item_id
 
 VALUES_KEPT, VALUES_LISTED = 10**5, 100  # of an axis: counted, and named in the JSON document
 READ_AS_KEPT = 100
-COUNTED_TOGETHER = 10**4
+MOST_READ = 10**7  # items: a minute, and 250 MB
+COUNTED_TOGETHER = 500  # values of axes; few, so that the garbage collector isn't woken
 
 
 @dataclass(slots=True)
@@ -143,7 +145,15 @@ def _item_dict(item: Item) -> dict[str, Any]:
 
 
 def make_survey(request: Request) -> Survey:
-    """Counts what is wanted and what is missing, looks for what is odd, and estimates what the run takes."""
+    """Counts what is wanted and what is missing, looks for what is odd, and estimates what the run takes.
+
+    Raises:
+        SettingError: there are too many items, or no layout keeps the ceiling of memory.
+    """
+    if request.count() > MOST_READ:
+        raise SettingError(
+            f"plan reads up to {MOST_READ} items, and these are {request.count()}; set limit={MOST_READ}"
+        )
     tally = _Tally(request)
     for item in request.wanted():
         tally.add(item)
@@ -188,6 +198,7 @@ class _Tally:
         self.request, self.linter = request, Linter(request)
         self.index = read_index(request.folder)
         self.owners = self.index.image_paths()
+        self.begun = (request.folder / RECORDS).exists()
         self.failures: dict[str, int] = {}  # how often an item without a picture was tried before, by its id
         self.ids, self.numbers, self.kinds, self.done = array("Q"), array("Q"), array("Q"), bytearray()
         self.samples: dict[Kind, Item] = {}
@@ -198,16 +209,15 @@ class _Tally:
 
     def add(self, item: Item) -> None:
         """Takes an item into account."""
-        identity, kind = self.request.identity(item), Kind.of(item)
-        if kind not in self.places:
-            self.places[kind] = len(self.places)
+        identity = item_id(item, self.request.fingerprints)
+        place = self.places.get(kind := Kind.of(item))
+        if place is None:
+            place = self.places[kind] = len(self.places)
             self.samples[kind] = item
         self.ids.append(int(identity[:16], 16))
         self.numbers.append(item.number)
-        self.kinds.append(self.places[kind])
-        self.done.append(self.index.is_done(identity))
-        if not self.done[-1]:
-            self._look_back(item, identity)
+        self.kinds.append(place)
+        self.done.append(self.begun and self._is_done(item, identity))
         self.values += item.axes
         if len(self.values) >= COUNTED_TOGETHER:
             self.count_values()
@@ -222,14 +232,16 @@ class _Tally:
             self.axes[key].add(value, images)
         self.values.clear()
 
-    def _look_back(self, item: Item, identity: str) -> None:
-        """What the ledger says of an item that has no picture."""
-        if self.owners:
-            path = image_name(item)
-            if self.owners.get(path, identity) != identity:
-                self.linter.note(NAME_TAKEN, path, item=item.number)
+    def _is_done(self, item: Item, identity: str) -> bool:
+        """Whether an item has its picture; what the ledger says of it otherwise is noted."""
+        if self.index.is_done(identity):
+            return True
+        path = image_name(item)
+        if self.owners.get(path, identity) != identity:
+            self.linter.note(NAME_TAKEN, path, item=item.number)
         if failures := self.index.failures(identity):
             self.failures[identity] = failures
+        return False
 
     def by_kind(self, which: NDArray[np.bool_] | None = None) -> Counter[Kind]:
         """How many items there are of each kind; only `which` of them, if that is given."""

@@ -18,10 +18,11 @@ from typing import Any
 
 import yaml
 
-from runner.errors import Location, ManifestError, Problems, did_you_mean, shorten
+from runner.errors import Location, ManifestError, Problems, did_you_mean, printable, shorten
 
 MOST_BYTES = 64 * 2**20
 MOST_NODES = 2_000_000  # with every alias counted as a copy
+LONGEST_PATH = 200  # characters in a message
 DEEPEST = 32  # levels; it bounds the recursion here and in the readers of the nodes
 TOO_DEEP = f"nested more than {DEEPEST} levels deep"
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # only its events are used: its composer can be crashed
@@ -58,7 +59,7 @@ class Node:
             return "a list" if isinstance(self.value, list) else "a mapping"
         if not self.written and self.plain:
             return "nothing"
-        return f"'{shorten(self.written)}'"
+        return f"'{printable(shorten(self.written))}'"
 
     def error(self, message: str) -> ManifestError:
         return ManifestError(message, self.location)
@@ -166,7 +167,9 @@ def read_text(path: Path, place: Location) -> str:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise ManifestError(f"can't read '{path}': {getattr(error, 'strerror', None) or error}", place) from None
+        raise ManifestError(
+            f"can't read '{shorten(str(path), LONGEST_PATH)}': {getattr(error, 'strerror', None) or error}", place
+        ) from None
     if len(data) > MOST_BYTES:
         raise ManifestError(f"'{path}' is larger than {MOST_BYTES // 2**20} MiB", place)
     try:

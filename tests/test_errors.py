@@ -92,3 +92,7 @@ def test_one_error_stays_itself_and_others_pass() -> None:
 
 def test_names_are_counted_beyond_the_first() -> None:
     assert name_some([str(n) for n in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
+
+
+def test_an_excerpt_shows_nothing_of_an_endless_line() -> None:
+    assert Location(Path("/dev/zero"), 1, 1).excerpt() == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -90,7 +89,7 @@ KINDS = [
 
 @pytest.mark.parametrize("format", ["png", "jpg"])
 def test_every_kind_of_picture_is_made_again(format: str) -> None:
-    items = [dataclasses.replace(item, number=number, format=format) for number, item in enumerate(KINDS)]
+    items = [item._replace(number=number, format=format) for number, item in enumerate(KINDS)]
     found = extract([picture(item, f"{item.number}.{format}") for item in items])
     again = made_again(found)
     assert (found.notes, found.problems) == ((), ())
@@ -151,7 +150,7 @@ def test_an_init_is_found_beside_its_run_folder(here: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("init", ["/etc/passwd", "../../secret.png", "inits/\n- x.png\x1b[31m", "x" * 5000])
 def test_an_init_of_a_strange_name_is_not_looked_up(init: str) -> None:
     item = img2img(b"x")
-    found = extract([picture(dataclasses.replace(item, init=init))])
+    found = extract([picture(item._replace(init=init))])
     assert f"init: inits/{item.init_sha256}" in found.manifest
     assert "etc" not in found.manifest and "secret" not in found.manifest and "\x1b" not in found.manifest
 

@@ -16,8 +16,9 @@ import pytest
 from builders import finished_ids
 
 import runner
+from runner import records
 from runner.errors import FolderUnwritable, NoRunFolder, RunFolderHeld
-from runner.records import RECORDS, Ledger, iterate_records, numbered_records
+from runner.records import RECORDS, TORN, Ledger, iterate_records, numbered_records
 
 HOLD = """
 import sys, time
@@ -301,3 +302,13 @@ def test_lines_are_numbered_and_those_that_are_no_records_are_told(tmp_path):
     assert [(line, record is not None) for line, record in found] == [(1, True), (3, False), (4, True), (5, False)]
     with pytest.raises(NoRunFolder):
         list(numbered_records(tmp_path / "nowhere"))
+
+
+def test_a_line_without_end_is_skipped_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "LONGEST_LINE", 1000)
+    with (tmp_path / RECORDS).open("wb") as file:
+        file.write(b"\0" * 5500 + b"\n" + orjson.dumps(done("a", "images/a.png")) + b"\n" + b"\0" * 3500)
+    assert [record["id"] for record in iterate_records(tmp_path)] == ["a"]
+    with Ledger(tmp_path) as ledger:
+        assert list(ledger.images()) == ["a"]
+    assert (tmp_path / TORN).stat().st_size == 3501

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -35,11 +34,11 @@ def read_back(text: str, folder: Path) -> list[Item]:
 
 
 def bare(item: Item) -> Item:
-    return dataclasses.replace(item, axes=(), number=0)
+    return item._replace(axes=(), number=0)
 
 
 def numbered(items: list[Item]) -> list[Item]:
-    return [dataclasses.replace(item, number=number) for number, item in enumerate(items)]
+    return [item._replace(number=number) for number, item in enumerate(items)]
 
 
 @st.composite
@@ -121,7 +120,7 @@ def test_the_items_of_a_job_are_one_job_again(tmp_path: Path, monkeypatch: pytes
     items = read_back(f"version: 1\ndefaults: {{width: 64, height: 64}}\njobs: [{job}]\n", Path())
     text = to_yaml(items)
     found = read_back(text, Path())
-    assert found == [dataclasses.replace(item, axes=new.axes) for item, new in zip(items, found, strict=True)]
+    assert found == [item._replace(axes=new.axes) for item, new in zip(items, found, strict=True)]
     assert text.count("\n- ") == 1
     assert to_yaml(found) == text
 

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import single_file
@@ -133,3 +134,21 @@ def test_the_manifest_is_looked_at_before_the_model(ask):
 def test_a_missing_target(tmp_path, model):
     with pytest.raises(ManifestError, match="there is no such file"):
         read_request(tmp_path / "no.yaml", settings.compose([f"model.path={model}"]))
+
+
+def test_a_target_or_picture_that_is_no_file_is_refused(ask, tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for ever
+    with pytest.raises(ManifestError, match="'pipe' is not a file") as caught:
+        ask("version: 1\njobs: [{prompt: cat, init: pipe}]\n")
+    assert "^" in caught.value.report()
+    for name in ("pipe.yaml", "pipe.jsonl"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(ManifestError, match="not a file") as caught:
+            read_request(tmp_path / name, settings.compose([]))
+        assert len(caught.value.report()) < 200
+
+
+def test_a_prompt_that_is_too_long_is_not_repeated(ask):
+    with pytest.raises(ManifestError, match="these words would be lost") as caught:
+        ask(f"version: 1\njobs: [{{prompt: {'word ' * 2000}}}]\n")
+    assert len(str(caught.value)) < 600

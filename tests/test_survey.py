@@ -9,6 +9,7 @@ from builders import failure, make_item, record
 from rich.console import Console
 
 from runner import cli, forecast, request, settings, survey, survey_text
+from runner.errors import SettingError
 from runner.images import image_path
 from runner.spec import Item
 
@@ -185,6 +186,13 @@ def test_long_axes_are_counted_to_the_end_of_what_is_kept(monkeypatch, look):
         "values": [{"value": seed, "images": 12} for seed in (1, 2, 3)],
         "images_of_more_values": 12 * 497,
     }
+
+
+def test_more_items_than_can_be_read_are_refused(look):
+    with pytest.raises(
+        SettingError, match="plan reads up to 10000000 items, and these are 12000000; set limit=10000000"
+    ):
+        look(JOBS.replace("1-4", "1-1000000"))
 
 
 def test_items_are_not_kept(look, monkeypatch):

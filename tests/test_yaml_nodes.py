@@ -286,3 +286,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert isinstance(parse(text, PATH), Node)
     except ManifestError as error:
         assert error.location.path == PATH
+
+
+def test_messages_hold_nothing_that_a_terminal_obeys() -> None:
+    assert str(wrap("a\x1b[31m\nb", Location(Path()))) == "'a\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}b'"
