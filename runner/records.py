@@ -16,6 +16,7 @@ import errno
 import hashlib
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -183,13 +184,14 @@ class Ledger(Index):
 
     def _set_aside(self, path: Path, end: int) -> None:
         with path.open("r+b") as records, (self.folder / TORN).open("ab") as torn:
+            size = records.seek(0, os.SEEK_END) - end
             records.seek(end)
-            tail = records.read()
-            torn.write(tail if tail.endswith(b"\n") else tail + b"\n")
+            shutil.copyfileobj(records, torn)  # a crash may leave gigabytes of zeros
+            torn.write(b"\n")
             torn.flush()
             os.fsync(torn.fileno())
             records.truncate(end)
-        log.warning("%s: the last line was torn (%d bytes); it was moved to %s", path, len(tail), TORN)
+        log.warning("%s: the last line was torn (%d bytes); it was moved to %s", path, size, TORN)
 
     def _open(self) -> None:
         path = self.folder / RECORDS
