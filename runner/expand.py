@@ -28,6 +28,7 @@ from runner.inits import Init, InitError
 from runner.lazy import Lazy
 from runner.manifest import Job, Manifest, Prompt, find_init, shown
 from runner.spec import Item, Part
+from runner.tokens import ROOM
 from runner.values import ALIASES, DEFAULTS, ITEM_KEYS, LARGEST_SEED, OWN_SIZE, check, entries, words
 from runner.yaml_nodes import wrap
 
@@ -276,16 +277,20 @@ def _read_axes(axes: object, location: Location) -> tuple[tuple[str, Any], ...]:
     return tuple((key, _checked(key, value, location) if key == "crop" else value) for key, value in axes.items())
 
 
-class _Lines(Lazy[Item]):
-    """The items in a file of JSON lines, of which only the places are kept."""
+class Lines(Lazy[Item]):
+    """The items in a file of JSON lines, of which only the places are kept.
+
+    `texts` are those that must not be cut and might be, each with the place where it stands first.
+    """
 
     def __init__(self, path: Path, allow_outside: bool) -> None:
         self._path, self._allow_outside = path, allow_outside
         self._places, self._lines = array("Q"), array("Q")
+        self.texts: dict[str, Location] = {}
         problems = Problems()
         for place, line, text in _json_lines(path):
             with problems:
-                self._read(text, len(self._places), line)
+                self._note_texts(self._read(text, len(self._places), line), line)
             self._places.append(place)
             self._lines.append(line)
         problems.raise_all()
@@ -296,6 +301,11 @@ class _Lines(Lazy[Item]):
     def __iter__(self) -> Iterator[Item]:
         for number, (_, line, text) in zip(range(len(self)), _json_lines(self._path), strict=False):
             yield self._read(text, number, line)
+
+    def _note_texts(self, item: Item, line: int) -> None:
+        for text in item.texts() if item.long_prompts == "error" else ():
+            if len(text.encode()) > ROOM:  # a token has at least one byte
+                self.texts.setdefault(text, Location(self._path, line, 1))
 
     def _make(self, number: int) -> Item:
         with self._path.open("rb") as file:
@@ -330,12 +340,12 @@ def _json_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
                 yield start, line, text
 
 
-def read_items(path: Path, *, allow_outside: bool = False) -> Sequence[Item]:
+def read_items(path: Path, *, allow_outside: bool = False) -> Lines:
     """The items of a file of JSON lines, all of them checked, none of them kept."""
-    if not path.is_file():
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
         raise ManifestError("not a file", Location(path))
     try:
-        items = _Lines(path, allow_outside)
+        items = Lines(path, allow_outside)
     except OSError as error:
         raise ManifestError(f"can't read the file: {error.strerror or error}", Location(path)) from None
     if not items:

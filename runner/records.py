@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Self
 import orjson
 from filelock import FileLock, Timeout
 
-from runner.errors import NoRunFolder, RunFolderHeld
+from runner.errors import FolderUnwritable, NoRunFolder, RunFolderHeld
 from runner.files import flush_folder, write_all, writing_to
 from runner.rounding import Way, way_of
 
@@ -173,6 +173,8 @@ class Ledger(Index):
         path = self.folder / RECORDS
         if not path.exists():
             return
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise FolderUnwritable(f"'{path}' is not a file; choose another 'out='")
         end = 0
         for record, line_end, torn in _lines(path):
             if record is not None:

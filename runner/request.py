@@ -103,8 +103,7 @@ class _Source:
 
 def _read_items(target: Path, settings: Settings) -> _Source:
     items = expand.read_items(target, allow_outside=settings.allow_outside)
-    texts = ((text, Location(target)) for item in items if item.long_prompts == "error" for text in item.texts())
-    return _Source(name=target.stem, jobs=(), without_seed=(), items=lambda _: items, texts=texts)
+    return _Source(name=target.stem, jobs=(), without_seed=(), items=lambda _: items, texts=items.texts.items())
 
 
 def _read_manifest(target: Path, settings: Settings) -> _Source:

@@ -312,3 +312,9 @@ def test_a_line_without_end_is_skipped_in_pieces(tmp_path: Path, monkeypatch: py
     with Ledger(tmp_path) as ledger:
         assert list(ledger.images()) == ["a"]
     assert (tmp_path / TORN).stat().st_size == 3501
+
+
+def test_a_ledger_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / RECORDS)
+    with pytest.raises(FolderUnwritable, match="is not a file"), Ledger(tmp_path):
+        pass
