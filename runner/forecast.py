@@ -79,7 +79,7 @@ _kind_values = operator.attrgetter("scale", "negative", "width", "height", "samp
 
 @functools.lru_cache(maxsize=4096)
 def _kind(scale: float, negative: str, *values: Any) -> Kind:
-    return Kind(*values, scale != 1.0, negative != "")
+    return Kind._make([*values, scale != 1.0, negative != ""])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

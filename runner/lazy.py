@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar, overload
 
 T_co = TypeVar("T_co", covariant=True)
 
 
 class Lazy(Sequence[T_co]):
-    """A sequence whose entries are made by `_make`, which is asked for places from 0 on only."""
+    """A sequence whose entries are made by `_make`, from 0 on; beyond the last one it raises an IndexError."""
 
     @abstractmethod
     def _make(self, place: int) -> T_co: ...
@@ -28,7 +28,10 @@ class Lazy(Sequence[T_co]):
     def __getitem__(self, place: int | slice) -> T_co | Sequence[T_co]:
         if isinstance(place, slice):
             return [self._make(each) for each in range(*place.indices(len(self)))]
-        return self._make(range(len(self))[place])
+        return self._make(place if place >= 0 else range(len(self))[place])
+
+    def __iter__(self) -> Iterator[T_co]:
+        return map(self._make, range(len(self)))
 
 
 class _Joined(Lazy[T_co]):

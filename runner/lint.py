@@ -216,8 +216,9 @@ class Linter:
         new = item.prompt not in self._prompts
         if new:
             self._prompts.add(item.prompt)
-            for find, check in PROMPT_CHECKS:
-                self._note(check, find(item), item)
+            if len(item.parts) > 1 or SUSPECT.search(item.prompt):
+                for find, check in PROMPT_CHECKS:
+                    self._note(check, find(item), item)
         if item.negative not in self._negatives:
             self._negatives.add(item.negative)
             self._note(OTHER_SYNTAX, foreign_syntax(item.negative), item)
