@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from runner import heap
+
 
 class BlockedConv2d(nn.Conv2d):
     """A convolution whose weight `block` has put into blocks; nothing else of it is kept."""
@@ -21,6 +23,7 @@ class BlockedConv2d(nn.Conv2d):
         """Puts the weight into blocks, and lets go of it."""
         shape = self.weight.shape
         make: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # what torch.compile calls
+        heap.check()
         self.blocked = make(self.weight.to_mkldnn(), self.padding, self.stride, self.dilation, self.groups)
         self.weight = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
 
@@ -33,12 +36,23 @@ class BlockedConv2d(nn.Conv2d):
         return convolved
 
 
+class PointConv2d(nn.Conv2d):
+    """A convolution of single pixels, which is a matrix product: it gives channels last, and its weight is as it came."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The same as that of `nn.Conv2d`, up to rounding."""
+        inputs = self.weight.shape[1]
+        channels_last = self.weight.as_strided(self.weight.shape, (inputs, 1, inputs, inputs))
+        convolved: Tensor = self._conv_forward(input, channels_last, self.bias)
+        return convolved
+
+
 def replace_convolutions(module: nn.Module) -> None:
-    """Lets a module's plain convolutions be `BlockedConv2d`, where this torch can do that."""
+    """Lets a module's plain convolutions be those of this module, where this torch can do that."""
     if torch.backends.mkldnn.is_available():
         for part in module.modules():
             if type(part) is nn.Conv2d and part.padding_mode == "zeros":
-                part.__class__ = BlockedConv2d
+                part.__class__ = PointConv2d if part.kernel_size == (1, 1) else BlockedConv2d
 
 
 def block_all(module: nn.Module) -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from runner import heap
 from runner.costs import strip_elements
 
 LEAST_ROWS = 4
@@ -124,6 +125,7 @@ def _slabs(strips: Iterable[Tensor]) -> Iterator[Tensor]:
     here = next(source)
     above = torch.zeros_like(here[:, :, :1])
     for after in itertools.chain(source, [None]):
+        heap.check()
         below = torch.zeros_like(here[:, :, :1]) if after is None else after[:, :, :1]
         slab = torch.cat([above, here, below], 2)
         if after is not None:
