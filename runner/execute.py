@@ -86,7 +86,7 @@ class Executor:
             for name, dtype in dtypes.items()
         }
         if execution.device == "cpu" and execution.compiler == NONE:
-            replace_convolutions(self.components["unet"].module)
+            replace_convolutions(self.components["unet"].module, dtype)
             heap.watch(self.components["unet"].module)
         self.schedule = self._make_schedule()
         compiled.compile_unet(self.components["unet"], model, execution)

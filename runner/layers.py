@@ -6,12 +6,20 @@ that is done once, when the weights arrive: with two rows in a call, a step of S
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from runner import heap
+
+# oneDNN refuses to put weights into blocks in a number type that the CPU doesn't have.
+SUPPORTED: dict[torch.dtype, Callable[[], bool]] = {
+    torch.float32: lambda: True,
+    torch.bfloat16: lambda: bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    torch.float16: lambda: bool(torch.ops.mkldnn._is_mkldnn_fp16_supported()),
+}
 
 
 class BlockedConv2d(nn.Conv2d):
@@ -37,7 +45,7 @@ class BlockedConv2d(nn.Conv2d):
 
 
 class PointConv2d(nn.Conv2d):
-    """A convolution of single pixels, which is a matrix product: it gives channels last, and its weight is as it came."""
+    """A convolution of single pixels, a matrix product: it gives channels last, and its weight stays as it came."""
 
     def forward(self, input: Tensor) -> Tensor:
         """The same as that of `nn.Conv2d`, up to rounding."""
@@ -47,9 +55,9 @@ class PointConv2d(nn.Conv2d):
         return convolved
 
 
-def replace_convolutions(module: nn.Module) -> None:
-    """Lets a module's plain convolutions be those of this module, where this torch can do that."""
-    if torch.backends.mkldnn.is_available():
+def replace_convolutions(module: nn.Module, dtype: torch.dtype) -> None:
+    """Lets a module's plain convolutions be those of this module, where this torch can do that on this CPU."""
+    if torch.backends.mkldnn.is_available() and SUPPORTED[dtype]():
         for part in module.modules():
             if type(part) is nn.Conv2d and part.padding_mode == "zeros":
                 part.__class__ = PointConv2d if part.kernel_size == (1, 1) else BlockedConv2d
