@@ -153,7 +153,6 @@ def test_the_forms_of_prompts(tmp_path: Path) -> None:
         ("version: 1\njobs: []", 2, 7, ["at least one entry"]),
         ("version: 1\njobs:", 2, 6, ["expected a list, not nothing"]),
         ("version: 1\njob: []", 2, 1, ["unknown key 'job'", "did you mean 'jobs'?"]),
-        ("version: 1\nmodels: {}", 2, 1, ["'models' comes with a later version"]),
         ("version: 1\nname: ../x\njobs: [prompt: a]", 2, 7, ["'../x'", "can't name a folder"]),
         ("version: 1\nname: .x\njobs: [prompt: a]", 2, 7, ["'.x'"]),
         ("version: 1\nname: 'x '\njobs: [prompt: a]", 2, 7, ["'x '"]),
@@ -166,14 +165,6 @@ def test_wrong_heads(tmp_path: Path, text: str, line: int, column: int, parts: l
     error = refusal(tmp_path, text)
     assert (error.location.line, error.location.column) == (line, column)
     assert all(part in error.message for part in parts), error.message
-
-
-def test_what_comes_later_is_refused_as_such(tmp_path: Path) -> None:
-    error = refusal(tmp_path, "version: 1\njobs:\n- prompt: a\n  model: 1\n")
-    assert error.message == "'model' comes with a later version of runner"
-    assert (error.location.line, error.location.column) == (4, 3)
-    for section in ("matrix", "zip"):
-        assert "later version" in refusal(tmp_path, f"version: 1\njobs:\n- {section}: {{model: [1]}}\n").message
 
 
 @pytest.mark.parametrize(

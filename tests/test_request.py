@@ -9,6 +9,7 @@ from builders import make_item
 from runner import settings
 from runner.errors import ManifestError, ModelError
 from runner.request import RUN_FILE, read_request
+from runner.spec import Model, item_id
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_an_item_has_one_id_in_every_form_of_the_model(ask, tmp_path):
     single_file.save_folder(tmp_path / "folder", parts)
     torch.save({"state_dict": single_file.to_compvis(parts)}, tmp_path / "x.ckpt")
     requests = [ask(MANIFEST, f"model.path={tmp_path / form}") for form in ("folder", "x.ckpt")]
-    assert len({request.identity(request.items[0]) for request in requests}) == 1
+    assert len({item_id(request.items[0]) for request in requests}) == 1
 
 
 def test_limit_and_shuffle(ask):
@@ -68,20 +69,19 @@ def test_ids_are_of_the_wish_and_the_weights(ask, model, tmp_path_factory):
     first = ask(MANIFEST)
     same = ask("version: 1\njobs: [{prompts: ['dog:3'], seeds: [2], W: 64, H: 64, steps: 50}]\n")
     wanted = next(item for item in first.wanted() if (item.prompt, item.seed) == ("dog", 2))
-    assert same.identity(same.items[0]) == first.identity(wanted)
-    assert len({first.identity(item) for item in first.wanted()}) == 10
+    assert item_id(same.items[0]) == item_id(wanted)
+    assert len({item_id(item) for item in first.wanted()}) == 10
     other = tiny.save_model(tmp_path_factory.mktemp("models") / "other", seed=1)
-    changed = ask(MANIFEST, f"model.path={other}")
-    assert changed.identity(wanted) != first.identity(wanted)
+    assert item_id(ask(MANIFEST, f"model.path={other}").items[wanted.number]) != item_id(wanted)
 
 
 def test_an_id_is_the_same_for_ever():
     from runner.spec import item_id
 
-    fingerprints = {"text_encoder": "a", "unet_encode": "b", "unet_decode": "c", "vae": "d"}
+    model = Model(fingerprints=(("text_encoder", "a"), ("unet_encode", "b"), ("unet_decode", "c"), ("vae", "d")))
     expected = "1e0b7a72aec010ddbaf0a6fa9bf2d9d89ee09f0631d6c2f44966d5ec19f08310"
-    assert item_id(make_item(), fingerprints) == expected
-    assert item_id(make_item(number=9, axes=(("seed", 27),)), fingerprints) == expected
+    assert item_id(make_item(model=model)) == expected
+    assert item_id(make_item(number=9, axes=(("seed", 27),), model=model)) == expected
 
 
 def test_a_drawn_seed_is_kept_with_the_run_folder(ask, tmp_path):
@@ -98,14 +98,18 @@ def test_a_drawn_seed_is_kept_with_the_run_folder(ask, tmp_path):
 
 
 def test_records_are_a_target(ask):
-    item = make_item(number=5, prompt="cat:0.25 dog:0.75", seed=9)
+    (emoji,) = ask(MANIFEST, "model.path=builtin:emoji").models
+    item = make_item(number=5, prompt="cat:0.25 dog:0.75", seed=9, model=emoji)
+    record = {"id": "x", "status": "done", "item": item.to_dict() | {"model": "emoji"}}
     lines = [
-        json.dumps({"id": "x", "status": "done", "item": item.to_dict() | {"model": "emoji"}}),
+        json.dumps(record | {"model": emoji.to_dict() | {"path": emoji.path}}),
+        json.dumps(record),  # names a file of conf/model/
         '{"prompt": "a", "seed": 3}',
     ]
     request = ask("\n".join(lines), name="records.jsonl")
-    assert [wanted.seed for wanted in request.wanted()] == [9, 3]
-    assert request.identity(request.items[0]) == request.identity(item)
+    assert [wanted.seed for wanted in request.wanted()] == [9, 9, 3]
+    assert item_id(request.items[0]) == item_id(request.items[1]) == item_id(item)
+    assert request.items[2].model.name == "tiny"
 
 
 def test_a_prompt_too_long_shows_what_would_be_lost(ask):

@@ -20,6 +20,7 @@ from runner.errors import FolderUnwritable, ModelError, RunFolderHeld, SettingEr
 from runner.events import ItemDone, ItemFailed, RunFinished, RunStarted, StepDone, WaveStarted
 from runner.records import Ledger, iterate_records
 from runner.request import read_request
+from runner.spec import item_id
 
 MANIFEST = """
 version: 1
@@ -101,7 +102,7 @@ def test_a_run_folder_has_everything(ask):
 
 def test_a_second_run_renders_nothing(ask, monkeypatch):
     list(running.run(ask()))
-    monkeypatch.setattr(running, "start_executor", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(running, "start_executor", lambda *_: pytest.fail("the model was loaded"))
     events = list(running.run(ask()))
     assert [type(event) for event in events] == [RunStarted, RunFinished]
     assert events[0].missing == 0
@@ -276,7 +277,7 @@ def test_a_success_forgets_the_failures_before_it(ask):
     paint(request, refuse=no_dogs)
     assert paint(request)[-1].done == 1
     with Ledger(request.folder) as ledger:
-        assert ledger.failures(request.identity(request.items[0])) == 0
+        assert ledger.failures(item_id(request.items[0])) == 0
 
 
 def test_many_failures_alike_end_the_run(ask):
@@ -326,8 +327,8 @@ def test_pictures_made_in_two_ways_are_mixed_only_if_that_is_wanted(ask):
     with pytest.raises(SettingError, match="unet_bs was 4 and is now 2") as caught:
         paint(ask(text=small("cat", "1-3")), unet_bs=2)
     assert "mixed=true" in str(caught.value)
-    started, *_, finished = paint(ask("mixed=true", text=small("cat", "1-3")), unet_bs=2)
-    assert "unet_bs was 4 and is now 2" in started.notes[0]
+    _, loaded, *_, finished = paint(ask("mixed=true", text=small("cat", "1-3")), unet_bs=2)
+    assert "unet_bs was 4 and is now 2" in loaded.notes[0]
     assert finished.done == 1
     assert paint(ask(text=small("cat", "1-4")), unet_bs=4)[-1].done == 1
 
@@ -335,8 +336,8 @@ def test_pictures_made_in_two_ways_are_mixed_only_if_that_is_wanted(ask):
 def test_another_version_of_a_library_is_told(ask, monkeypatch):
     paint(ask(text=small("cat", "1")))
     monkeypatch.setattr(running, "environment", lambda *_: {"torch": "99.0"})
-    started = paint(ask(text=small("cat", "1-2")))[0]
-    assert re.search(r"torch was 2\..* and is now 99.0", started.notes[0])
+    loaded = paint(ask(text=small("cat", "1-2")))[1]
+    assert re.search(r"torch was 2\..* and is now 99.0", loaded.notes[0])
 
 
 def overflowing(model, folder, component, tensor, row=slice(None)):
@@ -350,9 +351,9 @@ def overflowing(model, folder, component, tensor, row=slice(None)):
 
 
 def run_in_half(request):
-    executor = running.start_executor(request)
+    executor = running.start_executor(request, *request.models)
     half = dataclasses.replace(executor.execution, dtype="float16", costs=executor.execution.costs.in_dtype("float16"))
-    return list(running.run(request, execute.Executor(request.model, half)))
+    return list(running.run(request, execute.Executor(executor.model, half)))
 
 
 DOG = 1929  # the token of the word
@@ -422,7 +423,7 @@ def test_another_number_type_is_another_way(ask):
 def test_turbo_and_memory_are_not_another_way(ask):
     list(running.run(ask("turbo=true", text=small("cat", "1"))))
     events = list(running.run(ask("turbo=false", "memory=8GiB", text=small("cat", "1-2"))))
-    assert events[0].notes == ()
+    assert events[1].notes == ()
     assert events[-1].done == 1
 
 
@@ -508,6 +509,6 @@ def test_a_ceiling_is_not_about_sizes_that_no_item_has(ask):
     sizes = "version: 1\njobs:\n  - {prompts: [cat], seeds: 1, steps: 1, zip: {width: [64, 128], height: [128, 64]}}\n"
     request = ask(text=sizes)
     assert (128, 128) in request.grid_sizes()
-    running._check_ceiling(request, Fussy(128, 128))
+    running._check_ceiling(request, *request.models, Fussy(128, 128))
     with pytest.raises(SettingError):
-        running._check_ceiling(request, Fussy(128, 64))
+        running._check_ceiling(request, *request.models, Fussy(128, 64))

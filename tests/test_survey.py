@@ -9,6 +9,7 @@ from rich.console import Console
 
 from runner import cli, forecast, request, settings, survey, survey_text
 from runner.images import image_path
+from runner.spec import item_id
 
 JOBS = """version: 1
 name: small
@@ -49,7 +50,7 @@ def finish(asked, numbers, **changes):
         file = asked.folder / image_path(item)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"x")
-        lines.append(record(item, id=asked.identity(item), **changes))
+        lines.append(record(item, id=item_id(item), **changes))
     write(asked.folder, lines)
 
 
@@ -95,9 +96,9 @@ def test_limit_and_shuffle(look):
 def test_what_is_done_and_what_has_failed(ask):
     asked = ask()
     finish(asked, [0, 1, 2])
-    failed = [{**failure(asked.items[n]), "id": asked.identity(asked.items[n])} for n in (2, 3, 3, 4)]
+    failed = [{**failure(asked.items[n]), "id": item_id(asked.items[n])} for n in (2, 3, 3, 4)]
     write(asked.folder, failed)
-    write(asked.folder, [{**failure(asked.items[1]), "id": asked.identity(asked.items[1])}])
+    write(asked.folder, [{**failure(asked.items[1]), "id": item_id(asked.items[1])}])
     finish(asked, [1])
     (asked.folder / image_path(asked.items[1])).unlink()
     found = survey.make_survey(asked)
@@ -156,7 +157,7 @@ def test_time_and_disk_come_from_the_records(ask, monkeypatch):
     }
     seconds = {"encode": 0.0, "denoise": 3600.0, "decode": 1.0}
     there = request.Path("outputs/other")
-    model = {"name": "tiny", "fingerprints": dict(asked.fingerprints)}
+    model = {"name": "tiny", "fingerprints": dict(next(iter(asked.models)).fingerprints)}
     monkeypatch.setattr(survey.plan, "guess_device", lambda setting: "cpu")
     write(there, [record(make_item(scale=1.0, number=n), run=run, seconds=seconds, model=model) for n in range(4)])
     found = survey.make_survey(asked)
@@ -255,9 +256,9 @@ def test_the_json_document(ask, model, capsys):
     document = json.loads(out.out)
     assert out.err == ""
     assert list(document) == [
-        "target", "folder", "model", "images", "done", "missing", "failed", "attempts", "waves", "device",
-        "device_name", "dtype", "turbo", "memory_bytes", "disk_bytes", "seconds", "judged_by", "axes", "first",
-        "last", "groups", "prompts", "warnings",
+        "target", "folder", "images", "done", "missing", "failed", "attempts", "waves", "device", "device_name",
+        "memory_bytes", "disk_bytes", "seconds", "judged_by", "models", "axes", "first", "last", "groups", "prompts",
+        "warnings",
     ]  # fmt: skip
     assert (document["images"], document["missing"], document["seconds"]) == (24, 12, None)
     assert document["first"]["image"] == "images/cat/seed_1_00000.png"

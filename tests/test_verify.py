@@ -97,7 +97,9 @@ def test_pictures_are_made_in_the_recorded_manner_unless_another_is_given(verify
 
     asked = []
     original = verb.start_executor
-    monkeypatch.setattr(verb, "start_executor", lambda request: asked.append(request.settings) or original(request))
+    monkeypatch.setattr(
+        verb, "start_executor", lambda request, model: asked.append(request.settings) or original(request, model)
+    )
     verify("sample=1")
     verify("sample=1", "unet_bs=2", "precision=autocast", "turbo=false")
     verify("sample=1", "unet_bs=auto", "model.prediction=epsilon")
@@ -110,7 +112,9 @@ def test_records_of_several_manners_are_each_made_in_their_own(verify, folder, m
 
     asked = []
     original = verb.start_executor
-    monkeypatch.setattr(verb, "start_executor", lambda request: asked.append(request.settings) or original(request))
+    monkeypatch.setattr(
+        verb, "start_executor", lambda request, model: asked.append(request.settings) or original(request, model)
+    )
     edit_records(folder, lambda record: record["run"].update(unet_bs=6, device="cuda:7"))
     code, report = verify()
     assert {(each.unet_bs, each.device) for each in asked} == {(4, "cpu"), (6, "auto")}
