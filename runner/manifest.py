@@ -376,7 +376,7 @@ def _list_model(key: Node, node: Node, frame: _Frame) -> tuple[str, tuple[Model,
 
 def _model(frame: _Frame, node: Node) -> Model:
     """The model of a name, one of the manifest's own or of `conf/model/`."""
-    name, listed = node.text(), frame.listed or {}
+    name, listed = check("model", node), frame.listed or {}
     if name not in listed:
         # Where the list itself is wrong, that is said already, and the name may stand in it.
         model, place = Model() if frame.listed is None else configured_model(node, listed), node
@@ -390,8 +390,8 @@ def _model(frame: _Frame, node: Node) -> Model:
 
 def configured_model(node: Node, others: Iterable[str] = ()) -> Model:
     """The model that a file of `conf/model/` describes; `others` are the names that are known beside these."""
-    if (name := node.text()) not in (known := group_names("model")):
-        raise node.error(f"{node} is not a model that is listed, {did_you_mean(name, {*known, *others})}")
+    if (name := check("model", node)) not in (known := group_names("model")):
+        raise node.error(f"model: {node} is not known, {did_you_mean(name, {*known, *others})}")
     found = named_model(name)
     return Model(name=name, path=found.path, prediction=found.prediction)
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 import single_file
@@ -110,6 +111,89 @@ def test_records_are_a_target(ask):
     assert [wanted.seed for wanted in request.wanted()] == [9, 9, 3]
     assert item_id(request.items[0]) == item_id(request.items[1]) == item_id(item)
     assert request.items[2].model.name == "tiny"
+
+
+SWEEP = """\
+version: 1
+models: {one: {path: tiny}, two: {path: two}}
+defaults: {width: 64, height: 64, steps: 1}
+jobs:
+  - {prompts: [cat, dog], seeds: 1-2, matrix: {model: [two, one]}}
+  - {prompt: plain, seed: 1}
+"""
+
+
+@pytest.fixture
+def two(tmp_path, model):
+    """Two models beside the manifest."""
+    shutil.copytree(model, tmp_path / "tiny")
+    return tiny.save_model(tmp_path / "two", seed=1)
+
+
+def test_models_take_turns(ask, two, tmp_path):
+    request = ask(SWEEP)
+    assert [(model.name, model.path) for model in request.models][:2] == [
+        ("two", str(two)),
+        ("one", str(tmp_path / "tiny")),
+    ]
+    assert [model.name for model in request.models] == ["two", "one", "tiny"]
+    assert [item.number for item in request.wanted()] == [0, 1, 4, 5, 2, 3, 6, 7, 8]
+    assert sorted(item.number for item in ask(SWEEP, "limit=3").wanted()) == [0, 1, 2]
+    shuffled = [(item.model.name, item.number) for item in ask(SWEEP, "shuffle=1").wanted()]
+    assert [name for name, _ in shuffled] == ["two"] * 4 + ["one"] * 4 + ["tiny"]
+    assert shuffled != [(item.model.name, item.number) for item in request.wanted()]
+
+
+def test_an_id_is_of_the_weights_and_not_of_their_name(ask, two):
+    plain = ask("version: 1\njobs: [{prompt: cat, seed: 1, W: 64, H: 64, steps: 1}]\n")
+    request = ask(SWEEP)
+    assert item_id(request.items[2]) == item_id(plain.items[0]) != item_id(request.items[0])
+
+
+def test_the_settings_model_is_not_looked_for_where_nobody_asks_for_it(ask, two):
+    assert len(ask(SWEEP.partition("  - {prompt: plain")[0], "model.path=/nowhere").models) == 2
+    with pytest.raises(ModelError):
+        ask(SWEEP, "model.path=/nowhere")
+
+
+def test_all_broken_models_are_told_at_once_with_their_places(ask, two, tmp_path):
+    for name in ("tiny", "two"):
+        (tmp_path / name / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ManifestError) as caught:
+        ask(SWEEP)
+    assert [(error.location.line, error.location.column) for error in caught.value.errors] == [(2, 22), (2, 41)]
+    assert "the model 'one': " in str(caught.value)
+    assert caught.value.exit_code == 4
+
+
+def recorded(request):
+    lines = []
+    for item in request.items:
+        model = item.model.to_dict() | {"path": item.model.path}
+        lines.append(json.dumps({"item": item.to_dict() | {"model": model["name"]}, "model": model, "run": {}}))
+    return "\n".join(lines)
+
+
+def test_records_find_the_models_that_they_were_made_with(ask, two, model, tmp_path):
+    request = ask(SWEEP)
+    again = ask(recorded(request), "model.path=builtin:emoji", name="records.jsonl")
+    assert [item_id(item) for item in again.items] == [item_id(item) for item in request.items]
+    assert [item.model.name for item in again.items] == [item.model.name for item in request.items]
+    two.rename(tmp_path / "moved")
+    with pytest.raises(ManifestError) as caught:
+        ask(recorded(request), name="records.jsonl")
+    assert f"records.jsonl:1:1: the model 'two': these weights are not at {two} and are not those" in str(caught.value)
+    assert f": two, text_encoder {dict(request.items[0].model.fingerprints)['text_encoder'][:12]}, " in str(
+        caught.value
+    )
+    moved = ask(recorded(request), f"model.path={tmp_path / 'moved'}", name="records.jsonl")
+    assert item_id(moved.items[0]) == item_id(request.items[0])
+    assert moved.items[0].model.path == str(tmp_path / "moved")
+
+
+def test_a_name_that_no_record_explains_is_one_of_conf(ask):
+    with pytest.raises(ManifestError, match=r"items.jsonl:1:1: model: 'emojo' is not known, did you mean 'emoji'"):
+        ask('{"prompt": "a", "seed": 3, "model": "emojo"}', name="items.jsonl")
 
 
 def test_a_prompt_too_long_shows_what_would_be_lost(ask):

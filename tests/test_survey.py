@@ -201,6 +201,45 @@ def test_a_target_of_json_lines(look):
     assert "item 0  '(cat:1.5)' is emphasis" in shown(found, 120)
 
 
+def test_models_are_counted_one_by_one(ask, model, monkeypatch):
+    text = JOBS.replace("matrix: {", "matrix: {model: [emoji, mine], ").replace(
+        "jobs:", f"models: {{mine: {{path: {model}}}}}\njobs:"
+    )
+    monkeypatch.setattr(forecast, "device_name", lambda device: None)
+    asked = ask(text, "allow_outside=true")
+    found = survey.make_survey(asked)
+    assert [(turn.model.name, turn.missing) for turn in found.turns] == [("emoji", 48), ("mine", 48)]
+    assert (found.images, found.missing, dict(found.axes["model"].values)) == (96, 96, {"emoji": 48, "mine": 48})
+    assert found.waves == sum(turn.waves for turn in found.turns) == 4
+    assert found.memory_bytes == max(turn.memory_bytes for turn in found.turns)
+    assert {(group.model, group.images) for group in found.groups} == {("emoji", 24), ("mine", 24)}
+    lines = [" ".join(line.split()) for line in shown(found, 200).splitlines()]
+    assert "model emoji (48), mine (48)" in lines or "model 2 emoji, mine (48 each)" in lines
+    assert "pictures model size sampler steps unet_bs" in lines
+    assert any(line.startswith("model mine, float32, on cpu") and line.endswith("; 48 to render") for line in lines)
+    finish(asked, [item.number for item in asked.items if item.model.name == "emoji"])
+    again = survey.make_survey(asked)
+    assert [(turn.missing, turn.waves) for turn in again.turns] == [(0, 0), (48, 2)]
+    assert again.to_dict()["models"][1]["missing"] == again.to_dict()["missing"] == 48
+
+
+def test_the_time_of_all_models_is_known_where_that_of_each_is(ask, model, monkeypatch):
+    text = JOBS.replace("matrix: {", "matrix: {model: [emoji, mine], ").replace(
+        "jobs:", f"models: {{mine: {{path: {model}}}}}\njobs:"
+    )
+    monkeypatch.setattr(forecast, "device_name", lambda device: None)
+    asked = ask(text, "allow_outside=true")
+    run = {"device": "cpu", "device_name": "x", "dtypes": {"unet_encode": "float32"}, "turbo": True, "unet_bs": 4}
+    for number, each in enumerate(asked.models):
+        made = {"run": run, "seconds": {"denoise": 10.0}, "model": each.to_dict()}
+        write(request.Path("outputs/other"), [record(make_item(number=number), **made)])
+        seconds = survey.make_survey(asked).forecast.seconds
+        assert bool(seconds) == (number == 1)
+    assert seconds["denoise"] == pytest.approx(
+        sum(turn.forecast.seconds["denoise"] for turn in survey.make_survey(asked).turns)
+    )
+
+
 @pytest.mark.parametrize("width", [40, 80, 120, 1000])
 def test_no_text_is_cut_off_at_any_width(look, width):
     text = JOBS.replace("cat,", f"{'a very long prompt of many words ' * 5}, {'x' * 150},")
