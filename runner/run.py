@@ -62,7 +62,7 @@ def run(
         yield from _render_only(request, loader, stop)
         return
     if not request.folder.exists():  # nothing is written where nothing can be rendered
-        loader.load(next(iter(request.models)))
+        loader.load(next(request.wanted()).model)
     with Ledger(request.folder, deep=request.settings.deep) as ledger:
         with stop.harmless(), writing_to(request.folder):
             if (request.folder / UNFINISHED).exists():

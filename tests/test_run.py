@@ -666,3 +666,23 @@ def test_a_ceiling_that_a_later_model_breaks_is_told_at_the_start(sweep, monkeyp
 def test_models_take_turns_where_nothing_is_saved_too(sweep, loads):
     events = list(running.run(sweep("skip_save=true")))
     assert (events[-1].done, loads) == (8, ["one", "two"])
+
+
+class Half(Painter):
+    """A painter whose pictures all overflow, save in full precision."""
+
+    def __init__(self):
+        super().__init__(refuse=lambda item: execute.NotFinite("not finite"))
+        self.execution = dataclasses.replace(self.execution, dtype="float16")
+
+    def in_full(self):
+        return Painter()
+
+
+def test_what_overflows_is_rendered_again_before_the_next_model_comes(sweep, monkeypatch):
+    monkeypatch.setattr(running, "start_executor", lambda request, model: Half())
+    events = list(running.run(sweep()))
+    turn = next(place for place, event in enumerate(events) if event == ModelLoaded(model=list(sweep().models)[1]))
+    again = [event.items[0].model.name for event in events[turn:] if isinstance(event, WaveStarted)]
+    assert (events[-1].done, set(again)) == (8, {"two"})
+    assert all("rerendered" in record for record in iterate_records(sweep().folder))
