@@ -11,6 +11,7 @@ the items is not known here.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from abc import abstractmethod
 from array import array
@@ -18,6 +19,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, overload
 
 import orjson
@@ -26,8 +28,9 @@ from runner import prompts
 from runner.errors import Location, ManifestError, Problems
 from runner.grid import Axis, Grid
 from runner.inits import Init, InitError
-from runner.manifest import Job, Manifest, Prompt, find_init, shown
-from runner.spec import Item, Part
+from runner.manifest import Job, Manifest, Prompt, configured_model, find_init, shown
+from runner.settings import PREDICTIONS
+from runner.spec import Item, Model, Part
 from runner.values import ALIASES, DEFAULTS, ITEM_KEYS, LARGEST_SEED, OWN_SIZE, check, entries, words
 from runner.yaml_nodes import wrap
 
@@ -41,7 +44,7 @@ NULLABLE = (
     "strength",
     "fixed_code",
 )  # as records of pictures from noise alone have them
-RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "model", "init_sha256")
+RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "init_sha256")
 RECORD_NAMES = frozenset(RECORD_KEYS)
 KEPT_VALUES, SHORT = 4096, 200  # how many checked values are kept, and of how many characters
 NOWHERE = Location(Path())
@@ -82,10 +85,19 @@ class _Lazy(Sequence[Item]):
 
 
 class Items(_Lazy):
-    """The items of a manifest; `drawn_seeds` has the first seed of each job that says none, by the job's index."""
+    """The items of a manifest; `drawn_seeds` has the first seed of each job that says none, by the job's index.
 
-    def __init__(self, manifest: Manifest, drawn_seeds: Mapping[int, int]) -> None:
-        self._jobs = [_JobItems(job, drawn_seeds[job.index] if job.drawn else 0) for job in manifest.jobs]
+    `models` has what was found for the models that are asked for.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        drawn_seeds: Mapping[int, int],
+        models: Mapping[Model, Model] = MappingProxyType({}),
+    ) -> None:
+        jobs = (_with_models(job, models) for job in manifest.jobs)
+        self._jobs = [_JobItems(job, drawn_seeds[job.index] if job.drawn else 0) for job in jobs]
         self._ends = list(itertools.accumulate(job.size for job in manifest.jobs))
 
     def __len__(self) -> int:
@@ -100,6 +112,20 @@ class Items(_Lazy):
         index = bisect_right(self._ends, number)
         job = self._jobs[index]
         return job.make(number - self._ends[index] + job.grid.size, number)
+
+
+def _with_models(job: Job, models: Mapping[Model, Model]) -> Job:
+    """The job with the models that were found in the place of those that it asks for."""
+
+    def found(column: Sequence[Any]) -> Sequence[Any]:
+        return [models.get(model, model) for model in column]
+
+    values = {key: found([value])[0] if key == "model" else value for key, value in job.values.items()}
+    columns = (
+        {key: found(each) if key == "model" else each for key, each in axis.columns.items()} for axis in job.axes
+    )
+    axes = tuple(Axis(columns=each, named=axis.named) for each, axis in zip(columns, job.axes, strict=True))
+    return dataclasses.replace(job, values=values, axes=axes)
 
 
 class _JobItems:
@@ -185,8 +211,13 @@ def _resolved(values: dict[str, Any], *, number: int, axes: tuple[tuple[str, Any
 # ---- JSON lines
 
 
-def read_item(record: object, *, number: int, location: Location, allow_outside: bool = False) -> Item:
-    """The item that `Item.to_dict` wrote, or one written by hand, where all but a prompt and a seed may be missing."""
+def read_item(
+    record: object, *, number: int, location: Location, allow_outside: bool = False, model: Model = DEFAULTS["model"]
+) -> Item:
+    """The item that `Item.to_dict` wrote, or one written by hand, where all but a prompt and a seed may be missing.
+
+    What it says of its model is the business of `read_model`.
+    """
     given = {
         key: value for key, value in _entries(record, location).items() if value is not None or key not in NULLABLE
     }
@@ -201,7 +232,28 @@ def read_item(record: object, *, number: int, location: Location, allow_outside:
         values["init"] = _read_init(given, location, allow_outside)
     if "prompt" not in values:
         values["prompt"] = prompts.to_text([part.text for part in parts], [part.weight for part in parts])
-    return _resolved({**values, "parts": parts}, number=number, axes=axes)
+    return _resolved({**values, "parts": parts, "model": model}, number=number, axes=axes)
+
+
+def read_model(record: Mapping[str, Any], location: Location) -> Model:
+    """The model that a record asks for, by what is recorded of it; an item alone may name a file of `conf/model/`."""
+    made, run, item = (part(record, key) for key in ("model", "run", "item"))
+    if fingerprints := part(made, "fingerprints"):
+        prediction = run.get("prediction")
+        return Model(
+            name=str(made.get("name")),
+            path=str(made.get("path", "")),
+            prediction=str(prediction) if prediction in PREDICTIONS else PREDICTIONS[0],
+            fingerprints=tuple((str(fragment), str(sha256)) for fragment, sha256 in fingerprints.items()),
+        )
+    name = (item or record).get("model")
+    return Model() if name is None else configured_model(wrap(name, location))
+
+
+def part(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A mapping within a record, which may have been altered; an empty one where there is none."""
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def _entries(record: object, location: Location) -> dict[str, Any]:
@@ -282,16 +334,22 @@ def _read_axes(axes: object, location: Location) -> tuple[tuple[str, Any], ...]:
     return tuple((key, _checked(key, value, location) if key == "crop" else value) for key, value in axes.items())
 
 
-class _Lines(_Lazy):
-    """The items in a file of JSON lines, of which only the places are kept."""
+class Lines(_Lazy):
+    """The items in a file of JSON lines, of which only the places are kept.
+
+    `asked` are the models that they ask for, each with its first line; `found` is for what was found for these.
+    """
 
     def __init__(self, path: Path, allow_outside: bool) -> None:
+        self.asked: dict[Model, Location] = {}
+        self.found: dict[Model, Model] = {}
         self._path, self._allow_outside = path, allow_outside
         self._places, self._lines = array("Q"), array("Q")
         problems = Problems()
         for place, line, text in _json_lines(path):
             with problems:
-                self._read(text, len(self._places), line)
+                item = self._read(text, len(self._places), line)
+                self.asked.setdefault(item.model, Location(path, line, 1))
             self._places.append(place)
             self._lines.append(line)
         problems.raise_all()
@@ -316,8 +374,9 @@ class _Lines(_Lazy):
             raise ManifestError(f"not valid JSON: {error.msg}", Location(self._path, line, error.colno)) from None
         if not isinstance(record, dict):
             raise ManifestError("each line is one JSON object: a record, or an item", location)
-        item = record.get("item", record)
-        return read_item(item, number=number, location=location, allow_outside=self._allow_outside)
+        asked, item = read_model(record, location), record.get("item", record)
+        model = self.found.get(asked, asked)
+        return read_item(item, number=number, location=location, allow_outside=self._allow_outside, model=model)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -336,10 +395,10 @@ def _json_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
                 yield start, line, text
 
 
-def read_items(path: Path, *, allow_outside: bool = False) -> Sequence[Item]:
+def read_items(path: Path, *, allow_outside: bool = False) -> Lines:
     """The items of a file of JSON lines, all of them checked, none of them kept."""
     try:
-        items = _Lines(path, allow_outside)
+        items = Lines(path, allow_outside)
     except OSError as error:
         raise ManifestError(f"can't read the file: {error.strerror or error}", Location(path)) from None
     if not items:

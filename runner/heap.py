@@ -76,7 +76,7 @@ def begin(ceiling: int | None, burst: int) -> None:
     if _state.libc is None:
         return
     if not _state.besides:
-        _sweep()
+        sweep()
         _state.besides = resident_bytes() - _used()
     _state.ceiling, _state.burst, _state.most_used = ceiling, burst, 0
     _state.sweep_at = (ceiling or 0) - burst
@@ -91,11 +91,18 @@ def check() -> None:
     if now - _state.looked > SECONDS_BETWEEN_LOOKS:
         _state.looked, _state.most_used = now, max(_state.most_used, _used())
     if _state.ceiling is not None and resident_bytes() > _state.sweep_at:
-        _sweep()
+        sweep()
         _state.sweeps += 1
         # Where that helps little, the next layers go on without it: they would do nothing else.
         wanted = _state.ceiling - _state.burst
         _state.sweep_at = max(wanted, min(resident_bytes() + LEAST_GROWTH, _state.ceiling))
+
+
+def sweep() -> None:
+    """Gives what is free back to the system."""
+    if _state.libc is not None:
+        _state.libc.malloc_trim(0)
+        _reserve()
 
 
 def live_bytes() -> int | None:
@@ -138,11 +145,6 @@ def _glibc() -> Any:
 
 def _used() -> int:
     return int(_state.libc.mallinfo2().uordblks)
-
-
-def _sweep() -> None:
-    _state.libc.malloc_trim(0)
-    _reserve()
 
 
 def _reserve() -> None:

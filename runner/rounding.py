@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 
 class Way(NamedTuple):
-    """How a picture was made. A factor that doesn't count for it is None. A tuple, since a million are compared."""
+    """How a picture was made, with which weights. A factor that doesn't count for it is None. A tuple, since a million
+    are compared."""
 
+    model: tuple[str, ...]
     size: tuple[int, int]
     unet_bs: int | None
     dtypes: tuple[tuple[str, str], ...] | None
@@ -36,6 +38,7 @@ def way_of(record: Mapping[str, Any]) -> Way:
     device = run["device"].partition(":")[0]
     again = "rerendered" in record  # in full precision, which says nothing of the run's own ways
     return Way(
+        tuple(record["model"]["fingerprints"].values()),
         (item["width"], item["height"]),
         run["unet_bs"],
         None if again else tuple(run["dtypes"].items()),
@@ -49,7 +52,10 @@ def way_of(record: Mapping[str, Any]) -> Way:
 
 
 def differences(recorded: Collection[Way], now: Callable[[int, int], Way]) -> list[str]:
-    """In which factors pictures of the recorded sizes, width and height, would be made otherwise `now`."""
+    """In which factors pictures of the recorded sizes, width and height, would be made otherwise `now`.
+
+    The ways are those of one model's pictures.
+    """
     found: dict[str, None] = {}
     for size in dict.fromkeys(way.size for way in recorded):
         there, new = [way for way in recorded if way.size == size], now(*size)

@@ -234,7 +234,7 @@ class Studio:
         wanted = how(request.settings)
         if self._executor is None or wanted != self._made_for:
             self._executor = None  # two models may not fit
-            self._executor, self._made_for = running.start_executor(request), wanted
+            self._executor, self._made_for = running.start_executor(request, *request.models), wanted
         return self._executor
 
 

@@ -33,7 +33,7 @@ def test_a_job_whose_turn_has_come_loads_the_model(job):
 
 def test_a_running_job_says_how_far_it_is(job, monkeypatch):
     monkeypatch.setattr(studio.time, "monotonic", lambda: 100.0)
-    job.note(RunStarted(wanted=8, missing=8, settings={}))
+    job.note(RunStarted(wanted=8, missing=8))
     assert "0 of 8 pictures" in describe(job, 0)
     assert "left" not in describe(job, 0)
     job.note(WaveStarted(items=(None,) * 4))
