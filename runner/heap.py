@@ -93,9 +93,10 @@ def check() -> None:
     if _state.ceiling is not None and resident_bytes() > _state.sweep_at:
         sweep()
         _state.sweeps += 1
+        held, wanted = resident_bytes(), _state.ceiling - _state.burst
         # Where that helps little, the next layers go on without it: they would do nothing else.
-        wanted = _state.ceiling - _state.burst
-        _state.sweep_at = max(wanted, min(resident_bytes() + LEAST_GROWTH, _state.ceiling))
+        grown = held + LEAST_GROWTH
+        _state.sweep_at = max(wanted, grown if held > _state.ceiling else min(grown, _state.ceiling))
 
 
 def sweep() -> None:
