@@ -83,14 +83,14 @@ def begin(ceiling: int | None, burst: int) -> None:
     check()
 
 
-def check() -> None:
-    """Gives what is free back to the system, if the process holds nearly as much as it may."""
+def check(coming: int = 0) -> None:
+    """Gives what is free back to the system, if the process with `coming` bytes more holds nearly as much as it may."""
     if _state.libc is None:
         return
     now = time.monotonic()
     if now - _state.looked > SECONDS_BETWEEN_LOOKS:
         _state.looked, _state.most_used = now, max(_state.most_used, _used())
-    if _state.ceiling is not None and resident_bytes() > _state.sweep_at:
+    if _state.ceiling is not None and resident_bytes() + coming > _state.sweep_at:
         sweep()
         _state.sweeps += 1
         held, wanted = resident_bytes(), _state.ceiling - _state.burst

@@ -31,7 +31,7 @@ class BlockedConv2d(nn.Conv2d):
         """Puts the weight into blocks, and lets go of it."""
         shape = self.weight.shape
         make: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # what torch.compile calls
-        heap.check()
+        heap.check(self.weight.nbytes)
         self.blocked = make(self.weight.to_mkldnn(), self.padding, self.stride, self.dilation, self.groups)
         self.weight = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
 
