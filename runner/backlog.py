@@ -16,7 +16,7 @@ from itertools import chain, islice
 
 from runner.records import Index
 from runner.request import Request
-from runner.spec import Item
+from runner.spec import Item, item_id
 
 COUNTED = 10_000  # items that are looked at before the first one is made, so that their number can be said
 
@@ -57,7 +57,7 @@ class Backlog:
         self._ended = True
 
     def _is_missing(self, item: Item) -> bool:
-        identity = self._request.identity(item)
+        identity = item_id(item)
         self._unmet.pop(identity, None)
         if identity in self._under_way or self._index.is_done(identity):
             return False

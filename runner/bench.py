@@ -102,7 +102,8 @@ def bench(settings: Settings, command: str, say: Callable[[str], None] = lambda 
         raise SettingError(
             "limit, shuffle and skip_save are not for bench; bench.images says how many pictures it makes"
         )
-    choose(contenders(dataclasses.replace(settings, device=ANY_GPU)), settings.bench.contenders)  # says typos at once
+    anywhere = [dataclasses.replace(settings, device=device) for device in ("cpu", ANY_GPU)]
+    choose([each for on in anywhere for each in contenders(on)], settings.bench.contenders)  # says typos at once
     settings, folder = _with_model(settings, say), folder_of(settings)
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -84,7 +84,8 @@ def _describe(job: Job) -> Iterator[dict[str, Any]]:
     from runner.request import read_request
 
     request = read_request(job.inputs / ITEMS, job.settings)
-    yield run.describe(request, run.constant_record(request, run.start_executor(request)))
+    (model,) = request.models
+    yield run.describe(request, run.constant_record(request, run.start_executor(request, model)))
 
 
 def _make_random_model(job: Job) -> Iterator[dict[str, Any]]:
@@ -181,7 +182,7 @@ class ThisRunner:
             return read_request(job.inputs / name, dataclasses.replace(job.settings, out=folder, **changes))
 
         self.wanted, self.warm_up = read(ITEMS), read(WARM_UP, skip_grid=True)
-        self.executor = run.start_executor(self.wanted)
+        self.executor = run.start_executor(self.wanted, *self.wanted.models)
         self.device: str = self.executor.describe()["device"]
         self.wave_peak = 0  # the runner itself forgets the peak at each wave
         self._run: Mapping[str, Any] = {}

@@ -27,6 +27,8 @@ PROCESS_BYTES = 480 << 20  # Python and its libraries
 TEXT_BYTES = 24 << 20  # a call of the text encoder
 # Numbers held at once for each latent and each channel of the first block, or each pixel and channel of the last one.
 UNET_HELD, DECODER_HELD = 30, 4
+WIDEST_LAYER = 16  # numbers for each latent and channel of the first block: a gated feed-forward layer's
+STRIPS_IN_BURST = 8
 STRIPS_HELD = 12  # strips, while one is made from another
 STRIP_ELEMENTS = {"cpu": 1 << 20}  # numbers in a strip of a large picture: on a CPU about what its caches hold
 OTHER_STRIP_ELEMENTS = 1 << 24
@@ -59,6 +61,12 @@ class Costs:
         if key in self.measured:
             return self.measured[key]
         return int(self._formula(modes, width, height, rows, wave_rows) * self._correction(modes))
+
+    def burst(self, width: int, height: int, rows: int) -> int:
+        """The most bytes that one layer makes at once: the UNet's widest, with what it is made from, or a strip's."""
+        latents = (width // self.latent_factor) * (height // self.latent_factor)
+        widest = rows * latents * int(self.unet["block_out_channels"][0]) * WIDEST_LAYER
+        return (widest + STRIPS_IN_BURST * strip_elements(self.device)) * DTYPE_BYTES[self.dtype]
 
     def key(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> str:
         """The name under which such a wave's peak is remembered."""
@@ -102,7 +110,7 @@ class Costs:
     def _brought(self, name: str, mode: str) -> int:
         """What a component that doesn't stay has there at once: a unit and the next one, or all that a stage needs."""
         if mode == WALKS:
-            return 2 * self.largest_units[name]
+            return (3 if self.device == "cpu" else 2) * self.largest_units[name]  # on a CPU in blocks once more
         return self.weights[name] * 2 // 3 if name == "vae" else self.weights[name]  # the larger half is the decoder
 
     def _compiled_copy(self) -> int:

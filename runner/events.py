@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from runner.spec import Item
+from runner.spec import Item, Model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,14 +14,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted:
-    """`missing` of `wanted` images are to be rendered, in long runs an estimate; `settings` is what `run.json` says.
-
-    `notes` are sentences that people should read.
-    """
+    """`missing` of `wanted` images are to be rendered, in long runs an estimate."""
 
     wanted: int
     missing: int
-    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoaded:
+    """The pictures of a model come next. `notes` are sentences about them that people should read."""
+
+    model: Model
     notes: tuple[str, ...] = ()
 
 
@@ -95,4 +98,4 @@ class RunFinished:
 
 
 WaveEvent = WaveStarted | StepDone | Rendered | MemoryShort | ItemFailed
-RunEvent = RunStarted | WaveStarted | StepDone | MemoryShort | ItemDone | ItemFailed | RunFinished
+RunEvent = RunStarted | ModelLoaded | WaveStarted | StepDone | MemoryShort | ItemDone | ItemFailed | RunFinished

@@ -5,8 +5,6 @@ What goes wrong with one picture is an event; what goes wrong with a whole wave 
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import itertools
 import os
@@ -21,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runner import compiled, costs, inits, machine, plan, stages
+from runner import compiled, costs, heap, inits, machine, plan, stages
 from runner.checkpoint import build_module
 from runner.costs import NONE, OPENVINO, VISITS, WALKS
 from runner.errors import RunnerError, show_size
@@ -36,8 +34,6 @@ from runner.weights import AUTO, COMPONENTS, FRAGMENTS, ModelFiles
 
 EMBEDDINGS_KEPT, PICTURES_KEPT = 4096, 256
 SHORT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "bad allocation", "bad_alloc")
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of glibc's malloc.h
-LARGE_BLOCK, HEAP_KEPT = 1 << 20, 32 << 20  # bytes
 FULL = "float32"
 
 
@@ -77,8 +73,8 @@ class Executor:
         self.model, self.execution = model, execution
         self.tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token)
         device, dtype = torch.device(execution.device), getattr(torch, execution.dtype)
-        if execution.device == "cpu" and execution.limit and not execution.advice:
-            return_memory_at_once()
+        if execution.device == "cpu":
+            heap.take_over(execution.limit)
         dtypes = dict.fromkeys(COMPONENTS, dtype)
         if execution.compiler == OPENVINO:
             dtypes["unet"] = torch.float32  # which it is converted from, and called with
@@ -87,7 +83,8 @@ class Executor:
             for name, dtype in dtypes.items()
         }
         if execution.device == "cpu" and execution.compiler == NONE:
-            replace_convolutions(self.components["unet"].module)
+            replace_convolutions(self.components["unet"].module, dtype)
+            heap.watch(self.components["unet"].module)
         self.schedule = self._make_schedule()
         compiled.compile_unet(self.components["unet"], model, execution)
         self._lowered: dict[tuple[int, int], Layout] = {}  # by size, where memory ran out
@@ -183,12 +180,17 @@ class Executor:
         key = execution.costs.key(wave.layout.modes, first.width, first.height, wave.unet_bs, rows)
         if not peak:
             return
-        costs.remember(key, peak)
-        known = {**execution.costs.measured, key: max(peak, execution.costs.measured.get(key, 0))}
+        needed = heap.live_bytes() or peak if execution.device == "cpu" else peak
+        costs.remember(key, needed)
+        known = {**execution.costs.measured, key: max(needed, execution.costs.measured.get(key, 0))}
         self.execution = replace(execution, costs=replace(execution.costs, measured=known))
         if execution.limit and not execution.advice and peak > execution.limit:
             text = f"the wave held {show_size(peak)}, more than memory={show_size(execution.limit)}"
             yield MemoryShort(message=f"{text}; the next ones are planned with that")
+
+    def _burst(self, wave: Wave) -> int:
+        first = wave.items[0]
+        return self.execution.costs.burst(first.width, first.height, wave.unet_bs)
 
     @torch.inference_mode()
     def _start(self, wave: Wave) -> list[stages.Trajectory]:
@@ -221,15 +223,19 @@ class Executor:
         for name, mode in wave.layout.modes.items():
             self.components[name].change(mode)
         reset_peak(self.execution.device)
+        if self.execution.device == "cpu":
+            heap.begin(self.execution.limit, self._burst(wave))
         clock = Clock()
         with clock.stage("encode"):
             trajectories = self._start(wave)
+            self.components["text_encoder"].rest()
         steps = stages.denoise(self.components["unet"], trajectories, wave.unet_bs)
         calls = max(model_calls(item.sampler, item.steps - item.skipped_steps) for item in wave.items)
         for call in range(1, calls + 1):
             with clock.stage("denoise"), torch.inference_mode():
                 next(steps)
             yield StepDone(step=call, steps=calls)
+        self.components["unet"].rest()
         items = [item for trajectory in trajectories for item in trajectory.items]
         share = {name: seconds / len(items) for name, seconds in clock.seconds.items()}
         yield from self._decode(items, trajectories, wave.layout, share)
@@ -335,16 +341,4 @@ def release_memory(device: str) -> None:
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
-
-
-def return_memory_at_once() -> None:
-    """Lets glibc give large blocks back as soon as they are free, and take none of them from its heap.
-
-    Its heap, which it takes blocks of up to 32 MiB from once such blocks were used, hardly shrinks while anything
-    behind them is in use: what a process holds would grow far beyond what its tensors need. Smaller blocks stay
-    there, since fresh memory costs time: each of its pages is emptied by the system first.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-        libc.mallopt(M_TRIM_THRESHOLD, HEAP_KEPT)
+    heap.sweep()

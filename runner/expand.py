@@ -11,12 +11,14 @@ the items is not known here.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -26,8 +28,9 @@ from runner.errors import Location, ManifestError, Problems
 from runner.grid import Axis, Grid
 from runner.inits import Init, InitError
 from runner.lazy import Lazy
-from runner.manifest import Job, Manifest, Prompt, find_init, shown
-from runner.spec import Item, Part
+from runner.manifest import Job, Manifest, Prompt, configured_model, find_init, shown
+from runner.settings import PREDICTIONS
+from runner.spec import Item, Model, Part
 from runner.tokens import ROOM
 from runner.values import ALIASES, DEFAULTS, ITEM_KEYS, LARGEST_SEED, OWN_SIZE, check, entries, words
 from runner.yaml_nodes import wrap
@@ -42,7 +45,7 @@ NULLABLE = (
     "strength",
     "fixed_code",
 )  # as records of pictures from noise alone have them
-RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "model", "init_sha256")
+RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "init_sha256")
 RECORD_NAMES = frozenset(RECORD_KEYS)
 KEPT_VALUES, SHORT = 4096, 200  # how many checked values are kept, and of how many characters
 NOWHERE = Location(Path())
@@ -67,10 +70,19 @@ def texts(job: Job) -> Iterator[tuple[str, Location]]:
 
 
 class Items(Lazy[Item]):
-    """The items of a manifest; `drawn_seeds` has the first seed of each job that says none, by the job's index."""
+    """The items of a manifest; `drawn_seeds` has the first seed of each job that says none, by the job's index.
 
-    def __init__(self, manifest: Manifest, drawn_seeds: Mapping[int, int]) -> None:
-        self._jobs = [_JobItems(job, drawn_seeds[job.index] if job.drawn else 0) for job in manifest.jobs]
+    `models` has what was found for the models that are asked for.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        drawn_seeds: Mapping[int, int],
+        models: Mapping[Model, Model] = MappingProxyType({}),
+    ) -> None:
+        jobs = (_with_models(job, models) for job in manifest.jobs)
+        self._jobs = [_JobItems(job, drawn_seeds[job.index] if job.drawn else 0) for job in jobs]
         self._ends = list(itertools.accumulate(job.size for job in manifest.jobs))
 
     def __len__(self) -> int:
@@ -85,6 +97,20 @@ class Items(Lazy[Item]):
         index = bisect_right(self._ends, number)
         job = self._jobs[index]
         return job.make(number - self._ends[index] + job.grid.size, number)
+
+
+def _with_models(job: Job, models: Mapping[Model, Model]) -> Job:
+    """The job with the models that were found in the place of those that it asks for."""
+
+    def found(column: Sequence[Any]) -> Sequence[Any]:
+        return [models.get(model, model) for model in column]
+
+    values = {key: found([value])[0] if key == "model" else value for key, value in job.values.items()}
+    columns = (
+        {key: found(each) if key == "model" else each for key, each in axis.columns.items()} for axis in job.axes
+    )
+    axes = tuple(Axis(columns=each, named=axis.named) for each, axis in zip(columns, job.axes, strict=True))
+    return dataclasses.replace(job, values=values, axes=axes)
 
 
 class _JobItems:
@@ -180,8 +206,13 @@ def _resolved(values: dict[str, Any], *, number: int, axes: tuple[tuple[str, Any
 # ---- JSON lines
 
 
-def read_item(record: object, *, number: int, location: Location, allow_outside: bool = False) -> Item:
-    """The item that `Item.to_dict` wrote, or one written by hand, where all but a prompt and a seed may be missing."""
+def read_item(
+    record: object, *, number: int, location: Location, allow_outside: bool = False, model: Model = DEFAULTS["model"]
+) -> Item:
+    """The item that `Item.to_dict` wrote, or one written by hand, where all but a prompt and a seed may be missing.
+
+    What it says of its model is the business of `read_model`.
+    """
     given = {
         key: value for key, value in _entries(record, location).items() if value is not None or key not in NULLABLE
     }
@@ -196,7 +227,28 @@ def read_item(record: object, *, number: int, location: Location, allow_outside:
         values["init"] = _read_init(given, location, allow_outside)
     if "prompt" not in values:
         values["prompt"] = prompts.to_text([part.text for part in parts], [part.weight for part in parts])
-    return _resolved({**values, "parts": parts}, number=number, axes=axes)
+    return _resolved({**values, "parts": parts, "model": model}, number=number, axes=axes)
+
+
+def read_model(record: Mapping[str, Any], location: Location) -> Model:
+    """The model that a record asks for, by what is recorded of it; an item alone may name a file of `conf/model/`."""
+    made, run, item = (part(record, key) for key in ("model", "run", "item"))
+    if fingerprints := part(made, "fingerprints"):
+        prediction = run.get("prediction")
+        return Model(
+            name=str(made.get("name")),
+            path=str(made.get("path", "")),
+            prediction=str(prediction) if prediction in PREDICTIONS else PREDICTIONS[0],
+            fingerprints=tuple((str(fragment), str(sha256)) for fragment, sha256 in fingerprints.items()),
+        )
+    name = (item or record).get("model")
+    return Model() if name is None else configured_model(wrap(name, location))
+
+
+def part(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A mapping within a record, which may have been altered; an empty one where there is none."""
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def _entries(record: object, location: Location) -> dict[str, Any]:
@@ -280,17 +332,22 @@ def _read_axes(axes: object, location: Location) -> tuple[tuple[str, Any], ...]:
 class Lines(Lazy[Item]):
     """The items in a file of JSON lines, of which only the places are kept.
 
+    `asked` are the models that they ask for, each with its first line; `found` is for what was found for these.
     `texts` are those that must not be cut and might be, each with the place where it stands first.
     """
 
     def __init__(self, path: Path, allow_outside: bool) -> None:
+        self.asked: dict[Model, Location] = {}
+        self.found: dict[Model, Model] = {}
         self._path, self._allow_outside = path, allow_outside
         self._places, self._lines = array("Q"), array("Q")
         self.texts: dict[str, Location] = {}
         problems = Problems()
         for place, line, text in _json_lines(path):
             with problems:
-                self._note_texts(self._read(text, len(self._places), line), line)
+                item = self._read(text, len(self._places), line)
+                self.asked.setdefault(item.model, Location(path, line, 1))
+                self._note_texts(item, line)
             self._places.append(place)
             self._lines.append(line)
         problems.raise_all()
@@ -320,8 +377,9 @@ class Lines(Lazy[Item]):
             raise ManifestError(f"not valid JSON: {error.msg}", Location(self._path, line, error.colno)) from None
         if not isinstance(record, dict):
             raise ManifestError("each line is one JSON object: a record, or an item", location)
-        item = record.get("item", record)
-        return read_item(item, number=number, location=location, allow_outside=self._allow_outside)
+        asked, item = read_model(record, location), record.get("item", record)
+        model = self.found.get(asked, asked)
+        return read_item(item, number=number, location=location, allow_outside=self._allow_outside, model=model)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,16 +20,18 @@ from typing import Any
 
 from runner import images, infotext, regroup
 from runner.errors import Location, ManifestError, name_some, shorten
-from runner.expand import read_item
+from runner.expand import part, read_item
 from runner.records import RECORDS
-from runner.spec import Item
+from runner.settings import group_names
+from runner.spec import Item, Model
 from runner.values import MOST_ITEMS, check
 from runner.yaml_nodes import wrap
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 OF_IMG2IMG = ("init", "init_sha256", "crop", "strength")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-DIGITS_SHOWN = 12  # of a fingerprint
+WEIGHTS = "weights"  # where the files of several models are to be put
+MARK = 8  # digits of a fingerprint, behind a name that several models have
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +49,6 @@ class _Source:
 
     path: Path
     item: Item
-    model: str
     notes: Sequence[str]
     own: bool
 
@@ -107,17 +109,16 @@ def _read(path: Path) -> _Source:
 def _read_own(path: Path, given: Mapping[str, Any], model: Mapping[str, Any], place: Location) -> _Source:
     number = wrap(given.get("number", 0), place).integer(0, MOST_ITEMS)
     noise_only = {key: value for key, value in given.items() if key not in OF_IMG2IMG}
-    item = read_item(noise_only, number=number, location=place)
+    item = read_item(noise_only, number=number, location=place, model=_model(model))
     notes: list[str] = []
     if given.get("init") is not None:
         item = item._replace(**_img2img(path, given, notes, place))
-    return _Source(path=path, item=item, model=_model(model), notes=notes, own=True)
+    return _Source(path=path, item=item, notes=notes, own=True)
 
 
-def _model(model: Mapping[str, Any]) -> str:
-    fingerprints = model.get("fingerprints")
-    known = fingerprints if isinstance(fingerprints, dict) else {}
-    return ", ".join([str(model.get("name")), *(f"{name} {str(known[name])[:DIGITS_SHOWN]}" for name in known)])
+def _model(model: Mapping[str, Any]) -> Model:
+    fingerprints = tuple((name, str(sha256)) for name, sha256 in part(model, "fingerprints").items())
+    return Model(name=_one_line(str(model.get("name"))), fingerprints=fingerprints)
 
 
 def _img2img(path: Path, given: Mapping[str, Any], notes: list[str], place: Location) -> dict[str, Any]:
@@ -158,10 +159,10 @@ def _read_infotext(path: Path, text: str, place: Location) -> _Source:
     except ValueError as error:
         raise ManifestError(f"its text is not AUTOMATIC1111's: {error}", place) from None
     strength = record.pop("strength", None)
-    item = read_item(record, number=0, location=place)
+    item = read_item(record, number=0, location=place, model=Model(name=_one_line(model)))
     if strength is not None:
         item = item._replace(strength=check("strength", wrap(strength, place)))
-    return _Source(path=path, item=item, model=model, notes=notes, own=False)
+    return _Source(path=path, item=item, notes=notes, own=False)
 
 
 # ---- the manifest
@@ -176,8 +177,8 @@ def _notes(sources: Sequence[_Source]) -> Iterator[str]:
     for note, paths in about.items():
         files = name_some([str(path) for path in paths]) if len(paths) < len(sources) else "all pictures"
         yield _one_line(f"{shorten(note, 200)} ({files})")
-    if len(models := {source.model for source in sources}) > 1:
-        yield f"these pictures were made with {len(models)} models; a run of the manifest uses one for all of them"
+    if paths_of_models := _paths(_names(sources)):
+        yield f"say under 'models' where the weights are: {', '.join(paths_of_models)}"
     there = {_wish(source.item) for source in sources}
     for source in sources:
         lender = source.item.fixed_code
@@ -195,16 +196,28 @@ def _in_order(sources: Sequence[_Source]) -> list[_Source]:
     return sorted(found, key=lambda source: source.item.number) if len(numbers) == len(found) else found
 
 
+def _names(sources: Sequence[_Source]) -> dict[Model, str]:
+    """What each model is called in the manifest: nothing where there is one only, and no two the same."""
+    models = list(dict.fromkeys(source.item.model for source in sources))
+    shared = Counter(model.name for model in models)
+    marks = {model: "".join(sha256[:MARK] for _, sha256 in model.fingerprints[:1]) for model in models}
+    named = {model: model.name if shared[model.name] == 1 else f"{model.name}-{marks[model]}" for model in models}
+    return named if len(models) > 1 else dict.fromkeys(models, "")
+
+
+def _paths(names: Mapping[Model, str]) -> dict[str, str]:
+    """Where the files of the named models are to be put, save for those that `conf/model/` knows."""
+    listed = [name for name in names.values() if name and name not in group_names("model")]
+    return {name: f"{WEIGHTS}/" + re.sub(r"[^\w.-]", "_", name) for name in listed}
+
+
 def _manifest(sources: Sequence[_Source], notes: Sequence[str]) -> str:
-    items = [source.item for source in _in_order(sources)]
+    names = _names(sources)
+    items = [each.item._replace(model=Model(name=names[each.item.model])) for each in _in_order(sources)]
     pictures = "1 picture" if len(items) == 1 else f"{len(items)} pictures"
-    models = [
-        _one_line(shorten(f"model: {model}", 200))
-        for model in dict.fromkeys(source.model for source in sources)
-        if model
-    ]
+    models = [_one_line(shorten(f"model: {model}", 200)) for model in names if model.name]
     comments = "".join(f"# {line}\n" for line in (f"from {pictures}", *models, *notes))
-    return comments + regroup.to_yaml(items)
+    return comments + regroup.to_yaml(items, _paths(names))
 
 
 def _one_line(text: str) -> str:

@@ -3,7 +3,7 @@
 Its only memory is the newest records of the run folders. It measures nothing and keeps nothing, and where there are no
 records of this machine, model and number type it says nothing of time.
 
-    past = read_past([Path("outputs/alps")], request.fingerprints, execution)
+    past = read_past([Path("outputs/alps")], dict(model.fingerprints), execution)
     forecast(Counter({Kind.of(item): 20}), past, {(512, 512): 4}).seconds
 """
 

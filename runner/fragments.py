@@ -56,8 +56,8 @@ class Component:
             self.leave()
         if mode == WALKS:
             self.walk = self.walk or Walk(self)
-        elif self.walk:
-            self.walk.close()
+        else:
+            self.rest()
         self.mode = mode
 
     @contextmanager
@@ -88,6 +88,11 @@ class Component:
         if self._here:
             take_away(self.module)
             self._here.clear()
+
+    def rest(self) -> None:
+        """Gives back the memory that the weights walk through, until the next walk."""
+        if self.walk:
+            self.walk.close()
 
     def call_all(self, calls: Sequence[Callable[[nn.Module], Tensor]]) -> list[Tensor]:
         """The results of several calls of the module; if it walks, each unit is brought once for all of them."""

@@ -4,7 +4,7 @@ Pixels come in as bytes of an array and go out as PNG or JPEG, with the item ins
 give the same bytes: nothing here depends on the time. It does not make pixels, and it keeps no records.
 
     with Writer(folder) as writer:
-        written = writer.submit(pixels, item, {"name": "sd15", "fingerprints": {...}}, image_path(item)).result()
+        written = writer.submit(pixels, item, image_path(item)).result()
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import struct
 import threading
 import unicodedata
 import warnings
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -132,24 +131,24 @@ def pixels_hash(pixels: Pixels) -> str:
     return hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
 
 
-def encode(pixels: Pixels, item: Item, model: Mapping[str, Any], format: str) -> bytes:
-    """The file of a picture, with its item inside; `model` has a name and the fingerprints, as in a record."""
+def encode(pixels: Pixels, item: Item) -> bytes:
+    """The file of a picture, with its item and what its model is inside."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"pixels are [H, W, 3] in uint8, not {list(pixels.shape)} in {pixels.dtype}")
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    parameters = parameters_text(item, model["name"])
-    wish = json.dumps({"item": item.to_dict(), "model": dict(model)})
+    parameters = parameters_text(item)
+    wish = json.dumps({"item": item.to_dict(), "model": item.model.to_dict()})
     file = io.BytesIO()
-    if format == "png":
+    if item.format == "png":
         image.save(file, "PNG", compress_level=PNG_LEVEL, pnginfo=_png_text(parameters, wish))
-    elif format == "jpg":
+    elif item.format == "jpg":
         image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4", exif=_exif(parameters, wish))
     else:
-        raise ValueError(f"unknown format '{format}', known are: jpg, png")
+        raise ValueError(f"unknown format '{item.format}', known are: jpg, png")
     return file.getvalue()
 
 
-def parameters_text(item: Item, model_name: str) -> str:
+def parameters_text(item: Item) -> str:
     """The text that AUTOMATIC1111's program writes into its pictures, and many programs read.
 
     Its last line is `key: value, ...`. Few of its readers know how to unquote a value, so none is quoted here.
@@ -160,7 +159,7 @@ def parameters_text(item: Item, model_name: str) -> str:
         "CFG scale": int(item.scale) if item.scale == int(item.scale) else item.scale,
         "Seed": item.seed,
         "Size": f"{item.width}x{item.height}",
-        "Model": " ".join(re.sub(r'[,:"]', " ", model_name).split()),
+        "Model": " ".join(re.sub(r'[,:"]', " ", item.model.name).split()),
     }
     if item.strength is not None:
         settings["Denoising strength"] = item.strength
@@ -272,22 +271,22 @@ class Writer:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)
 
-    def submit(self, pixels: Pixels, item: Item, model: Mapping[str, Any], path: PurePosixPath) -> Future[Written]:
+    def submit(self, pixels: Pixels, item: Item, path: PurePosixPath) -> Future[Written]:
         """Have a picture written to `path` in the folder; its pixels must stay as they are until then.
 
         Waits while too many are waiting.
         """
         self._places.acquire()
         try:
-            future = self._pool.submit(self._write, pixels, item, model, path)
+            future = self._pool.submit(self._write, pixels, item, path)
         except BaseException:
             self._places.release()
             raise
         future.add_done_callback(lambda _: self._places.release())
         return future
 
-    def _write(self, pixels: Pixels, item: Item, model: Mapping[str, Any], path: PurePosixPath) -> Written:
-        data = encode(pixels, item, model, item.format)
+    def _write(self, pixels: Pixels, item: Item, path: PurePosixPath) -> Written:
+        data = encode(pixels, item)
         with writing_to(self.folder):
             self.folder.stat()  # one that has vanished must not come back as a folder of pictures without records
             atomic_write(self.folder / path, data)

@@ -19,7 +19,7 @@ import numpy as np
 
 from runner import images
 from runner.errors import Location, ManifestError
-from runner.expand import read_item
+from runner.expand import part, read_item, read_model
 from runner.images import Pixels
 from runner.pictures import file_within
 from runner.records import RECORDS
@@ -74,10 +74,11 @@ def read_back(folder: Path, line: int, record: Mapping[str, Any]) -> Item | Find
     ):
         return replace(finding, state=state, message=f"the picture that it begins with, {init}")
     try:
-        item = read_item(wish, number=line, location=Location(folder / RECORDS, line, 1))
+        place = Location(folder / RECORDS, line, 1)
+        item = read_item(wish, number=line, location=place, model=read_model(record, place))
     except ManifestError as error:
         return replace(finding, message=error.message)
-    if item_id(item, part(part(record, "model"), "fingerprints")) != record["id"]:
+    if item_id(item) != record["id"]:
         return replace(finding, message="the id is not that of the item and the weights")
     return item
 
@@ -92,7 +93,7 @@ def judge(
     if isinstance(made, Exception):
         return replace(finding, message=f"it can't be rendered again: {made}")
     item = item._replace(number=record["item"].get("number"), init=record["item"].get("init"))
-    new = images.encode(made, item, part(record, "model"), item.format)
+    new = images.encode(made, item)
     recorded = (record.get("pixels"), record.get("sha256"), record["bytes"])
     as_recorded = (images.pixels_hash(made), _sha256(new), len(new)) == recorded
     if (file == new and not as_recorded) or (not state and _says_otherwise(folder / record["image"], record["item"])):
@@ -131,12 +132,6 @@ def measure(one: Pixels, other: Pixels) -> Distance:
         greatest=int(levels.max()),
         share=float(levels.any(axis=2).mean()),
     )
-
-
-def part(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A mapping within a record, which may have been altered; an empty one where there is none."""
-    value = record.get(key)
-    return value if isinstance(value, dict) else {}
 
 
 def _changed(record: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -6,10 +6,20 @@ that is done once, when the weights arrive: with two rows in a call, a step of S
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from runner import heap
+
+# oneDNN refuses to put weights into blocks in a number type that the CPU doesn't have.
+SUPPORTED: dict[torch.dtype, Callable[[], bool]] = {
+    torch.float32: lambda: True,
+    torch.bfloat16: lambda: bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    torch.float16: lambda: bool(torch.ops.mkldnn._is_mkldnn_fp16_supported()),
+}
 
 
 class BlockedConv2d(nn.Conv2d):
@@ -21,6 +31,7 @@ class BlockedConv2d(nn.Conv2d):
         """Puts the weight into blocks, and lets go of it."""
         shape = self.weight.shape
         make: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # what torch.compile calls
+        heap.check(self.weight.nbytes)
         self.blocked = make(self.weight.to_mkldnn(), self.padding, self.stride, self.dilation, self.groups)
         self.weight = nn.Parameter(torch.empty(shape, device="meta"), requires_grad=False)
 
@@ -33,12 +44,23 @@ class BlockedConv2d(nn.Conv2d):
         return convolved
 
 
-def replace_convolutions(module: nn.Module) -> None:
-    """Lets a module's plain convolutions be `BlockedConv2d`, where this torch can do that."""
-    if torch.backends.mkldnn.is_available():
+class PointConv2d(nn.Conv2d):
+    """A convolution of single pixels, a matrix product: it gives channels last, and its weight stays as it came."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The same as that of `nn.Conv2d`, up to rounding."""
+        inputs = self.weight.shape[1]
+        channels_last = self.weight.as_strided(self.weight.shape, (inputs, 1, inputs, inputs))
+        convolved: Tensor = self._conv_forward(input, channels_last, self.bias)
+        return convolved
+
+
+def replace_convolutions(module: nn.Module, dtype: torch.dtype) -> None:
+    """Lets a module's plain convolutions be those of this module, where this torch can do that on this CPU."""
+    if torch.backends.mkldnn.is_available() and SUPPORTED[dtype]():
         for part in module.modules():
             if type(part) is nn.Conv2d and part.padding_mode == "zeros":
-                part.__class__ = BlockedConv2d
+                part.__class__ = PointConv2d if part.kernel_size == (1, 1) else BlockedConv2d
 
 
 def block_all(module: nn.Module) -> None:

@@ -14,14 +14,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from runner.errors import Location, name_some, shorten
 from runner.forecast import Kind
 from runner.manifest import Job
 from runner.request import Request
-from runner.spec import Item, steps_made
+from runner.spec import Item, Model, steps_made
 from runner.tokens import ROOM, ClipTokenizer
 from runner.values import DEFAULTS
 from runner.weights import ModelFiles
@@ -146,14 +145,14 @@ def no_steps(kind: Kind, model: ModelFiles) -> Iterator[str]:
 # ---- what is odd about a job
 
 
-def unused_eta(job: Job, model: ModelFiles) -> Iterator[str]:
+def unused_eta(job: Job) -> Iterator[str]:
     """An eta for samplers that have none."""
     without = [sampler for sampler in _values(job, "sampler") if sampler not in USES_ETA]
     if any(_values(job, "eta")) and without:
         yield f"eta with {name_some(without)}"
 
 
-def unused_strength(job: Job, model: ModelFiles) -> Iterator[str]:
+def unused_strength(job: Job) -> Iterator[str]:
     """A strength where all pictures begin with noise."""
     if not any(_values(job, "init")) and any(value != DEFAULTS["strength"] for value in _values(job, "strength")):
         yield "strength without init"
@@ -188,7 +187,7 @@ KIND_CHECKS: Sequence[tuple[Callable[[Kind, ModelFiles], Iterable[str]], Check]]
     (few_steps, Check(name="few_steps", unit="picture", message="too few steps for more than a quick look")),
     (no_steps, Check(name="no_steps", unit="picture", message="the strength leaves no step to be made")),
 )
-JOB_CHECKS: Sequence[tuple[Callable[[Job, ModelFiles], Iterable[str]], Check]] = (
+JOB_CHECKS: Sequence[tuple[Callable[[Job], Iterable[str]], Check]] = (
     (unused_eta, Check(name="unused_eta", unit="job", message=f"eta has an effect with {', '.join(USES_ETA)} only")),
     (unused_strength, Check(name="unused_strength", unit="job", message="strength has an effect with an init only")),
 )
@@ -201,10 +200,11 @@ class Linter:
         self._request = request
         self._warned: dict[str, Warned] = {}
         self._prompts: set[str] = set()
-        self._negatives, self._measured = {""}, set[str]()
+        self._negatives, self._measured = {""}, set[tuple[Model, str]]()
+        self._tokenizers: dict[Model, ClipTokenizer] = {}
         for job in request.jobs:
             for find, check in JOB_CHECKS:
-                self._note(check, find(job, request.model), job)
+                self._note(check, find(job), job)
 
     @property
     def prompts(self) -> int:
@@ -226,12 +226,12 @@ class Linter:
             self._measure(item)
         return new
 
-    def read_kinds(self, kinds: Mapping[Kind, int], samples: Mapping[Kind, Item]) -> None:
-        """Checks the kinds of pictures, of which there are so many, and an item of each."""
-        for kind, count in kinds.items():
+    def read_kinds(self, kinds: Mapping[tuple[Model, Kind], int], samples: Mapping[tuple[Model, Kind], Item]) -> None:
+        """Checks the kinds of pictures by each model, of which there are so many, and an item of each."""
+        for (model, kind), count in kinds.items():
             for find, check in KIND_CHECKS:
-                for text in find(kind, self._request.model):
-                    self.note(check, text, count=count, item=samples[kind].number)
+                for text in find(kind, self._request.models[model]):
+                    self.note(check, text, count=count, item=samples[model, kind].number)
 
     def warnings(self) -> list[Warned]:
         """Everything that was found, by check."""
@@ -251,14 +251,16 @@ class Linter:
     def _measure(self, item: Item) -> None:
         for text in item.texts():
             # A token has at least one byte, so most texts needn't be encoded to know that they fit.
-            if len(text.encode()) > ROOM and text not in self._measured:
-                self._measured.add(text)
-                lost = self._tokenizer.encode(text).lost
+            if len(text.encode()) > ROOM and (item.model, text) not in self._measured:
+                self._measured.add((item.model, text))
+                lost = self._tokenizer(item.model).encode(text).lost
                 self._note(CUT, [f"lost: '{shorten(lost)}'"] if lost else [], item)
 
-    @cached_property
-    def _tokenizer(self) -> ClipTokenizer:
-        return ClipTokenizer(self._request.model.path / "tokenizer", self._request.model.pad_token)
+    def _tokenizer(self, model: Model) -> ClipTokenizer:
+        if model not in self._tokenizers:
+            files = self._request.models[model]
+            self._tokenizers[model] = ClipTokenizer(files.path / "tokenizer", files.pad_token)
+        return self._tokenizers[model]
 
     def _place(self, of: Item | Job) -> Location | None:
         """Where the job or the item's prompt is written."""

@@ -14,7 +14,7 @@ import itertools
 import os
 import re
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,13 +25,13 @@ from runner.errors import Location, ManifestError, Problems, SettingError, did_y
 from runner.grid import Axis, Grid, Remainder
 from runner.inits import Init
 from runner.lazy import Lazy, join
-from runner.spec import Part
+from runner.settings import PREDICTIONS, group_names, named_model
+from runner.spec import Model, Part
 from runner.values import (
     ALIASES,
     DEFAULTS,
     ITEM_KEYS,
     LARGEST_SEED,
-    LATER,
     MOST_ITEMS,
     OWN_SIZE,
     check,
@@ -43,7 +43,8 @@ from runner.values import (
 )
 from runner.yaml_nodes import Node
 
-TOP_KEYS = ("version", "name", "lists", "defaults", "jobs")
+TOP_KEYS = ("version", "name", "models", "lists", "defaults", "jobs")
+MODEL_KEYS = ("path", "prediction")
 JOB_KEYS = (*ITEM_KEYS, "prompts", "seeds", "n_samples", "n_iter", "zip", "matrix", "exclude", "include")
 INCLUDE_KEYS = (*ITEM_KEYS, "seeds")
 NOT_INCLUDED = {
@@ -142,27 +143,37 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """`jobs` has also what they include, each as a job of its own behind its job."""
+    """`jobs` has also what they include, each as a job of its own behind its job.
+
+    `models` are those that the jobs ask for, each with the place where it is named; they are looked for later.
+    """
 
     path: Path
     name: str
     jobs: tuple[Job, ...]
+    models: Mapping[Model, Location]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Frame:
-    """What a job stands in; there are no defaults where they were wrong, and jobs are only read then, not made."""
+    """What a job stands in; there are no defaults where they were wrong, and jobs are only read then, not made.
+
+    `listed` are the manifest's own models by their names, None where these were wrong; `places` says where each model
+    that is asked for is named.
+    """
 
     folder: Path
     allow_outside: bool
-    defaults: Mapping[str, Any] | None
+    listed: Mapping[str, tuple[Model, Node]] | None = None
+    defaults: Mapping[str, Any] | None = None
+    places: dict[Model, Location] = dataclasses.field(default_factory=dict)
 
 
 def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) -> Manifest:
     """The checked manifest; `overrides` are defaults from the command line, which beat those of the manifest."""
     root = yaml_nodes.read(path)
     problems = Problems()
-    given = root.mapping(TOP_KEYS, refused=LATER, problems=problems)
+    given = root.mapping(TOP_KEYS, problems=problems)
     if "version" in given and given["version"].written != "1":
         raise given["version"].error(f"version {given['version']} is not known; this runner reads version: 1")
     missing = (
@@ -177,8 +188,9 @@ def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) ->
         name = _name(given.get("name"), path)
     with problems:
         _check_lists(given.get("lists"))
-    bare = _Frame(folder=path.parent, allow_outside=allow_outside, defaults=None)
-    frame = bare
+    frame = bare = _Frame(folder=path.parent, allow_outside=allow_outside)
+    with problems:
+        frame = bare = dataclasses.replace(bare, listed=_list_models(given.get("models"), bare))
     with problems:
         own = _read(given["defaults"], ITEM_KEYS, partial(_value, bare)) if "defaults" in given else {}
         frame = dataclasses.replace(bare, defaults={**DEFAULTS, **own, **_overrides(overrides, bare)})
@@ -186,7 +198,9 @@ def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) ->
     with problems:
         jobs = _jobs(given["jobs"], frame) if "jobs" in given else ()
     problems.raise_all()
-    return Manifest(path=path, name=name, jobs=jobs)
+    asked = (model for job in jobs for model in job.columns.get("model", [job.values.get("model")]))
+    models = {model: frame.places.get(model, root.location) for model in asked}
+    return Manifest(path=path, name=name, jobs=jobs, models=models)
 
 
 def _check_lists(node: Node | None) -> None:
@@ -201,7 +215,7 @@ def _check_lists(node: Node | None) -> None:
 
 
 def _read(
-    node: Node, known: Sequence[str], read: Callable[[str, Node], T], refused: Mapping[str, str] = LATER
+    node: Node, known: Sequence[str], read: Callable[[str, Node], T], refused: Mapping[str, str] | None = None
 ) -> dict[str, T]:
     """What `read` makes of each entry of a mapping; wrong keys and wrong values are raised together."""
     problems = Problems()
@@ -220,8 +234,11 @@ def _value(frame: _Frame, key: str, node: Node) -> Any:
 
 def find_init(node: Node, folder: Path, allow_outside: bool) -> Init:
     """The picture that an `init` names; it is looked at as a whole."""
+    path = find_inside(node, folder, allow_outside)
+    if os.path.exists(path) and not path.is_file():
+        raise node.error(f"init: {node} is not a file")  # opening a pipe would wait for ever
     try:
-        return inits.examine(find_inside(node, folder, allow_outside))
+        return inits.examine(path)
     except inits.InitError as error:
         raise node.error(f"init: {error}") from None
 
@@ -364,9 +381,50 @@ def find_inside(node: Node, folder: Path, allow_outside: bool) -> Path:
         raise node.error(f"{node} can't be followed; is it a link to itself?") from None
     if not inside and not allow_outside:
         raise node.error(f"{node} leaves the manifest's folder; allow_outside=true permits it")
-    if os.path.exists(path) and not path.is_file():
-        raise node.error(f"{node} is not a file")  # opening a pipe would wait for ever
     return path
+
+
+# ---- models
+
+
+def _list_models(node: Node | None, frame: _Frame) -> dict[str, tuple[Model, Node]]:
+    """The models that the manifest lists, by their names; their files needn't be there unless a job asks for them."""
+    if node is None:
+        return {}
+    if not isinstance(node.value, dict):
+        raise node.error(f"models: expected a mapping of names to models (name: {{path: ...}}), not {node}")
+    return dict(every(lambda entry: _list_model(*entry, frame), node.value.items()))
+
+
+def _list_model(key: Node, node: Node, frame: _Frame) -> tuple[str, tuple[Model, Node]]:
+    name, given = key.text(), node.mapping(MODEL_KEYS)
+    if not name or "path" not in given:
+        raise node.error(f"the model {key} needs a name and a 'path': a diffusers folder, a .safetensors or a .ckpt")
+    path = find_inside(given["path"], frame.folder, frame.allow_outside)
+    prediction = given["prediction"].choice(PREDICTIONS) if "prediction" in given else PREDICTIONS[0]
+    return name, (Model(name=name, path=str(path), prediction=prediction), given["path"])
+
+
+def _model(frame: _Frame, node: Node) -> Model:
+    """The model of a name, one of the manifest's own or of `conf/model/`."""
+    name, listed = check("model", node), frame.listed or {}
+    if name not in listed:
+        # Where the list itself is wrong, that is said already, and the name may stand in it.
+        model, place = Model() if frame.listed is None else configured_model(node, listed), node
+    else:
+        model, place = listed[name]
+        if not Path(model.path).exists():
+            raise place.error(f"the model '{name}': there is nothing at {model.path}")
+    frame.places.setdefault(model, place.location)
+    return model
+
+
+def configured_model(node: Node, others: Iterable[str] = ()) -> Model:
+    """The model that a file of `conf/model/` describes; `others` are the names that are known beside these."""
+    if (name := check("model", node)) not in (known := group_names("model")):
+        raise node.error(f"model: {node} is not known, {did_you_mean(name, {*known, *others})}")
+    found = named_model(name)
+    return Model(name=name, path=found.path, prediction=found.prediction)
 
 
 # ---- jobs
@@ -501,7 +559,7 @@ def _zip(frame: _Frame, node: Node) -> list[Axis]:
 def _column(frame: _Frame, key: str, node: Node) -> Sequence[Any]:
     if key == "prompt":
         return _prompts(node.items(), frame)
-    if key in ("init", "crop"):
+    if key in ("init", "crop", "model"):
         return every(partial(_value, frame, key), node.items())
     return read_seeds(key, node) if key == "seed" else read_axis(key, node)
 
@@ -516,7 +574,7 @@ class _Include:
 
 
 def _include(frame: _Frame, node: Node) -> _Include:
-    said = _read(node, INCLUDE_KEYS, partial(_value, frame), {**LATER, **NOT_INCLUDED})
+    said = _read(node, INCLUDE_KEYS, partial(_value, frame), NOT_INCLUDED)
     if "seed" in said and "seeds" in said:
         raise node.error("'seed' and 'seeds' can't stand together in one include")
     return _Include(node=node, said=said)
@@ -621,6 +679,8 @@ def shown(value: Any) -> Any:
     """A value as the items name it on an axis."""
     if isinstance(value, Init):
         return value.path.name
+    if isinstance(value, Model):
+        return value.name or "the one of model="
     return value.label if isinstance(value, Prompt) else value
 
 
@@ -628,6 +688,7 @@ READERS: Mapping[str, Callable[[_Frame, Node], Any]] = {
     "prompt": lambda frame, node: _prompts([node], frame),
     "prompts": lambda frame, node: _prompts(node.items(), frame),
     "init": lambda frame, node: find_init(node, frame.folder, frame.allow_outside),
+    "model": _model,
     "seeds": lambda frame, node: read_seeds("seeds", node),
     "n_samples": lambda frame, node: read_count("n_samples", node),
     "n_iter": lambda frame, node: read_count("n_iter", node),

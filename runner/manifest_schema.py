@@ -13,14 +13,18 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from runner.manifest import CONFLICTS, INCLUDE_KEYS, JOB_KEYS, LONGEST_NAME, PROMPT_KEYS, TOP_KEYS
+from runner.manifest import CONFLICTS, INCLUDE_KEYS, JOB_KEYS, LONGEST_NAME, MODEL_KEYS, PROMPT_KEYS, TOP_KEYS
 from runner.prompts import LARGEST_WEIGHT
+from runner.settings import PREDICTIONS
 from runner.values import ALIASES, ITEM_KEYS, MOST_ITEMS, RULES, SEEDS, TEXT, Schema
 
 COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": MOST_ITEMS}
 HELP = {
     "version": "The version of this format.",
     "name": "Names the run folder; by default the file's own name.",
+    "models": "Models by names of their own, for a job that names or sweeps over them: `name: {path: ...}`.",
+    "path": "A diffusers folder, a .safetensors or a .ckpt; relative to this file.",
+    "prediction": "What the model predicts; auto: as its files say.",
     "lists": "A place for lists that are used more than once: `name: &name [...]` here, `*name` there.",
     "defaults": "One value for each key, for every job.",
     "jobs": "What is wanted; each job is every combination of what it lists.",
@@ -73,6 +77,9 @@ def _keys() -> dict[str, Schema]:
         "prompt": {"anyOf": [TEXT, *(_prompt(kind) for kind in PROMPT_KEYS)]},
         "version": {"enum": [1, "1"]},
         "name": {**TEXT, "minLength": 1, "maxLength": LONGEST_NAME, "pattern": r"^[^\s./\\-]"},
+        "models": {"type": "object", "additionalProperties": _mapping(MODEL_KEYS, required=["path"])},
+        "path": TEXT,
+        "prediction": {"enum": list(PREDICTIONS)},
         "lists": {"type": "object", "additionalProperties": {"type": ["array", "object"]}},
         "defaults": _mapping(ITEM_KEYS),
         "jobs": _list(_ref("job")),

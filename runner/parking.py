@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from runner import heap
 from runner.checkpoint import read_tensor, read_tensor_into
 from runner.stored import StoredTensor
 
@@ -41,6 +42,7 @@ class Arena:
             starts[name], end = end, end + -(-shape.numel() * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         if self._memory.numel() < end:
             self.clear()
+            heap.check(end)
             self._memory = torch.empty(end, dtype=torch.uint8, device=self._device)
         return {
             name: self._memory[start : start + shapes[name].numel() * dtype.itemsize].view(dtype).view(shapes[name])

@@ -13,7 +13,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from runner.errors import name_some, shorten, show_size
-from runner.events import ItemDone, ItemFailed, MemoryShort, RunEvent, RunFinished, RunStarted, StepDone, WaveStarted
+from runner.events import (
+    ItemDone,
+    ItemFailed,
+    MemoryShort,
+    ModelLoaded,
+    RunEvent,
+    RunFinished,
+    RunStarted,
+    StepDone,
+    WaveStarted,
+)
 from runner.files import writing_to
 from runner.spec import Item
 
@@ -84,8 +94,10 @@ def _show_bar(events: Iterable[RunEvent], console: Console) -> RunFinished:
         for event in events:
             match event:
                 case RunStarted():
+                    progress.update(task, total=event.missing)
+                case ModelLoaded():
                     _print_notes(event.notes, console)
-                    progress.update(task, total=event.missing, description="rendering")
+                    progress.update(task, description="rendering")
                 case StepDone():
                     progress.update(task, description=f"step {event.step}/{event.steps}")
                 case MemoryShort():
@@ -102,8 +114,9 @@ def _show_lines(events: Iterable[RunEvent], console: Console) -> RunFinished:
     begun = said = time.monotonic()
     for event in events:
         match event:
-            case RunStarted():
+            case ModelLoaded():
                 _print_notes(event.notes, console)
+            case RunStarted():
                 total, begun = event.missing, time.monotonic()
                 if total:
                     console.print(f"{event.missing} of {event.wanted} pictures to render", highlight=False)
@@ -165,6 +178,8 @@ def _log(event: RunEvent) -> None:
     match event:
         case RunStarted():
             log.info("started: %d of %d pictures to render", event.missing, event.wanted)
+        case ModelLoaded():
+            log.info("model %s", event.model.name)
             for note in event.notes:
                 log.warning("%s", note)
         case WaveStarted():

@@ -92,7 +92,7 @@ class Index:
     def _note_way(self, record: Mapping[str, Any]) -> None:
         item = record.get("item")
         size = (item.get("width"), item.get("height")) if isinstance(item, dict) else None
-        told = (record.get("run"), record.get("env"), size, "rerendered" in record)
+        told = (record.get("model"), record.get("run"), record.get("env"), size, "rerendered" in record)
         if told == self._told:  # as nearly always
             return
         self._told = told

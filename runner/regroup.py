@@ -12,12 +12,13 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from runner import prompts
-from runner.spec import Item, Part
+from runner.spec import Item, Model, Part
 from runner.values import DEFAULTS
 
 ALWAYS_SHOWN = ("width", "height", "steps", "scale", "sampler")
@@ -45,8 +46,8 @@ class Wording:
     negative: str | None = None
 
 
-def to_yaml(items: Sequence[Item]) -> str:
-    """The manifest of these items, at least one.
+def to_yaml(items: Sequence[Item], models: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The manifest of these items, at least one; `models` are paths by name, of the models that it lists.
 
     An item whose noise is another's (`fixed_code`) needs that other one in its job: it is added where it is missing.
     """
@@ -56,7 +57,8 @@ def to_yaml(items: Sequence[Item]) -> str:
         key: _plain(value) for key, value in common.items() if key in ALWAYS_SHOWN or value not in (None, DEFAULTS[key])
     }
     jobs = [_job(block, {**DEFAULTS, **defaults}) for block in itertools.chain(*map(_with_codes, _blocks(wishes)))]
-    return _dump({"version": 1, "defaults": defaults}, flow=False) + _dump({"jobs": _Lines(jobs)}, flow=None)
+    listed = {"models": {name: {"path": path} for name, path in models.items()}} if models else {}
+    return _dump({"version": 1, **listed, "defaults": defaults}, flow=False) + _dump({"jobs": _Lines(jobs)}, flow=None)
 
 
 # ---- items to blocks
@@ -107,7 +109,7 @@ def _differing(one: Block, other: Block) -> tuple[str, ...]:
     if one.axes != other.axes:
         return ()
     keys = tuple(key for key in one.shared if one.shared[key] != other.shared[key])
-    if any(one.shared[key] is None or other.shared[key] is None for key in keys):
+    if any(block.shared[key] in (None, Model()) for key in keys for block in (one, other)):
         return ()
     return keys if len(keys) == 1 or keys in WITH_NEGATIVES else ()
 
@@ -202,6 +204,8 @@ def _prompt(prompt: Wording, defaults: Mapping[str, Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Model):
+        return value.name
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -1,4 +1,4 @@
-"""What a command is asked for: a manifest's items, in the order to be made, with the model and the run folder.
+"""What a command is asked for: a manifest's items, in the order to be made, with their models and the run folder.
 
 Everything that can be wrong about it is found here, before anything is loaded or written; torch isn't needed.
 """
@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner import expand, manifest, weights
-from runner.errors import Location, ManifestError, shorten
+from runner.errors import Location, ManifestError, ModelError, every, shorten
 from runner.settings import Settings
-from runner.spec import Item, item_id
+from runner.spec import Item, Model
 from runner.tokens import ROOM, ClipTokenizer
+from runner.weights import ModelFiles
 
 OUTPUTS = Path("outputs")
 RUN_FILE = "run.json"
@@ -28,23 +29,26 @@ LOST_SHOWN = 200  # characters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The wishes of one run. `drawn_seeds` are those that the manifest left open, by job; JSON lines have no `jobs`."""
+    """The wishes of one run. `drawn_seeds` are those that the manifest left open, by job; JSON lines have no `jobs`.
+
+    `models` are those of the items, in the order in which they take their turns.
+    """
 
     target: Path
     folder: Path
     items: Sequence[Item]
     drawn_seeds: Mapping[int, int]
     jobs: Sequence[manifest.Job]
-    model: weights.ModelFiles
-    fingerprints: Mapping[str, str]
+    models: Mapping[Model, ModelFiles]
     settings: Settings
 
-    def identity(self, item: Item) -> str:
-        """The item's id with this model."""
-        return item_id(item, self.fingerprints)
-
     def wanted(self) -> Iterator[Item]:
-        """The items in the order in which they are to be made: shuffled and limited as the settings say."""
+        """The items in the order in which they are to be made: model by model, those of each as `chosen`."""
+        for model in self.models:
+            yield from (item for item in self.chosen() if item.model == model)
+
+    def chosen(self) -> Iterator[Item]:
+        """The items, shuffled and limited as the settings say."""
         if self.settings.shuffle is None:
             return itertools.islice(self.items, self.settings.limit)
         order = array("Q", range(len(self.items)))
@@ -65,45 +69,57 @@ class Request:
 
 
 def read_request(target: Path, settings: Settings) -> Request:
-    """Reads and checks the target, a manifest or a `.jsonl` of records or items, and finds the model.
+    """Reads and checks the target, a manifest or a `.jsonl` of records or items, and finds the models.
 
     Raises:
-        ManifestError, ModelError: the target or the model is wrong.
+        ManifestError, ModelError: the target, or a model that it names, is wrong; the model of the settings is.
     """
     if not target.exists():
         raise ManifestError("there is no such file", Location(target))
     read = _read_items if target.suffix == ".jsonl" else _read_manifest
     source = read(target, settings)
-    model = weights.find_model(settings.model.path, settings.model.prediction)
-    _check_lengths(source.texts, ClipTokenizer(model.path / "tokenizer", model.pad_token))
+    found = _find_models(source.asked, settings)
+    models = dict(found.values())
+    _check_lengths(
+        source.texts, [ClipTokenizer(files.path / "tokenizer", files.pad_token) for files in models.values()]
+    )
     folder = Path(settings.out) if settings.out else OUTPUTS / source.name
     drawn = _draw_seeds(source.without_seed, folder)
     return Request(
         target=target,
         folder=folder,
-        items=source.items(drawn),
+        items=source.items(drawn, {asked: model for asked, (model, _) in found.items()}),
         drawn_seeds=drawn,
         jobs=source.jobs,
-        model=model,
-        fingerprints=weights.fingerprints(model),
+        models=models,
         settings=settings,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """A target that was read. `texts` are those that must fit into the model's context, with their places."""
+    """A target that was read. `texts` are those that must fit into a model's context, with their places.
+
+    `asked` are the models that are asked for, with the place of each; `items` takes what was found for them.
+    """
 
     name: str
     jobs: Sequence[manifest.Job]
     without_seed: Sequence[int]
-    items: Callable[[Mapping[int, int]], Sequence[Item]]
+    asked: Mapping[Model, Location]
+    items: Callable[[Mapping[int, int], Mapping[Model, Model]], Sequence[Item]]
     texts: Iterable[tuple[str, Location]]
 
 
 def _read_items(target: Path, settings: Settings) -> _Source:
-    items = expand.read_items(target, allow_outside=settings.allow_outside)
-    return _Source(name=target.stem, jobs=(), without_seed=(), items=lambda _: items, texts=items.texts.items())
+    lines = expand.read_items(target, allow_outside=settings.allow_outside)
+
+    def items(drawn: Mapping[int, int], found: Mapping[Model, Model]) -> Sequence[Item]:
+        lines.found.update(found)
+        return lines
+
+    texts = lines.texts.items()
+    return _Source(name=target.stem, jobs=(), without_seed=(), asked=lines.asked, items=items, texts=texts)
 
 
 def _read_manifest(target: Path, settings: Settings) -> _Source:
@@ -112,19 +128,34 @@ def _read_manifest(target: Path, settings: Settings) -> _Source:
         name=checked.name,
         jobs=checked.jobs,
         without_seed=expand.jobs_without_seed(checked),
-        items=lambda drawn: expand.Items(checked, drawn),
+        asked=checked.models,
+        items=lambda drawn, found: expand.Items(checked, drawn, found),
         texts=(text for job in checked.jobs for text in expand.texts(job)),
     )
 
 
-def _check_lengths(texts: Iterable[tuple[str, Location]], tokenizer: ClipTokenizer) -> None:
+def _find_models(asked: Mapping[Model, Location], settings: Settings) -> dict[Model, tuple[Model, ModelFiles]]:
+    """What is found for each model that is asked for; all that are missing or broken are told together."""
+
+    def find(model: Model) -> tuple[Model, ModelFiles]:
+        try:
+            return weights.use_model(model, settings.model)
+        except ModelError as error:
+            if model == Model():
+                raise
+            raise ManifestError(f"the model '{model.name}': {error}", asked[model]) from None
+
+    return dict(zip(asked, every(find, asked), strict=True))
+
+
+def _check_lengths(texts: Iterable[tuple[str, Location]], tokenizers: Sequence[ClipTokenizer]) -> None:
     checked: set[str] = set()
     for text, location in texts:
         # A token has at least one byte, so most prompts needn't be encoded to know that they fit.
         if len(text.encode()) <= ROOM or text in checked:
             continue
         checked.add(text)
-        if lost := tokenizer.encode(text).lost:
+        if lost := max((tokenizer.encode(text).lost for tokenizer in tokenizers), key=len):
             raise ManifestError(
                 f"the prompt '{shorten(text)}' has more than {ROOM} tokens; these words would be lost: "
                 f"'{shorten(lost, LOST_SHOWN)}'. Shorten it, or set long_prompts: truncate",

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 
 class Way(NamedTuple):
-    """How a picture was made. A factor that doesn't count for it is None. A tuple, since a million are compared.
+    """How a picture was made, with which weights. A factor that doesn't count for it is None. A tuple, since a million
+    are compared.
 
     `lowered_from` is the `unet_bs` that was planned, where the run itself took a lower one because memory ran out.
     """
 
+    model: tuple[str, ...]
     size: tuple[int, int]
     unet_bs: int | None
     lowered_from: int | None
@@ -40,6 +42,7 @@ def way_of(record: Mapping[str, Any]) -> Way:
     device = run["device"].partition(":")[0]
     again = "rerendered" in record  # in full precision, which says nothing of the run's own ways
     return Way(
+        tuple(record["model"]["fingerprints"].values()),
         (item["width"], item["height"]),
         run["unet_bs"],
         run.get("lowered_from"),
@@ -54,7 +57,10 @@ def way_of(record: Mapping[str, Any]) -> Way:
 
 
 def differences(recorded: Collection[Way], now: Callable[[int, int], Way]) -> list[str]:
-    """In which factors pictures of the recorded sizes, width and height, would be made otherwise `now`."""
+    """In which factors pictures of the recorded sizes, width and height, would be made otherwise `now`.
+
+    The ways are those of one model's pictures.
+    """
     found: dict[str, None] = {}
     for size in dict.fromkeys(way.size for way in recorded):
         there, new = [way for way in recorded if way.size == size], now(*size)
@@ -69,7 +75,7 @@ def differences(recorded: Collection[Way], now: Callable[[int, int], Way]) -> li
 
 def lowered(recorded: Iterable[Way]) -> list[str]:
     """What the run did by itself where memory ran out: such pictures are mixed with others, so people should know."""
-    found = {way[:3] for way in recorded if way.lowered_from}
+    found = {(way.size, way.unet_bs, way.lowered_from) for way in recorded if way.lowered_from}
     return [f"pictures of {w}x{h} were made with unet_bs={low} where memory ran out with {planned}"
             for (w, h), low, planned in sorted(found)]  # fmt: skip
 

@@ -1,18 +1,19 @@
 """Renders what is missing of a request: items in, pictures and records out, told as a stream of events.
 
 It joins the parts: the ledger says what is missing, `plan` groups it, `execute` makes the pictures, threads write
-them, and a record is appended when a picture is in its file.
+them, and a record is appended when a picture is in its file. Models take turns, one is loaded at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import platform
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent import futures
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -25,15 +26,15 @@ from runner import __version__, gallery, plan
 from runner.backlog import Backlog
 from runner.costs import NONE, OPENVINO
 from runner.errors import RunnerError, SettingError
-from runner.events import ItemDone, ItemFailed, Rendered, RunEvent, RunFinished, RunStarted
-from runner.execute import FULL, Executor, NotFinite, available_devices, free_memory, held_memory
+from runner.events import ItemDone, ItemFailed, ModelLoaded, Rendered, RunEvent, RunFinished, RunStarted
+from runner.execute import FULL, Executor, NotFinite, available_devices, free_memory, held_memory, release_memory
 from runner.files import atomic_write, flush_folder, sweep, writing_to
 from runner.images import Writer, Written, image_path
 from runner.plan import Execution, Wave
 from runner.records import Index, Ledger
 from runner.request import RUN_FILE, Request
 from runner.rounding import Way, changed_versions, differences, lowered, way_of
-from runner.spec import Item
+from runner.spec import Item, Model, item_id
 from runner.stops import Stop
 
 INITS = "inits"  # in a run folder, beside its records
@@ -49,28 +50,28 @@ def run(
 ) -> Generator[RunEvent, None, None]:
     """Renders the items that have no picture yet; closing the iterator stops it and keeps what is finished.
 
-    An `executor` that `start_executor` made for the same model and settings is used again, and no other is loaded.
+    An `executor` that `start_executor` made for the request's first model and the same settings is used again.
 
     Raises:
         RunnerError: nothing can be rendered at all, or nothing more; what was finished is safe.
         Stopped: `stop` was asked to; what was finished is safe.
     """
     begun, stop = time.monotonic(), stop or Stop()
+    loader = Loader(request, stop, executor)
     if request.settings.skip_save:
-        yield from _render_only(request, executor or _load(request, stop), stop)
+        yield from _render_only(request, loader, stop)
         return
     if not request.folder.exists():  # nothing is written where nothing can be rendered
-        executor = executor or _load(request, stop)
+        loader.load(next(request.wanted()).model)
     with Ledger(request.folder, deep=request.settings.deep) as ledger:
         with stop.harmless(), writing_to(request.folder):
             if (request.folder / UNFINISHED).exists():
                 sweep(request.folder)
             backlog = Backlog(request, ledger)
         outcome = Outcome()
+        yield RunStarted(wanted=request.count(), missing=backlog.missing)
         if backlog.missing:
-            yield from Session(request, executor or _load(request, stop), ledger, backlog, stop, outcome).run()
-        else:
-            yield RunStarted(wanted=request.count(), missing=0, settings={})
+            yield from Session(request, loader, ledger, backlog, stop, outcome).run()
         _report(request, stop)
         yield RunFinished(
             done=outcome.done,
@@ -83,9 +84,28 @@ def run(
         )
 
 
-def _load(request: Request, stop: Stop) -> Executor:
-    with stop.harmless():
-        return start_executor(request)
+class Loader:
+    """Holds the one model that is loaded, at first perhaps one that somebody else has loaded."""
+
+    def __init__(self, request: Request, stop: Stop, executor: Executor | None) -> None:
+        self._request, self._stop = request, stop
+        self._executor, self._model = executor, next(iter(request.models))
+
+    def load(self, model: Model) -> Executor:
+        """The model's executor; the one of another model is let go of first, since two may not fit."""
+        if self._executor is None or model != self._model:
+            if self._executor:
+                device, self._executor = self._executor.execution.device, None
+                release_memory(device)
+            self._model = model
+            with self._stop.harmless():
+                self._executor = start_executor(self._request, model)
+        return self._executor
+
+
+def _by_model(items: Iterable[Item]) -> Iterator[tuple[Model, Iterator[Item]]]:
+    """The items of each model in turn; a model's have to be taken before the next model's are."""
+    return itertools.groupby(items, key=lambda item: item.model)
 
 
 def _report(request: Request, stop: Stop) -> None:
@@ -98,19 +118,22 @@ def _report(request: Request, stop: Stop) -> None:
             unfinished.unlink()
 
 
-def _render_only(request: Request, executor: Executor, stop: Stop) -> Iterator[RunEvent]:
+def _render_only(request: Request, loader: Loader, stop: Stop) -> Iterator[RunEvent]:
     """Renders everything and keeps nothing: to measure the time."""
-    settings = describe(request, constant_record(request, executor))
-    yield RunStarted(wanted=request.count(), missing=request.count(), settings=settings)
+    yield RunStarted(wanted=request.count(), missing=request.count())
     begun, done, failed = time.monotonic(), 0, list[Item]()
-    for wave in stop.through(plan.group(request.wanted(), executor.execution)):
-        for event in stop.wave(executor.run(wave)):
-            if isinstance(event, Rendered):
-                done += 1
-                yield ItemDone(item=event.item, record={"seconds": _rounded(event.seconds)})
-            else:
-                failed += [event.item] if isinstance(event, ItemFailed) else []
-                yield event
+    for model, items in _by_model(request.wanted()):
+        executor = loader.load(model)
+        yield ModelLoaded(model=model)
+        for wave in stop.through(plan.group(items, executor.execution)):
+            for event in stop.wave(executor.run(wave)):
+                if isinstance(event, Rendered):
+                    done += 1
+                    yield ItemDone(item=event.item, record={"seconds": _rounded(event.seconds)})
+                else:
+                    failed += [event.item] if isinstance(event, ItemFailed) else []
+                    yield event
+        del executor
     yield RunFinished(done=done, failed=tuple(failed), seconds=time.monotonic() - begun)
 
 
@@ -146,11 +169,10 @@ class Session:
     """One run under way: pictures on their way into files, and the ledger that follows them."""
 
     def __init__(
-        self, request: Request, executor: Executor, ledger: Ledger, backlog: Backlog, stop: Stop, outcome: Outcome
+        self, request: Request, loader: Loader, ledger: Ledger, backlog: Backlog, stop: Stop, outcome: Outcome
     ) -> None:
-        self.request, self.executor, self.outcome = request, executor, outcome
+        self.request, self.loader, self.outcome = request, loader, outcome
         self.ledger, self.backlog, self.stop = ledger, backlog, stop
-        self._making = constant_record(request, executor)
         self._written: deque[tuple[Rendered, Mapping[str, Any], futures.Future[Written]]] = deque()
         self._overflowed: list[Item] = []
         self._rerendered: dict[str, str] = {}  # id -> why
@@ -159,36 +181,39 @@ class Session:
 
     def run(self) -> Iterator[RunEvent]:
         """Renders all that is missing; whatever happens, what is in a file gets its record."""
-        notes = check_rounding(self.request, self.executor, self.ledger, self._making)
-        settings = describe(self.request, self._making)
-        _prepare_folder(self.request, settings)
-        wanted, missing = self.request.count(), self.backlog.missing
-        yield RunStarted(wanted=wanted, missing=missing, settings=settings, notes=tuple(notes))
         with Writer(self.request.folder) as writer:
             self._writer = writer
             try:
-                yield from self._render()
+                for model, items in _by_model(self.backlog):
+                    yield from self._render(model, items)
+                    if self.outcome.hopeless:
+                        break
+                yield from self._collect(wait=True)
             finally:
                 self._settle()
 
-    def _render(self) -> Iterator[RunEvent]:
-        for wave in self._waves(iter(self.backlog), self.executor):
-            yield from self._render_wave(wave, self.executor, self._making)
+    def _render(self, model: Model, items: Iterator[Item]) -> Iterator[RunEvent]:
+        """Renders the items of one model."""
+        executor = self.loader.load(model)
+        making = constant_record(self.request, executor)
+        notes = check_rounding(self.request, model, executor, self.ledger, making)
+        _prepare_folder(self.request, describe(self.request, making))
+        yield ModelLoaded(model=model, notes=tuple(notes))
+        for wave in self._waves(items, executor):
+            yield from self._render_wave(wave, executor, making)
             if len(self._overflowed) >= MOST_OVERFLOWED:
-                yield from self._render_in_full()
+                yield from self._render_in_full(executor)
             if self.outcome.hopeless:
-                break
-        else:
-            yield from self._render_in_full()
-        yield from self._collect(wait=True)
+                return
+        yield from self._render_in_full(executor)
 
-    def _render_in_full(self) -> Iterator[RunEvent]:
+    def _render_in_full(self, executor: Executor) -> Iterator[RunEvent]:
         """Renders again, in full precision, what overflowed."""
         items, self._overflowed = self._overflowed, []
         if not items:
             return
         with self.stop.harmless():
-            executor = self.executor.in_full()
+            executor = executor.in_full()
         making = constant_record(self.request, executor)
         for wave in self._waves(iter(items), executor):
             yield from self._render_wave(wave, executor, making)
@@ -229,7 +254,7 @@ class Session:
 
     def _write(self, event: Rendered) -> futures.Future[Written]:
         path = self._free_path(event.item)
-        return self._writer.submit(event.pixels, self._keep_init(event.item), self._making["model"], path)
+        return self._writer.submit(event.pixels, self._keep_init(event.item), path)
 
     def _keep_init(self, item: Item) -> Item:
         """The item with its init picture as a copy in the run folder, so that the folder is whole on its own."""
@@ -248,7 +273,7 @@ class Session:
 
     def _free_path(self, item: Item) -> PurePosixPath:
         """The item's path; where the picture of another item stands (of an earlier manifest, say), one with its id."""
-        path, identity = image_path(item), self.request.identity(item)
+        path, identity = image_path(item), item_id(item)
         if self.ledger.image_paths().get(str(path), identity) == identity:
             return path
         return path.with_stem(f"{path.stem}_{identity[:12]}")
@@ -276,7 +301,7 @@ class Session:
     def _put_off(self, event: ItemFailed) -> None:
         """Keeps an item for later, when it is rendered in full precision; so far nothing has failed."""
         self._overflowed.append(event.item)
-        self._rerendered[self.request.identity(event.item)] = str(event.error)
+        self._rerendered[item_id(event.item)] = str(event.error)
         log.info("item %d is rendered again in full precision: %s", event.item.number, event.error)
 
     def _fail(self, event: ItemFailed, making: Mapping[str, Any], streak: Streak) -> ItemFailed:
@@ -290,10 +315,14 @@ class Session:
         return event
 
     def _record(self, item: Item, making: Mapping[str, Any]) -> dict[str, Any]:
-        identity = self.request.identity(item)
-        wish = self._keep_init(item).to_dict() | {"model": self.request.model.name}
-        record = {"id": identity, "status": "", "item": wish, **making}
+        identity, model = item_id(item), item.model
+        wish = self._keep_init(item).to_dict() | {"model": model.name}
+        record = {"id": identity, "status": "", "item": wish, "model": _model_record(model), **making}
         return record | {"rerendered": self._rerendered[identity]} if identity in self._rerendered else record
+
+
+def _model_record(model: Model) -> dict[str, Any]:
+    return {"name": model.name, "path": model.path, "fingerprints": dict(model.fingerprints)}
 
 
 def _overflowed(event: ItemFailed, executor: Executor) -> bool:
@@ -316,17 +345,22 @@ def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {name: round(value, 6) for name, value in seconds.items()}
 
 
-def start_executor(request: Request) -> Executor:
-    """The request's model, as its settings want it on this machine."""
+def start_executor(request: Request, model: Model) -> Executor:
+    """One of the request's models, as its settings want it on this machine."""
     device = plan.check_device(request.settings.device, available_devices())
     free, held = free_memory(device), held_memory(device)
-    execution = plan.decide(request.settings, request.model, device, free, held)
+    executions = (
+        (each, plan.decide(request.settings, request.models[each], device, free, held))
+        for each in itertools.dropwhile(lambda each: each != model, request.models)
+    )
+    _, execution = next(executions)
     if request.settings.memory:
-        _check_ceiling(request, execution)
-    return Executor(request.model, execution)
+        for each, its in ((model, execution), *executions):
+            _check_ceiling(request, each, its)
+    return Executor(request.models[model], execution)
 
 
-def _check_ceiling(request: Request, execution: Execution) -> None:
+def _check_ceiling(request: Request, model: Model, execution: Execution) -> None:
     """Says at the start, not in the middle of the run, that a size needs more memory than there may be."""
     grid = request.grid_sizes()
     with contextlib.suppress(SettingError):  # of a size that no item has, maybe
@@ -334,12 +368,12 @@ def _check_ceiling(request: Request, execution: Execution) -> None:
             execution.layout(*size)
         if grid:
             return
-    for size in {(item.width, item.height) for item in request.items}:
+    for size in {(item.width, item.height) for item in request.items if item.model == model}:
         execution.layout(*size)
 
 
 def constant_record(request: Request, executor: Executor) -> dict[str, Any]:
-    """What is the same in every record of a run."""
+    """What is the same in every record of a run's one model."""
     settings = request.settings
     run_settings = executor.describe() | {
         "precision": settings.precision,
@@ -347,7 +381,6 @@ def constant_record(request: Request, executor: Executor) -> dict[str, Any]:
         "engine": settings.engine,
     }
     return {
-        "model": {"name": request.model.name, "fingerprints": dict(request.fingerprints)},
         "run": run_settings,
         "env": environment(executor.execution.compiler),
     }
@@ -360,17 +393,20 @@ def environment(compiler: str = NONE) -> dict[str, str]:
 
 
 def describe(request: Request, making: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of `run.json`; `making` is what is the same in every record."""
+    """The content of `run.json`; `making` is what is the same in every record of the model that is loaded."""
     return {
         "target": str(request.target),
         "settings": dataclasses.asdict(request.settings),
         "drawn_seeds": {str(job): seed for job, seed in request.drawn_seeds.items()},
+        "models": [_model_record(model) for model in request.models],
         **making,
     }
 
 
-def check_rounding(request: Request, executor: Executor, index: Index, making: Mapping[str, Any]) -> list[str]:
-    """What people should know before pictures made in different ways come into one folder.
+def check_rounding(
+    request: Request, model: Model, executor: Executor, index: Index, making: Mapping[str, Any]
+) -> list[str]:
+    """What people should know before pictures of a model, made in different ways, come into one folder.
 
     Raises:
         SettingError: the folder's pictures were made in another way, and mixing isn't asked for.
@@ -378,17 +414,20 @@ def check_rounding(request: Request, executor: Executor, index: Index, making: M
 
     def now(width: int, height: int) -> Way:
         run = {**making["run"], "unet_bs": executor.execution.layout(width, height).unet_bs}
-        return way_of({"item": {"width": width, "height": height}, "run": run, "env": making["env"]})
+        item = {"width": width, "height": height}
+        return way_of({"model": model.to_dict(), "item": item, "run": run, "env": making["env"]})
 
-    found = differences(index.ways, now)
+    own = tuple(sha256 for _, sha256 in model.fingerprints)
+    ways = [way for way in index.ways if way.model == own]
+    found = differences(ways, now)
     if found and not request.settings.mixed:
         raise SettingError(
             f"the pictures in '{request.folder}' were made in another way: {'; '.join(found)}. The same item could "
             "become other bytes. Go on as before, choose another 'out=', or mix them with mixed=true"
         )
-    changed = found + changed_versions(index.ways, making["env"])
+    changed = found + changed_versions(ways, making["env"])
     notes = [f"the folder's pictures were made in another way: {'; '.join(changed)}"] if changed else []
-    return notes + lowered(index.ways)
+    return notes + lowered(ways)
 
 
 def _prepare_folder(request: Request, settings: Mapping[str, Any]) -> None:

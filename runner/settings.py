@@ -51,6 +51,7 @@ class ItemDefaults:
     crop: Any
     strength: Any
     fixed_code: Any
+    model: Any
 
     def given(self) -> dict[str, Any]:
         """Only what was set."""
@@ -148,6 +149,24 @@ def conf_folder() -> Path:
 def group_names(group: str) -> list[str]:
     """What `model=` or `bench=` can name."""
     return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+
+
+def named_model(name: str) -> ModelSettings:
+    """The model that a file of `conf/model/` describes.
+
+    Raises:
+        SettingError: something in it is wrong.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    file = conf_folder() / "model" / f"{name}.yaml"
+    try:
+        model = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelSettings), OmegaConf.load(file)))
+    except OmegaConfBaseException as error:
+        raise SettingError(f"{file}: {_first_line(error)}") from error
+    assert isinstance(model, ModelSettings)
+    return model
 
 
 def compose(overrides: Sequence[str]) -> Settings:

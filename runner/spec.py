@@ -1,4 +1,4 @@
-"""What an item is: one wished picture, resolved to the last number, and the id that follows from it.
+"""What an item is: one wished picture, resolved to the last number, with its model, and the id that follows from it.
 
 An item knows nothing of devices, batches or folders. `item_id` depends on what defines the picture and on nothing
 else, so that the same wish has the same id in any manifest, in any order and on any machine.
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import orjson
 
 SIZE_STEP = 64  # pixels; sizes are multiples of it
+DIGITS_SHOWN = 12  # of a fingerprint
 MOST_STEPS = 500  # beyond, evenly spaced time steps no longer reach pure noise
 FORMATS = ("png", "jpg")
 LONG_PROMPTS = ("error", "truncate", "chunk")
@@ -43,6 +44,26 @@ def steps_made(steps: int, strength: float | None) -> int:
     """How many of the steps are made: with an init picture only the last ones, as `strength` says."""
     # A product such as 0.29 * 100 is a little less than what was meant.
     return steps if strength is None else int(steps * strength + 1e-6)
+
+
+class Model(NamedTuple):
+    """Whose weights draw a picture: what it is called, where its files were found, and each fragment's fingerprint.
+
+    A model that is only asked for has no fingerprints yet, or those that are recorded; where nothing at all is said, it
+    is the one of the settings. `prediction` is what its UNet predicts, `auto` where its files or the settings say it.
+    """
+
+    name: str = ""
+    path: str = ""
+    prediction: str = "auto"
+    fingerprints: tuple[tuple[str, str], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What it is, as it stands in a picture; a record says where it was as well."""
+        return {"name": self.name, "fingerprints": dict(self.fingerprints)}
+
+    def __str__(self) -> str:
+        return ", ".join([self.name, *(f"{name} {sha256[:DIGITS_SHOWN]}" for name, sha256 in self.fingerprints)])
 
 
 class Part(NamedTuple):
@@ -78,6 +99,7 @@ class Item(NamedTuple):
     crop: tuple[int, int, int, int] | None = None
     strength: float | None = None
     fixed_code: int | None = None
+    model: Model = Model()
     axes: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -106,8 +128,10 @@ class Item(NamedTuple):
         return (*positive, self.negative) if self.guided else positive
 
     def to_dict(self) -> dict[str, Any]:
-        """The item as it stands in a record; `expand.read_item` is the way back."""
-        return self._asdict() | {"parts": [part._asdict() for part in self.parts], "axes": dict(self.axes)}
+        """The item as it stands in a picture, the model aside; `expand.read_item` is the way back."""
+        values = self._asdict() | {"parts": [part._asdict() for part in self.parts], "axes": dict(self.axes)}
+        del values["model"]
+        return values
 
 
 # What an id is made of, beside the parts and the seed. The prompt's own text is not: its parts are what is drawn.
@@ -118,13 +142,13 @@ SHARED = (
 _shared = operator.attrgetter(*SHARED)
 
 
-def item_id(item: Item, fingerprints: Mapping[str, str]) -> str:
-    """SHA-256 (hexadecimal) over what defines the picture: the resolved item and the weights' fingerprints.
+def item_id(item: Item) -> str:
+    """SHA-256 (hexadecimal) over what defines the picture: the resolved item and its model's fingerprints.
 
     It is that of `{"item": {...}, "model": {...}}` as JSON with its keys sorted, but without those that are None: they
     don't count, so that keys which come later leave the ids of older items as they are.
     """
-    before, between, after = _around(_shared(item), tuple(fingerprints.items()))
+    before, between, after = _around(_shared(item), item.model.fingerprints)
     return hashlib.sha256(b"%b%b%b%d%b" % (before, _json_parts(item.parts), between, item.seed, after)).hexdigest()
 
 

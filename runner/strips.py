@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from runner import heap
 from runner.costs import strip_elements
 
 LEAST_ROWS = 4
@@ -32,7 +33,7 @@ def decode(vae: Any, latents: Tensor) -> Iterator[Tensor]:
     if vae.post_quant_conv is not None:
         latents = vae.post_quant_conv(latents)
     whole = decoder.mid_block(decoder.conv_in(latents))  # [1, C, h, w]
-    strips = list(_split(whole, whole.shape[1], whole.shape[3]))
+    strips = list(_split(_channels_last(whole), whole.shape[1], whole.shape[3]))
     for block in decoder.up_blocks:
         for resnet in block.resnets:
             strips = _resnet(resnet, strips)
@@ -45,7 +46,7 @@ def decode(vae: Any, latents: Tensor) -> Iterator[Tensor]:
 def encode(vae: Any, pixels: Tensor) -> Tensor:
     """The moments [1, 8, h, w] of the latents of a picture [1, 3, H, W]: mean and logarithm of the variance."""
     encoder = vae.encoder
-    pieces = _split(pixels, encoder.conv_in.out_channels, pixels.shape[3])
+    pieces = _split(_channels_last(pixels), encoder.conv_in.out_channels, pixels.shape[3])
     strips = list(_convolve(encoder.conv_in, pieces))
     for block in encoder.down_blocks:
         for resnet in block.resnets:
@@ -77,12 +78,10 @@ class _Norm:
     """A group normalization (Wu & He 2018) by the statistics of a whole picture, with the SiLU that follows it."""
 
     def __init__(self, norm: nn.GroupNorm, strips: Strips) -> None:
-        # Per channel first: sums that need no float32 copy of a strip.
-        sums = [strip.sum((0, 2, 3), dtype=torch.float32).double() for strip in strips]
-        norms = [torch.linalg.vector_norm(strip, dim=(0, 2, 3), dtype=torch.float32).double() for strip in strips]
+        sums, squares = zip(*(_sums(strip) for strip in strips), strict=True)
         count = sum(strip[0, 0].numel() for strip in strips) * norm.num_channels // norm.num_groups
         mean = _by_group(torch.stack(sums).sum(0), norm) / count
-        square = _by_group(torch.stack(norms).square().sum(0), norm) / count
+        square = _by_group(torch.stack(squares).sum(0), norm) / count
         scale = (square - mean**2 + norm.eps) ** -0.5
         scale, mean = (values.repeat_interleave(norm.num_channels // norm.num_groups) for values in (scale, mean))
         self._scale = (norm.weight.double() * scale).float().view(1, -1, 1, 1)
@@ -93,13 +92,19 @@ class _Norm:
         return functional.silu(shifted, inplace=True).to(strip.dtype)
 
 
+def _sums(strip: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of each channel's numbers and of their squares, float64 [C]."""
+    numbers = strip.permute(0, 2, 3, 1).flatten(0, 2).float()  # [rows * W, C]
+    return numbers.sum(0).double(), numbers.square().sum(0).double()
+
+
 def _by_group(channels: Tensor, norm: nn.GroupNorm) -> Tensor:
     return channels.view(norm.num_groups, -1).sum(1)
 
 
 def _convolve(conv: nn.Conv2d, strips: Iterable[Tensor], dtype: torch.dtype | None = None) -> Iterator[Tensor]:
     """A 3x3 convolution with a border of zeros; in `dtype`, where that is another one."""
-    weight, bias = conv.weight.to(dtype or conv.weight.dtype), conv.bias
+    weight, bias = _channels_last(conv.weight.to(dtype or conv.weight.dtype)), conv.bias
     assert bias is not None, "the autoencoder's convolutions have biases"
     for slab in _slabs(strips):
         yield functional.conv2d(slab.to(weight.dtype), weight, bias.to(weight.dtype), padding=(0, 1))
@@ -107,15 +112,17 @@ def _convolve(conv: nn.Conv2d, strips: Iterable[Tensor], dtype: torch.dtype | No
 
 def _upsample(conv: nn.Conv2d, strips: Strips) -> Iterator[Tensor]:
     """Twice the rows and columns, by repeating each, then a convolution."""
+    weight = _channels_last(conv.weight)
     for slab in _slabs(_pieces(strips, 4 * conv.out_channels)):
         repeated = functional.interpolate(slab, scale_factor=2.0, mode="nearest")[:, :, 1:-1]
-        yield functional.conv2d(repeated, conv.weight, conv.bias, padding=(0, 1))
+        yield functional.conv2d(repeated, weight, conv.bias, padding=(0, 1))
 
 
 def _downsample(conv: nn.Conv2d, strips: Strips) -> Iterator[Tensor]:
     """Half the rows and columns, by a convolution with stride 2 whose border is below and to the right."""
+    weight = _channels_last(conv.weight)
     for slab in _slabs(_drain(strips)):
-        yield functional.conv2d(functional.pad(slab[:, :, 1:], (0, 1)), conv.weight, conv.bias, stride=2)
+        yield functional.conv2d(functional.pad(slab[:, :, 1:], (0, 1)), weight, conv.bias, stride=2)
 
 
 def _slabs(strips: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -124,11 +131,17 @@ def _slabs(strips: Iterable[Tensor]) -> Iterator[Tensor]:
     here = next(source)
     above = torch.zeros_like(here[:, :, :1])
     for after in itertools.chain(source, [None]):
+        heap.check()
         below = torch.zeros_like(here[:, :, :1]) if after is None else after[:, :, :1]
         slab = torch.cat([above, here, below], 2)
         if after is not None:
             above, here = here[:, :, -1:].clone(), after
         yield slab
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """In the order in which convolutions are fastest on a CPU, and rows of a picture lie one after the other."""
+    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def _drain(strips: Strips) -> Iterator[Tensor]:

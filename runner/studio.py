@@ -34,7 +34,17 @@ from PIL import Image
 from runner import gallery, progress, weights
 from runner import run as running
 from runner.errors import RunnerError
-from runner.events import ItemDone, ItemFailed, MemoryShort, RunEvent, RunFinished, RunStarted, StepDone, WaveStarted
+from runner.events import (
+    ItemDone,
+    ItemFailed,
+    MemoryShort,
+    ModelLoaded,
+    RunEvent,
+    RunFinished,
+    RunStarted,
+    StepDone,
+    WaveStarted,
+)
 from runner.execute import Executor
 from runner.files import atomic_write, writing_to
 from runner.request import LARGEST_DRAWN_SEED, Request, read_request
@@ -101,6 +111,7 @@ class Job:
         match event:
             case RunStarted():
                 self.state, self.wanted, self.begun = RUNNING, event.missing, time.monotonic()
+            case ModelLoaded():
                 self.notes += event.notes
             case MemoryShort():
                 self.notes.append(event.message)
@@ -240,7 +251,7 @@ class Studio:
         wanted = how(request.settings)
         if self._executor is None or wanted != self._made_for:
             self._executor = None  # two models may not fit
-            self._executor, self._made_for = running.start_executor(request), wanted
+            self._executor, self._made_for = running.start_executor(request, *request.models), wanted
         return self._executor
 
 

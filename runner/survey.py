@@ -31,12 +31,13 @@ from runner.machine import device_name
 from runner.plan import Execution
 from runner.records import RECORDS, read_index
 from runner.request import OUTPUTS, Request
-from runner.spec import Item, Part, item_id
+from runner.spec import Item, Model, Part, item_id
 
 VALUES_KEPT, VALUES_LISTED = 10**5, 100  # of an axis: counted, and named in the JSON document
 READ_AS_KEPT = 100
 MOST_READ = 10**7  # items: a minute, and 250 MB
 COUNTED_TOGETHER = 500  # values of axes; few, so that the garbage collector isn't woken
+Work = tuple[Model, Kind]
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ class Axis:
 class Group:
     """Pictures that go into the same UNet calls of `unet_bs` rows."""
 
+    model: str
     size: str
     sampler: str
     steps: int
@@ -72,54 +74,107 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What has to be done while a model is loaded, and what that takes; sizes are in bytes."""
+
+    model: Model
+    execution: Execution
+    turbo: bool
+    missing: int
+    waves: int
+    memory_bytes: int
+    forecast: Forecast
+    groups: Sequence[Group]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "model": self.model.name,
+            "dtype": self.execution.dtype,
+            "turbo": self.turbo,
+            "missing": self.missing,
+            "waves": self.waves,
+            "memory_bytes": self.memory_bytes,
+            **_forecast_dict(self.forecast),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
     """What a run has to do. Sizes are in bytes.
 
     `images` counts the items; `done`, `missing` and `failed` the pictures, since two items may wish for the same one.
-    `failed` are those of the missing ones that were tried before, `attempts` times in all. `ends` are the first and the
-    last item that is wanted; `read_as` the weighted prompts.
+    `failed` are those of the missing ones that were tried before, `attempts` times in all. `turns` are those of the
+    models; `ends` are the first and the last item that is wanted; `read_as` the weighted prompts.
     """
 
     request: Request
-    execution: Execution
-    turbo: bool
     images: int
     done: int
-    missing: int
     failed: int
     attempts: int
-    waves: int
-    memory_bytes: int
-    forecast: Forecast
+    turns: Sequence[Turn]
     axes: Mapping[str, Axis]
     ends: tuple[Item, Item]
-    groups: Sequence[Group]
     prompts: int
     weighted: int
     read_as: Mapping[str, tuple[Part, ...]]
     warnings: Sequence[Warned]
 
+    @property
+    def device(self) -> str:
+        """Where the pictures are made."""
+        return self.turns[0].execution.device
+
+    @property
+    def missing(self) -> int:
+        """How many pictures are to be rendered."""
+        return sum(turn.missing for turn in self.turns)
+
+    @property
+    def waves(self) -> int:
+        """In about how many waves."""
+        return sum(turn.waves for turn in self.turns)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the model that needs most of it holds at most."""
+        return max(turn.memory_bytes for turn in self.turns)
+
+    @property
+    def groups(self) -> list[Group]:
+        """Those of all models."""
+        return [group for turn in self.turns for group in turn.groups]
+
+    @property
+    def forecast(self) -> Forecast:
+        """For all models together; without seconds where those of one aren't known."""
+        forecasts = [turn.forecast for turn in self.turns if turn.missing]
+        seconds = Counter[str]()
+        for each in forecasts:
+            seconds.update(each.seconds)
+        return Forecast(
+            seconds=seconds if all(each.seconds for each in forecasts) else {},
+            disk_bytes=sum(each.disk_bytes for each in forecasts),
+            pictures=sum(each.pictures for each in forecasts),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """As one JSON document."""
-        execution, seconds = self.execution, dict(self.forecast.seconds)
         return {
             "target": str(self.request.target),
             "folder": str(self.request.folder),
-            "model": self.request.model.name,
             "images": self.images,
             "done": self.done,
             "missing": self.missing,
             "failed": self.failed,
             "attempts": self.attempts,
             "waves": self.waves,
-            "device": execution.device,
-            "device_name": device_name(execution.device),
-            "dtype": execution.dtype,
-            "turbo": self.turbo,
+            "device": self.device,
+            "device_name": device_name(self.device),
             "memory_bytes": self.memory_bytes,
-            "disk_bytes": self.forecast.disk_bytes,
-            "seconds": _rounded(seconds | {"total": math.fsum(seconds.values())}) if seconds else None,
-            "judged_by": self.forecast.pictures,
+            **_forecast_dict(self.forecast),
+            "models": [turn.to_dict() for turn in self.turns],
             "axes": {key: axis.to_dict() for key, axis in self.axes.items()},
             "first": _item_dict(self.ends[0]),
             "last": _item_dict(self.ends[1]),
@@ -136,12 +191,21 @@ class Survey:
         }
 
 
+def _forecast_dict(forecast: Forecast) -> dict[str, Any]:
+    seconds = dict(forecast.seconds)
+    return {
+        "disk_bytes": forecast.disk_bytes,
+        "seconds": _rounded(seconds | {"total": math.fsum(seconds.values())}) if seconds else None,
+        "judged_by": forecast.pictures,
+    }
+
+
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
     return {stage: round(value, 3) for stage, value in seconds.items()}
 
 
 def _item_dict(item: Item) -> dict[str, Any]:
-    return item.to_dict() | {"image": image_name(item)}
+    return item.to_dict() | {"model": item.model.name, "image": image_name(item)}
 
 
 def make_survey(request: Request) -> Survey:
@@ -164,26 +228,16 @@ def make_survey(request: Request) -> Survey:
     missing = tally.by_kind(~done & ~twins)
     device = plan.guess_device(request.settings.device)
     free = plan.free_main_memory() if device == "cpu" else None
-    execution = plan.decide(request.settings, request.model, device, free)
-    layouts = {size: execution.layout(*size) for size in {kind.size for kind in missing}}
-    rows = {size: layout.unet_bs for size, layout in layouts.items()}
-    shares = {kind: tally.samples[kind].rows / layouts[kind.size].wave_rows for kind in missing}
-    folders = [request.folder, *_folders(request.folder.parent), *_folders(OUTPUTS)]
+    turns = [_make_turn(request, model, missing, tally.samples, device, free) for model in request.models]
     return Survey(
         request=request,
-        execution=execution,
-        turbo=all(layout.turbo for layout in layouts.values()),
         images=len(done),
         done=int((done & ~twins).sum()),
-        missing=missing.total(),
         failed=len(tally.failures),
         attempts=sum(tally.failures.values()),
-        waves=_count_waves(missing, shares),
-        memory_bytes=max((layout.peak for layout in layouts.values()), default=0),
-        forecast=forecast(missing, read_past(folders, request.fingerprints, execution), rows),
+        turns=turns,
         axes=tally.axes,
         ends=tally.ends(),
-        groups=_groups(missing, rows),
         prompts=tally.linter.prompts,
         weighted=tally.weighted,
         read_as=tally.read_as,
@@ -191,8 +245,34 @@ def make_survey(request: Request) -> Survey:
     )
 
 
+def _make_turn(
+    request: Request,
+    model: Model,
+    missing: Mapping[Work, int],
+    samples: Mapping[Work, Item],
+    device: str,
+    free: int | None,
+) -> Turn:
+    kinds = Counter({kind: count for (whose, kind), count in missing.items() if whose == model})
+    execution = plan.decide(request.settings, request.models[model], device, free)
+    layouts = {size: execution.layout(*size) for size in {kind.size for kind in kinds}}
+    rows = {size: layout.unet_bs for size, layout in layouts.items()}
+    shares = {kind: samples[model, kind].rows / layouts[kind.size].wave_rows for kind in kinds}
+    folders = [request.folder, *_folders(request.folder.parent), *_folders(OUTPUTS)]
+    return Turn(
+        model=model,
+        execution=execution,
+        turbo=all(layout.turbo for layout in layouts.values()),
+        missing=kinds.total(),
+        waves=_count_waves(kinds, shares),
+        memory_bytes=max((layout.peak for layout in layouts.values()), default=0),
+        forecast=forecast(kinds, read_past(folders, dict(model.fingerprints), execution), rows),
+        groups=_groups(model.name, kinds, rows),
+    )
+
+
 class _Tally:
-    """What is kept while the items pass by: a few bytes of each, and one whole item of each kind."""
+    """What is kept while the items pass by: a few bytes of each, and one whole item of each model and kind."""
 
     def __init__(self, request: Request) -> None:
         self.request, self.linter = request, Linter(request)
@@ -201,19 +281,19 @@ class _Tally:
         self.begun = (request.folder / RECORDS).exists()
         self.failures: dict[str, int] = {}  # how often an item without a picture was tried before, by its id
         self.ids, self.numbers, self.kinds, self.done = array("Q"), array("Q"), array("Q"), bytearray()
-        self.samples: dict[Kind, Item] = {}
-        self.places: dict[Kind, int] = {}  # of the kinds in `samples`
+        self.samples: dict[Work, Item] = {}
+        self.places: dict[Work, int] = {}  # of the kinds in `samples`
         self.axes: dict[str, Axis] = defaultdict(Axis)
         self.values: list[tuple[str, Any]] = []  # of axes, and not counted yet
         self.weighted, self.read_as = 0, dict[str, tuple[Part, ...]]()
 
     def add(self, item: Item) -> None:
         """Takes an item into account."""
-        identity = item_id(item, self.request.fingerprints)
-        place = self.places.get(kind := Kind.of(item))
+        identity, work = item_id(item), (item.model, Kind.of(item))
+        place = self.places.get(work)
         if place is None:
-            place = self.places[kind] = len(self.places)
-            self.samples[kind] = item
+            place = self.places[work] = len(self.places)
+            self.samples[work] = item
         self.ids.append(int(identity[:16], 16))
         self.numbers.append(item.number)
         self.kinds.append(place)
@@ -243,11 +323,11 @@ class _Tally:
             self.failures[identity] = failures
         return False
 
-    def by_kind(self, which: NDArray[np.bool_] | None = None) -> Counter[Kind]:
-        """How many items there are of each kind; only `which` of them, if that is given."""
+    def by_kind(self, which: NDArray[np.bool_] | None = None) -> Counter[Work]:
+        """How many items there are of each model and kind; only `which` of them, if that is given."""
         kinds = np.frombuffer(self.kinds, dtype=np.uint64).astype(np.int64)
         counts = np.bincount(kinds if which is None else kinds[which], minlength=len(self.places))
-        return Counter({kind: int(counts[place]) for kind, place in self.places.items() if counts[place]})
+        return Counter({work: int(counts[place]) for work, place in self.places.items() if counts[place]})
 
     def find_twins(self) -> NDArray[np.bool_]:
         """Which items have the id of an earlier one, by 64 bits of it: by chance once in 10^7 lists of a million."""
@@ -281,11 +361,11 @@ def _count_waves(missing: Mapping[Kind, int], shares: Mapping[Kind, float]) -> i
     return sum(math.ceil(number - 1e-9) for number in waves.values())
 
 
-def _groups(missing: Mapping[Kind, int], rows: Mapping[tuple[int, int], int]) -> list[Group]:
+def _groups(model: str, missing: Mapping[Kind, int], rows: Mapping[tuple[int, int], int]) -> list[Group]:
     images = Counter[tuple[tuple[int, int], str, int]]()
     for kind, count in missing.items():
         images[kind.size, kind.sampler, kind.steps] += count
     return [
-        Group(size=f"{size[0]}x{size[1]}", sampler=sampler, steps=steps, unet_bs=rows[size], images=count)
+        Group(model=model, size=f"{size[0]}x{size[1]}", sampler=sampler, steps=steps, unet_bs=rows[size], images=count)
         for (size, sampler, steps), count in images.items()
     ]

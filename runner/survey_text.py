@@ -85,16 +85,17 @@ def _headline(survey: Survey) -> str:
 
 
 def _facts(survey: Survey) -> Iterator[Row]:
-    execution, request = survey.execution, survey.request
-    name = device_name(execution.device)
-    device = execution.device if name in (None, execution.device) else f"{execution.device} ({name})"
-    mode = "kept on the device" if survey.turbo else "streamed through it"
-    yield "folder", str(request.folder)
-    yield "model", f"{request.model.name}, {execution.dtype}, on {device}, the UNet {mode}"
+    name = device_name(survey.device)
+    device = survey.device if name in (None, survey.device) else f"{survey.device} ({name})"
+    yield "folder", str(survey.request.folder)
+    for turn in survey.turns:
+        mode = "kept on the device" if turn.turbo else "streamed through it"
+        todo = f"; {turn.missing:,} to render" if len(survey.turns) > 1 else ""
+        yield "model", f"{turn.model.name}, {turn.execution.dtype}, on {device}, the UNet {mode}{todo}"
     if survey.missing:
         yield "time", _time(survey)
         yield "disk", f"about {show_size(survey.forecast.disk_bytes)}"
-        of = "the process" if execution.device == "cpu" else "the device's memory"
+        of = "the process" if survey.device == "cpu" else "the device's memory"
         yield "memory", f"about {show_size(survey.memory_bytes)} of {of}"
     weighted = f", {survey.weighted:,} of them weighted" if survey.weighted else ""
     yield "prompts", f"{survey.prompts:,} different{weighted}"
@@ -131,10 +132,12 @@ def _is_span(axis: Axis) -> bool:
 
 
 def _groups(survey: Survey) -> Iterator[Row]:
+    several = len(survey.turns) > 1
     if survey.groups:
-        yield "pictures", "size", "sampler", "steps", "unet_bs"
+        yield "pictures", *(["model"] if several else []), "size", "sampler", "steps", "unet_bs"
     for group in survey.groups[:GROUPS_SHOWN]:
-        yield f"{group.images:,}", group.size, group.sampler, str(group.steps), str(group.unet_bs)
+        model = [group.model] if several else []
+        yield f"{group.images:,}", *model, group.size, group.sampler, str(group.steps), str(group.unet_bs)
     if more := survey.groups[GROUPS_SHOWN:]:
         yield f"{sum(group.images for group in more):,}", f"in {_many(len(more), 'more group')}"
 

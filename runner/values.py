@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from runner.errors import ManifestError, Problems, every
 from runner.lazy import join
-from runner.spec import FORMATS, LONG_PROMPTS, MOST_STEPS, SAMPLERS, SIZE_STEP
+from runner.spec import FORMATS, LONG_PROMPTS, MOST_STEPS, SAMPLERS, SIZE_STEP, Model
 from runner.yaml_nodes import Node, wrap
 
 DEFAULTS: Mapping[str, Any] = {
@@ -37,11 +37,11 @@ DEFAULTS: Mapping[str, Any] = {
     "crop": None,
     "strength": 0.75,
     "fixed_code": False,
+    "model": Model(),  # the one of the settings
 }
 OWN_SIZE = 512  # pixels
 ITEM_KEYS = ("prompt", "seed", *DEFAULTS)
 ALIASES = {"W": "width", "H": "height", "ddim_steps": "steps", "ddim_eta": "eta"}
-LATER = {key: f"'{key}' comes with a later version of runner" for key in ("models", "model")}
 T = TypeVar("T")
 Schema = Mapping[str, Any]
 
@@ -53,7 +53,7 @@ SEEDS = re.compile(r"\s*([0-9]{1,19})\s*(?:-\s*([0-9]{1,19})\s*)?")
 
 
 def entries(
-    node: Node, known: Sequence[str], refused: Mapping[str, str] = LATER, problems: Problems | None = None
+    node: Node, known: Sequence[str], refused: Mapping[str, str] | None = None, problems: Problems | None = None
 ) -> dict[str, Node]:
     """The entries of a mapping of item keys, under their real names; wrong keys as in `Node.mapping`."""
     aliases = [alias for alias, real in ALIASES.items() if real in known]
@@ -178,6 +178,7 @@ RULES: Mapping[str, Rule] = {
     "fixed_code": Rule(
         lambda node: node.flag(), {"type": "boolean"}, "Every iteration begins with the noise of the first one's seeds."
     ),
+    "model": Rule(lambda node: node.text(), TEXT, "Whose weights: a name in `models`, or a file of conf/model/."),
 }
 
 

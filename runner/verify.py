@@ -12,7 +12,6 @@ verified. What a rendering says of its record and its file is found in `judge`.
 from __future__ import annotations
 
 import copy
-import json
 import random
 import time
 from collections import Counter, defaultdict
@@ -26,17 +25,20 @@ import orjson
 
 from runner import plan, weights
 from runner.costs import INDUCTOR, OPENVINO
-from runner.errors import EXIT_DIFFERENCE, EXIT_ITEMS_FAILED, NoRunFolder, SettingError
+from runner.errors import EXIT_DIFFERENCE, EXIT_ITEMS_FAILED, ModelError, NoRunFolder
 from runner.events import ItemDone, ItemFailed, Rendered, RunEvent, RunFinished, RunStarted
-from runner.execute import available_devices
-from runner.judge import FAILED, SAME, STATES, Finding, judge, part, read_back
+from runner.execute import available_devices, release_memory
+from runner.expand import part
+from runner.judge import FAILED, SAME, STATES, Finding, judge, read_back
 from runner.records import RECORDS, numbered_records
-from runner.request import RUN_FILE, Request
+from runner.request import Request
 from runner.run import environment, start_executor
-from runner.settings import PREDICTIONS, UNET_BS_LIMIT, ModelSettings, Settings
-from runner.spec import Item
+from runner.settings import UNET_BS_LIMIT, Settings
+from runner.spec import Item, Model
+from runner.weights import ModelFiles
 
 SHOWN = 20
+Found = tuple[Model, ModelFiles]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +46,9 @@ class Manner:
     """How a picture was made, as far as settings can ask for it and it changes bytes; `unet_bs` is None for `auto`."""
 
     device: str
+    model: Model
     precision: str
     unet_bs: int | None
-    prediction: str
     compile: bool | str
 
 
@@ -57,6 +59,7 @@ class Verification:
         self.folder, self.settings, self.given = folder, settings, given
         self.done = self.failed = 0  # records
         self.unreadable: list[int] = []  # lines
+        self.recorded: set[bytes] = set()  # fingerprints
         self.findings: list[Finding] = []
 
     def run(self) -> Iterator[RunEvent]:
@@ -74,10 +77,11 @@ class Verification:
             if isinstance(item, Finding):
                 self.findings.append(item)
             else:
-                groups[_manner(part(record, "run"))].append(item)
-        yield RunStarted(wanted=len(chosen), missing=sum(map(len, groups.values())), settings={})
+                groups[_manner(part(record, "run"), item.model)].append(item)
+        yield RunStarted(wanted=len(chosen), missing=sum(map(len, groups.values())))
+        given = self._given_model()
         for manner, items in groups.items():
-            yield from self._render(manner, items, chosen)
+            yield from self._render(manner, given or self._find_model(manner.model), items, chosen)
         self.findings.sort(key=lambda finding: finding.line)
         yield RunFinished(done=len(self.findings), failed=(), seconds=time.monotonic() - begun)
 
@@ -105,6 +109,7 @@ class Verification:
                 self.unreadable.append(line)
             else:
                 newest[record["id"]] = line if record["status"] == "done" else None
+                self.recorded.add(_hashes(part(part(record, "model"), "fingerprints")))
         done = [line for line in newest.values() if line]
         self.done, self.failed = len(done), len(newest) - len(done)
         if not done and not self.unreadable:
@@ -116,11 +121,11 @@ class Verification:
         return {line: record for line, record in numbered_records(self.folder) if record and line in lines}
 
     def _render(
-        self, manner: Manner, items: list[Item], records: Mapping[int, Mapping[str, Any]]
+        self, manner: Manner, found: Found, items: list[Item], records: Mapping[int, Mapping[str, Any]]
     ) -> Iterator[RunEvent]:
-        request = self._request(manner)
-        executor = start_executor(request)
-        now = {"model": {"fingerprints": request.fingerprints}, "env": environment(executor.execution.compiler)}
+        model, files = found
+        executor = start_executor(self._request(manner, model, files), model)
+        now = {"model": model.to_dict(), "env": environment(executor.execution.compiler)}
         for wave in plan.group(items, executor.execution):
             for event in executor.run(wave):
                 if isinstance(event, Rendered | ItemFailed):
@@ -132,41 +137,58 @@ class Verification:
                     yield ItemDone(item=event.item, record=record)
                 else:
                     yield event
+        device = executor.execution.device
+        del executor
+        release_memory(device)
 
-    def _request(self, manner: Manner) -> Request:
+    def _given_model(self) -> Found | None:
+        """A model that is asked for and is none of the recorded ones: it is used in the place of all of them."""
+        if "model" not in self.given and "model.path" not in self.given:
+            return None
+        found = weights.use_model(Model(), self.settings.model, remembered=False)
+        return None if _hashes(dict(found[0].fingerprints)) in self.recorded else found
+
+    def _find_model(self, recorded: Model) -> Found:
+        """The recorded weights; where they are nowhere, what lies at their place now."""
+        if "model.prediction" in self.given:
+            recorded = recorded._replace(prediction=self.settings.model.prediction)
+        try:
+            return weights.use_model(recorded, self.settings.model, remembered=False)
+        except ModelError:
+            if not recorded.path or not weights.place_of(recorded.path).exists():
+                raise
+            return weights.identify(recorded, remembered=False)
+
+    def _request(self, manner: Manner, model: Model, files: ModelFiles) -> Request:
         """A run in this manner, save for what is given."""
         settings = copy.copy(self.settings)
         for key in {"device", "precision", "unet_bs", "compile"}:
             if key not in self.given:
                 setattr(settings, key, getattr(manner, key))
-        path, prediction = settings.model.path, settings.model.prediction
-        if "model" not in self.given and "model.path" not in self.given:
-            path = _recorded_model(self.folder / RUN_FILE)
-        if "model.prediction" not in self.given:
-            prediction = manner.prediction
-        settings.model = ModelSettings(path=path, prediction=prediction)
-        model = weights.find_model(path, prediction)
         return Request(
             target=self.folder / RECORDS,
             folder=self.folder,
             items=(),
             jobs=(),
             drawn_seeds={},
-            model=model,
-            fingerprints=weights.fingerprints(model, remembered=False),
+            models={model: files},
             settings=settings,
         )
 
 
-def _manner(run: Mapping[str, Any]) -> Manner:
-    """The settings for a record's `run`; what is no setting, or no device of this machine, is left to `auto`."""
+def _hashes(fingerprints: Mapping[str, Any]) -> bytes:
+    return orjson.dumps(fingerprints, option=orjson.OPT_SORT_KEYS)
+
+
+def _manner(run: Mapping[str, Any], model: Model) -> Manner:
+    """The model and the settings for a record's `run`; what is no setting or no device here is left to `auto`."""
     dtypes = part(run, "dtypes").values()
-    unet_bs, prediction = run.get("unet_bs"), run.get("prediction")
+    unet_bs = run.get("unet_bs")
     return Manner(
+        model=model,
         device=str(run["device"]) if run.get("device") in available_devices() else "auto",
         precision="full" if dtypes and all(dtype == "float32" for dtype in dtypes) else "autocast",
         unet_bs=unet_bs if type(unet_bs) is int and 1 <= unet_bs <= UNET_BS_LIMIT else None,
-        prediction=str(prediction) if prediction in PREDICTIONS else weights.AUTO,
         compile=_recorded_compile(run.get("compile")),
     )
 
@@ -174,14 +196,6 @@ def _manner(run: Mapping[str, Any]) -> Manner:
 def _recorded_compile(compiler: object) -> bool | str:
     """OpenVINO counts where it is installed."""
     return OPENVINO if compiler == OPENVINO and find_spec(OPENVINO) else compiler == INDUCTOR
-
-
-def _recorded_model(run_file: Path) -> str:
-    try:
-        return str(json.loads(run_file.read_text(encoding="utf-8"))["settings"]["model"]["path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        message = f"{run_file}: doesn't say which model was used; name it with model= or model.path="
-        raise SettingError(message) from None
 
 
 def print_report(verification: Verification, *, as_json: bool) -> None:

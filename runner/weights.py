@@ -6,6 +6,7 @@ single file by CompVis' names; both become tables of the same names, over the by
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -19,6 +20,8 @@ from typing import Any
 from runner import torch_file
 from runner.compvis import read_single_file
 from runner.errors import ModelError
+from runner.settings import ModelSettings, group_names, named_model
+from runner.spec import Model
 from runner.stored import WEIGHT_TYPES, StoredTensor, read_header
 
 BUILTIN = "builtin:"
@@ -77,10 +80,7 @@ def find_model(path: str, prediction: str = AUTO) -> ModelFiles:
     Raises:
         ModelError: nothing is there, or it isn't a model, or a file of it is damaged.
     """
-    if path.startswith(BUILTIN):
-        place = Path(__file__).parent / "models" / path.removeprefix(BUILTIN)
-    else:
-        place = Path(path).expanduser()
+    place = place_of(path)
     if not place.exists():
         raise ModelError(
             f"model.path={path}: there is nothing at {place}; give a diffusers folder, or a file of a model"
@@ -91,6 +91,45 @@ def find_model(path: str, prediction: str = AUTO) -> ModelFiles:
         model = replace(model, configs=dict(model.configs) | {"scheduler": scheduler})
     _check_channels(model)
     return model
+
+
+def place_of(path: str) -> Path:
+    """Where a model's files are, or should be."""
+    if path.startswith(BUILTIN):
+        return Path(__file__).parent / "models" / path.removeprefix(BUILTIN)
+    return Path(path).expanduser()
+
+
+def use_model(asked: Model, settings: ModelSettings, *, remembered: bool = True) -> tuple[Model, ModelFiles]:
+    """The model that is asked for, with its place and its fingerprints; the settings' own where none is named.
+
+    One with recorded fingerprints is the first of the settings' model, what lies at its recorded place, and the file of
+    `conf/model/` with its name, that has the same ones.
+
+    Raises:
+        ModelError: it isn't there, isn't a model, or has other weights than the recorded ones.
+    """
+    if not asked.fingerprints:
+        path, prediction = (asked.path, asked.prediction) if asked.path else (settings.path, settings.prediction)
+        return identify(asked._replace(path=path, prediction=prediction), remembered=remembered)
+    places: list[Model | ModelSettings] = [settings, asked]
+    places += [named_model(asked.name)] if asked.name in group_names("model") else []
+    for place in places:
+        prediction = asked.prediction if place.prediction == AUTO else place.prediction
+        with contextlib.suppress(ModelError):  # the next one may be it
+            found, files = identify(asked._replace(path=place.path, prediction=prediction), remembered=remembered)
+            if dict(found.fingerprints) == dict(asked.fingerprints):
+                return found, files
+    where = f"not at {asked.path}" if asked.path else "nobody knows where"
+    raise ModelError(f"these weights are {where} and are not those of model=: {asked}; name them with model.path=")
+
+
+def identify(asked: Model, *, remembered: bool = True) -> tuple[Model, ModelFiles]:
+    """What lies at a model's place, whatever was recorded of it; the paths of files become whole ones."""
+    files = find_model(asked.path, asked.prediction)
+    path = asked.path if asked.path.startswith(BUILTIN) else str(files.path.resolve())
+    hashes = tuple(fingerprints(files, remembered=remembered).items())
+    return asked._replace(name=asked.name or files.name, path=path, fingerprints=hashes), files
 
 
 def _check_channels(model: ModelFiles) -> None:

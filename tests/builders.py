@@ -12,9 +12,9 @@ from runner.costs import Costs
 from runner.images import encode, image_path
 from runner.plan import Execution
 from runner.records import Index
-from runner.spec import Item, Part
+from runner.spec import Item, Model, Part
 
-MODEL: dict[str, Any] = {"name": "emoji", "fingerprints": {"unet_encode": "0123456789abcdef" * 4, "vae": "f" * 64}}
+MODEL = Model(name="emoji", fingerprints=(("unet_encode", "0123456789abcdef" * 4), ("vae", "f" * 64)))
 
 
 def make_item(**changes: Any) -> Item:
@@ -82,7 +82,7 @@ def run_folder(folder: Path, items: list[Item], *more: dict[str, Any]) -> Path:
         colour = np.full((item.height, item.width, 3), (item.number * 20 % 200, 90, 200), dtype=np.uint8)
         path = folder / image_path(item)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encode(colour, item, MODEL, item.format))
+        path.write_bytes(encode(colour, item._replace(model=MODEL)))
     records = [*(record(item) for item in items), *more]
     (folder / "records.jsonl").write_bytes(b"".join(orjson.dumps(each) + b"\n" for each in records))
     return folder

@@ -30,13 +30,17 @@ def ask(seeds, limit=None, attempts=3):
     return SimpleNamespace(
         wanted=lambda: iter(items[:limit]),
         count=lambda: len(items[:limit]),
-        identity=lambda item: item.seed,
         settings=SimpleNamespace(limit=limit, attempts=attempts),
     )
 
 
 def seeds(found):
     return [item.seed for item in found]
+
+
+@pytest.fixture(autouse=True)
+def seeds_are_ids(monkeypatch):
+    monkeypatch.setattr(backlog, "item_id", lambda item: item.seed)
 
 
 @pytest.fixture(params=[10_000, 3, 1])
@@ -73,7 +77,7 @@ def test_the_number_is_right_where_all_are_counted_or_no_file_was_lost(counted):
 def test_only_the_counted_items_are_looked_at_before_the_first_one(monkeypatch):
     monkeypatch.setattr(backlog, "COUNTED", 4)
     request, looked = ask(range(100)), []
-    request.identity = lambda item: looked.append(item.seed) or item.seed
+    monkeypatch.setattr(backlog, "item_id", lambda item: looked.append(item.seed) or item.seed)
     found = Backlog(request, Index())
     assert next(iter(found)).seed == 0
     assert looked == [0, 1, 2, 3]

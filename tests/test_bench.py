@@ -173,6 +173,20 @@ def test_contenders_whose_unet_is_compiled(monkeypatch):
     assert "runner_openvino" not in names("device=cuda:0")
 
 
+@pytest.mark.parametrize("name", ["runner_openvino", "stock_group_offload"])
+def test_names_of_any_device_are_known_before_the_device_is(monkeypatch, name):
+    class Reached(Exception):
+        pass
+
+    def reach(*_):
+        raise Reached
+
+    monkeypatch.setattr(bench, "find_spec", lambda name: name == "openvino")
+    monkeypatch.setattr(bench, "_with_model", reach)
+    with pytest.raises(Reached):
+        bench.bench(settings.compose([f"bench.contenders=[{name}]"]), "runner bench")
+
+
 def test_contenders_are_chosen_by_name():
     known = bench.contenders(settings.compose(["device=cpu"]))
     assert bench.choose(known, ["all"]) == known

@@ -103,7 +103,8 @@ def test_plan_as_a_table_and_as_json(manifest, capsys):
     out = capsys.readouterr()
     answer = json.loads(out.out)
     assert answer["images"] == answer["missing"] == 6
-    assert answer["groups"] == [{"size": "64x64", "sampler": "ddim", "steps": 2, "unet_bs": 32, "images": 6}]
+    group = {"model": "emoji", "size": "64x64", "sampler": "ddim", "steps": 2, "unet_bs": 32, "images": 6}
+    assert answer["groups"] == [group]
     assert answer["memory_bytes"] > answer["disk_bytes"] > 0
     assert answer["prompts"] == {"different": 2, "weighted": 0, "read_as": []}
     assert out.err == ""

@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from runner import expand, manifest, prompts
 from runner.extract import Extraction, extract
 from runner.images import encode, image_path
-from runner.spec import SAMPLERS, Item, Part, item_id
+from runner.spec import SAMPLERS, Item, Model, Part, item_id
 
 A1111 = "(cat:1.2), dog:2\nNegative prompt: bad\nSteps: 4, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 64x64"
 
@@ -42,9 +42,9 @@ def no_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile.ImageFile, "load", guarded)
 
 
-def picture(item: Item, path: str | Path = "a.png", model: dict[str, Any] = MODEL) -> Path:
+def picture(item: Item, path: str | Path = "a.png", model: Model = MODEL) -> Path:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_bytes(encode(np.zeros((8, 8, 3), dtype=np.uint8), item, model, item.format))
+    Path(path).write_bytes(encode(np.zeros((8, 8, 3), dtype=np.uint8), item._replace(model=model)))
     return Path(path)
 
 
@@ -64,7 +64,7 @@ def made_again(found: Extraction, allow_outside: bool = False) -> list[Item]:
 
 
 def ids(items: list[Item]) -> list[str]:
-    return [item_id(item, MODEL["fingerprints"]) for item in items]
+    return [item_id(item) for item in items]
 
 
 def weighted(prompt: str) -> Item:
@@ -164,10 +164,30 @@ def test_lent_noise_is_named() -> None:
     assert (both.notes, ids(made_again(both))) == ((), ids([owner, other]))
 
 
-def test_several_models_are_named() -> None:
-    found = extract([picture(make_item()), picture(make_item(seed=1), "b.png", {"name": "x\ny", "fingerprints": None})])
-    assert found.manifest.startswith("# from 2 pictures\n# model: emoji, unet_encode 0123456789ab, ")
-    assert "\n# model: x?y\n# these pictures were made with 2 models; " in found.manifest
+def test_pictures_of_several_models_become_a_manifest_that_lists_them(here: Path) -> None:
+    models = [MODEL, Model(name="x\ny", fingerprints=(("vae", "1" * 64),)), Model(name="emoji")]
+    wishes = [(model, seed) for model in models[:2] for seed in (1, 2)] + [(models[2], 1)]
+    files = [picture(make_item(seed=seed, number=n), f"{n}.png", model) for n, (model, seed) in enumerate(wishes)]
+    (here / "weights/x_y").mkdir(parents=True)
+    found = extract(files[:4])
+    assert found.manifest.startswith("# from 4 pictures\n# model: emoji, unet_encode 0123456789ab, vae ffffffffffff\n")
+    assert "\n# model: x?y, vae 111111111111\n" in found.manifest
+    assert found.notes == ("say under 'models' where the weights are: x?y",)  # emoji ships with the package
+    assert "models:\n  x?y:\n    path: weights/x_y\n" in found.manifest
+    assert "model: [emoji, 'x?y']" in found.manifest
+    again = [(item.model.name, item.seed) for item in made_again(found)]
+    assert again == [("emoji", 1), ("emoji", 2), ("x?y", 1), ("x?y", 2)]
+    assert extract(files[2:4]).manifest.count("x?y") == 1  # one model is chosen with model=
+
+
+def test_two_models_of_one_name_are_told_apart(here: Path) -> None:
+    other = Model(name="emoji", fingerprints=(("unet_encode", "9" * 64),))
+    files = [picture(make_item(number=n), f"{n}.png", model) for n, model in enumerate((MODEL, other))]
+    for name in ("emoji-01234567", "emoji-99999999"):
+        (here / "weights" / name).mkdir(parents=True)
+    items = made_again(extract(files))
+    assert [item.model.name for item in items] == ["emoji-01234567", "emoji-99999999"]
+    assert items[1].model.path == "weights/emoji-99999999"
 
 
 def test_a_picture_of_automatic1111() -> None:
@@ -201,6 +221,7 @@ def test_texts_in_comments_stay_in_their_lines() -> None:
     path = foreign("new\nline: x.png", parameters=f"{A1111}, Clip skip: {hostile}, Model: {hostile}")
     found = extract([path, foreign("\u2028.png", parameters=f"{A1111}, ENSD: 1, Seed: 6")])
     comments, _, rest = found.manifest.partition("version: 1\n")
+    Path("weights/a_b_c__31md_e").mkdir(parents=True)
     assert all(line.startswith("# ") for line in comments.splitlines())
     assert "\x1b" not in found.manifest + "".join(found.notes)
     assert "Clip skip: a?b?c?[31md?e (new?line: x.png)" in comments
@@ -220,7 +241,7 @@ def bomb(path: str) -> Path:
 
 
 def wish(**changes: Any) -> str:
-    return json.dumps({"item": make_item().to_dict() | changes, "model": MODEL})
+    return json.dumps({"item": make_item().to_dict() | changes, "model": MODEL.to_dict()})
 
 
 BAD = {

@@ -40,7 +40,7 @@ from runner.images import (
     pixels_hash,
     read_metadata,
 )
-from runner.spec import SAMPLERS, Item, Part
+from runner.spec import SAMPLERS, Item, Model, Part
 
 HOSTILE = [
     "plain",
@@ -62,6 +62,14 @@ def noise(height: int = 64, width: int = 48) -> Pixels:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def as_file(pixels: Pixels, item: Item, format: str, model: Model = MODEL) -> bytes:
+    return encode(pixels, item._replace(format=format, model=model))
+
+
+def of_model(item: Item, name: str) -> Item:
+    return item._replace(model=Model(name=name))
+
+
 def hostile_item(prompt: str) -> Item:
     parts = (Part(text=prompt, weight=0.25), Part(text="duck", weight=0.75))
     return make_item(prompt=prompt, parts=parts, negative=prompt[::-1], axes=(("scale", 7.5), ("weights", [1, 2])))
@@ -69,7 +77,7 @@ def hostile_item(prompt: str) -> Item:
 
 def saved(folder: Path, item: Item, format: str) -> Path:
     path = folder / f"picture.{format}"
-    path.write_bytes(encode(noise(), item, MODEL, format))
+    path.write_bytes(as_file(noise(), item, format))
     return path
 
 
@@ -130,9 +138,9 @@ def test_long_prompts_do_not_meet() -> None:
 def test_the_parameters_are_what_automatic1111_writes() -> None:
     item = make_item(prompt="a cat", negative="blurry", seed=27, width=512, height=768, sampler="euler_a")
     last = "Steps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 27, Size: 512x768, Model: sd15"
-    assert parameters_text(item, "sd15") == f"a cat\nNegative prompt: blurry\n{last}"
+    assert parameters_text(of_model(item, "sd15")) == f"a cat\nNegative prompt: blurry\n{last}"
     img2img = make_item(prompt="a cat", scale=7.0, strength=0.75, eta=0.5)
-    assert parameters_text(img2img, 'odd, "name": x\ny') == (
+    assert parameters_text(of_model(img2img, 'odd, "name": x\ny')) == (
         "a cat\nSteps: 20, Sampler: DDIM, CFG scale: 7, Seed: 27, Size: 64x64, Model: odd name x y, "
         "Denoising strength: 0.75, Eta DDIM: 0.5"
     )
@@ -149,7 +157,7 @@ def test_another_program_reads_the_parameters(sampler: str, format: str) -> None
         eta=0.5,
         scale=3.5,
     )
-    image = Image.open(io.BytesIO(encode(noise(), item, MODEL, format)))
+    image = Image.open(io.BytesIO(as_file(noise(), item, format)))
     KEPT.append(image)
     read = ParserManager().parse(image)
     assert read is not None
@@ -165,7 +173,10 @@ def test_another_program_reads_the_parameters(sampler: str, format: str) -> None
 def test_the_comment_of_a_jpeg_has_the_type_that_exif_asks_for(tmp_path: Path) -> None:
     """Programs that read EXIF with piexif, AUTOMATIC1111's among them, see no comment of any other type."""
     data = saved(tmp_path, make_item(), "jpg").read_bytes()
-    assert struct.pack(">HHI", 0x9286, 7, len(UNICODE_COMMENT) + 2 * len(parameters_text(make_item(), "emoji"))) in data
+    assert (
+        struct.pack(">HHI", 0x9286, 7, len(UNICODE_COMMENT) + 2 * len(parameters_text(of_model(make_item(), "emoji"))))
+        in data
+    )
 
 
 def test_every_sampler_has_a_name() -> None:
@@ -178,32 +189,32 @@ def test_every_sampler_has_a_name() -> None:
 def test_a_picture_carries_its_item(tmp_path: Path, prompt: str, format: str) -> None:
     item = hostile_item(prompt)
     found = read_metadata(saved(tmp_path, item, format))
-    assert found.item == item.to_dict() | {"axes": {"scale": 7.5, "weights": [1, 2]}}
-    assert found.model == MODEL
-    assert found.parameters == parameters_text(item, "emoji")
+    assert found.item == item.to_dict() | {"format": format, "axes": {"scale": 7.5, "weights": [1, 2]}}
+    assert found.model == MODEL.to_dict()
+    assert found.parameters == parameters_text(of_model(item, "emoji"))
 
 
 @given(prompt=st.text(), format=st.sampled_from(["png", "jpg"]))
 def test_any_prompt_comes_back(tmp_path_factory: pytest.TempPathFactory, prompt: str, format: str) -> None:
     item = make_item(prompt=prompt)
     path = tmp_path_factory.getbasetemp() / f"any.{format}"
-    path.write_bytes(encode(noise(8, 8), item, MODEL, format))
+    path.write_bytes(as_file(noise(8, 8), item, format))
     found = read_metadata(path)
     assert found.item is not None and found.item["prompt"] == prompt
-    assert found.parameters == parameters_text(item, "emoji")
+    assert found.parameters == parameters_text(of_model(item, "emoji"))
 
 
 @pytest.mark.parametrize("format", ["png", "jpg"])
 def test_the_same_item_gives_the_same_bytes(format: str) -> None:
     item = hostile_item("家 🏔️")
-    assert encode(noise(), item, MODEL, format) == encode(noise().copy(), item, MODEL, format)
-    assert encode(noise(), item, MODEL, format) != encode(noise(), item, MODEL | {"name": "other"}, format)
+    assert as_file(noise(), item, format) == as_file(noise().copy(), item, format)
+    assert as_file(noise(), item, format) != as_file(noise(), item, format, Model(name="other"))
 
 
 def test_a_png_has_the_pixels_and_a_jpeg_nearly() -> None:
     item, smooth = make_item(), np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None, None] * 3, (64, 64, 3))
-    png = Image.open(io.BytesIO(encode(noise(), item, MODEL, "png")))
-    jpeg = Image.open(io.BytesIO(encode(smooth, item, MODEL, "jpg")))
+    png = Image.open(io.BytesIO(as_file(noise(), item, "png")))
+    jpeg = Image.open(io.BytesIO(as_file(smooth, item, "jpg")))
     assert np.array_equal(np.asarray(png), noise())
     assert pixels_hash(np.asarray(png)) == pixels_hash(noise())
     assert np.abs(np.asarray(jpeg).astype(int) - smooth).max() <= 4
@@ -219,14 +230,14 @@ def test_the_hash_is_of_the_bytes_and_not_of_their_layout() -> None:
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4), (1, 4, 4, 3)])
 def test_what_is_no_picture_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="pixels are"):
-        encode(np.zeros(shape, dtype=np.uint8), make_item(), MODEL, "png")
+        as_file(np.zeros(shape, dtype=np.uint8), make_item(), "png")
 
 
 def test_other_kinds_of_numbers_and_formats_are_refused() -> None:
     with pytest.raises(ValueError, match="float32"):
-        encode(np.zeros((4, 4, 3), dtype=np.float32), make_item(), MODEL, "png")  # type: ignore[arg-type]
+        as_file(np.zeros((4, 4, 3), dtype=np.float32), make_item(), "png")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown format 'gif'"):
-        encode(noise(), make_item(), MODEL, "gif")
+        as_file(noise(), make_item(), "gif")
 
 
 @pytest.mark.parametrize(("letters", "kept"), [(12_000, True), (40_000, False)])
@@ -238,7 +249,9 @@ def test_a_prompt_too_long_for_a_jpeg_costs_metadata_and_not_the_picture(
     found = read_metadata(path)
     with Image.open(path) as image:
         assert image.size == (48, 64)
-    assert (found.item, found.model) == ((item.to_dict(), MODEL) if kept else (None, None))
+    assert (found.item, found.model) == (
+        (item.to_dict() | {"format": "jpg"}, MODEL.to_dict()) if kept else (None, None)
+    )
     assert found.parameters is None
 
 
@@ -254,7 +267,7 @@ def test_garbage_is_no_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", ["png", "jpg"])
 def test_a_picture_cut_or_changed_at_any_place_is_read_or_refused(tmp_path: Path, format: str) -> None:
-    data = encode(noise(8, 8), make_item(), MODEL, format)
+    data = as_file(noise(8, 8), make_item(), format)
     path = tmp_path / "broken"
     random = np.random.default_rng(0)
     for place in range(0, len(data), 7):
@@ -291,7 +304,7 @@ def test_pictures_of_others_say_nothing(tmp_path: Path) -> None:
 
 
 def submit(writer: Writer, item: Item) -> Future[Written]:
-    return writer.submit(noise(), item, MODEL, image_path(item))
+    return writer.submit(noise(), item._replace(model=MODEL), image_path(item))
 
 
 def test_a_writer_writes_and_says_what(tmp_path: Path) -> None:
@@ -304,7 +317,7 @@ def test_a_writer_writes_and_says_what(tmp_path: Path) -> None:
         assert written.path == str(image_path(item))
         assert (written.bytes, written.sha256) == (len(data), hashlib.sha256(data).hexdigest())
         assert written.pixels_sha256 == pixels_hash(noise())
-        assert data == encode(noise(), item, MODEL, item.format)
+        assert data == as_file(noise(), item, item.format)
     assert len(list(tmp_path.rglob("*.part"))) == 0
 
 
@@ -363,7 +376,7 @@ def test_an_error_around_a_writer_gives_up_what_is_waiting(tmp_path: Path, monke
 @pytest.mark.parametrize("format", ["png", "jpg"])
 def test_a_file_is_decoded_or_nothing_is(format):
     pixels = np.random.default_rng(3).integers(0, 256, (64, 128, 3), np.uint8)
-    data = encode(pixels, make_item(), MODEL, format)
+    data = as_file(pixels, make_item(), format)
     decoded = decode(data, 128, 64)
     assert decoded.shape == pixels.shape
     assert (decoded == pixels).all() == (format == "png")

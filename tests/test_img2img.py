@@ -14,7 +14,7 @@ from runner import settings, stages
 from runner.errors import ManifestError
 from runner.records import iterate_records
 from runner.request import read_request
-from runner.spec import SAMPLERS
+from runner.spec import SAMPLERS, item_id
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_the_run_folder_is_whole_on_its_own(ask, tmp_path):
     (tmp_path / "sketch.png").unlink()
     given = [f"model.path={request.settings.model.path}", f"out={tmp_path / 'again'}", "unet_bs=4"]
     again = read_request(moved / "records.jsonl", settings.compose(given))
-    assert [again.identity(item) for item in again.wanted()] == [request.identity(item) for item in request.wanted()]
+    assert [item_id(item) for item in again.wanted()] == [item_id(item) for item in request.wanted()]
     remade = pictures(again)
     assert all((made[number] == remade[number]).all() for number in made)
 
@@ -117,13 +117,13 @@ def test_items_of_swept_crops_come_back_from_records(ask):
 
 def test_the_id_is_of_the_picture_and_not_of_its_name(ask, tmp_path):
     first = ask("init: sketch.png")
-    ids = [first.identity(item) for item in first.wanted()]
+    ids = [item_id(item) for item in first.wanted()]
     (tmp_path / "sketch.png").rename(tmp_path / "other.png")
     same = ask("init: other.png")
-    assert [same.identity(item) for item in same.wanted()] == ids
+    assert [item_id(item) for item in same.wanted()] == ids
     Image.new("RGB", (150, 90)).save(tmp_path / "third.png")
     other = ask("init: third.png")
-    assert other.identity(other.items[0]) not in ids
+    assert item_id(other.items[0]) not in ids
 
 
 def test_a_second_run_renders_nothing(ask):

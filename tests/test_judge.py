@@ -9,13 +9,13 @@ from PIL import Image
 
 from runner import images, judge
 from runner.images import encode, image_path
-from runner.spec import item_id
+from runner.spec import Model, item_id
 
-FINGERPRINTS = {"unet_encode": "a" * 64, "vae": "b" * 64}
+TINY = Model(name="tiny", fingerprints=(("unet_encode", "a" * 64), ("vae", "b" * 64)))
 NOW = {
     "run": {"device": "cpu", "unet_bs": 4, "dtypes": {"vae": "float32"}, "precision": "full", "memory": "auto"},
     "env": {"torch": "2.0"},
-    "model": {"name": "tiny", "fingerprints": FINGERPRINTS},
+    "model": TINY.to_dict(),
 }
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 
@@ -24,14 +24,14 @@ class Case:
     """A picture in its file, with its record."""
 
     def __init__(self, folder, **changes):
-        self.folder, item = folder, make_item(number=5, axes=(("seed", 27),), **changes)
-        data = encode(PIXELS, item, {"name": "tiny", "fingerprints": FINGERPRINTS}, item.format)
+        self.folder, item = folder, make_item(number=5, axes=(("seed", 27),), model=TINY, **changes)
+        data = encode(PIXELS, item)
         self.image = str(image_path(item))
         self.path = folder / self.image
         self.path.parent.mkdir(parents=True)
         self.path.write_bytes(data)
         made = {
-            "id": item_id(item, FINGERPRINTS),
+            "id": item_id(item),
             "status": "done",
             "image": self.image,
             "sha256": judge._sha256(data),
@@ -69,7 +69,7 @@ def test_what_nobody_touched_is_the_same(case):
 
 def test_a_record_is_read_back_as_the_item_that_it_was(png, tmp_path):
     item = judge.read_back(tmp_path, 12, png.record)
-    assert item == make_item(number=12, axes=(("seed", 27),))
+    assert item == make_item(number=12, axes=(("seed", 27),), model=TINY)
 
 
 def test_a_difference_is_measured(png):
@@ -101,7 +101,7 @@ def test_factors_are_named_where_the_rendering_is_not_as_recorded(png):
 
 
 def test_other_weights_are_a_difference_even_if_the_bytes_are_the_same(png):
-    found = png.find(model={"fingerprints": FINGERPRINTS | {"vae": "c" * 64}})
+    found = png.find(model={"fingerprints": dict(TINY.fingerprints) | {"vae": "c" * 64}})
     assert (found.state, found.reproduced) == ("differs", False)
     assert found.changed == {"weights of vae": ("b" * 12, "c" * 12)}
     assert found.message == "the pixels are those of the rendering"

@@ -80,7 +80,8 @@ def test_all_of_the_quickstart_is_as_it_should_be():
     linter = lint.Linter(asked)
     for item in asked.wanted():
         linter.read(item)
-    linter.read_kinds({Kind.of(item): 1 for item in asked.items}, {Kind.of(item): item for item in asked.items})
+    samples = {(item.model, Kind.of(item)): item for item in asked.items}
+    linter.read_kinds(dict.fromkeys(samples, 1), samples)
     assert linter.warnings() == []
 
 

@@ -17,6 +17,7 @@ from runner import expand
 from runner import manifest as module
 from runner.errors import ERRORS_SHOWN, Location, ManifestError, SettingError
 from runner.manifest import Job, Manifest, load
+from runner.spec import Model
 from runner.values import ALIASES, DEFAULTS, LARGEST_SEED
 
 
@@ -81,6 +82,74 @@ def test_a_default_prompt_and_seed_serve_the_jobs_without(tmp_path: Path) -> Non
 def test_seeds_stand_in_the_job_or_in_its_matrix(tmp_path: Path, written: str, seeds: list[int]) -> None:
     assert values(job(tmp_path, f"{{prompt: a, seeds: {written}}}"), "seed") == seeds
     assert values(job(tmp_path, f"{{prompt: a, matrix: {{seed: {written}}}}}"), "seed") == seeds
+
+
+MODELS = """\
+version: 1
+models:
+  sd14: {path: weights/sd14.ckpt}
+  other: {path: weights/other, prediction: v_prediction}
+  absent: {path: weights/absent}
+defaults: {model: other}
+jobs:
+  - {prompt: a, seed: 1, matrix: {model: [emoji, sd14]}, exclude: [{model: sd14}], include: [{model: sd14, seed: 2}]}
+  - {prompt: a, seed: 1}
+"""
+
+
+def with_weights(folder: Path) -> Path:
+    (folder / "weights/other").mkdir(parents=True)
+    (folder / "weights/sd14.ckpt").touch()
+    return folder
+
+
+def test_models_have_names(tmp_path: Path) -> None:
+    found = read(with_weights(tmp_path), MODELS)
+    emoji, other = Model(name="emoji", path="builtin:emoji"), found.jobs[2].values["model"]
+    assert (other.name, other.path, other.prediction) == ("other", f"{tmp_path}/weights/other", "v_prediction")
+    assert {model.name: place.line for model, place in found.models.items()} == {"emoji": 8, "sd14": 3, "other": 4}
+    made = list(expand.Items(found, {}))
+    assert [item.model.name for item in made] == ["emoji", "sd14", "other"]
+    assert [item.axes for item in made] == [(("model", "emoji"),), (), ()]
+    assert made[0].model == emoji
+    again = expand.Items(found, {}, {emoji: Model(name="emoji", fingerprints=(("vae", "f"),))})
+    assert again[0].model.fingerprints == (("vae", "f"),)
+    assert read(tmp_path, MODELS, model="sd14").jobs[2].values["model"].name == "sd14"
+
+
+def test_a_job_that_names_no_model_has_the_one_of_the_settings(tmp_path: Path) -> None:
+    assert read(tmp_path, "version: 1\njobs: [prompt: a]\n").models == {Model(): Location(tmp_path / "m.yaml", 1, 1)}
+
+
+def test_all_that_is_wrong_with_models_is_told_with_its_place(tmp_path: Path) -> None:
+    text = MODELS.replace("[emoji, sd14]", "[emojis, absent, sd144]").replace("seed: 1}\n", "seed: 1, model: [a]}\n")
+    with pytest.raises(ManifestError) as caught:
+        read(with_weights(tmp_path), text)
+    assert [(each.location.line, each.location.column, each.message) for each in caught.value.errors] == [
+        (5, 18, f"the model 'absent': there is nothing at {tmp_path}/weights/absent"),
+        (8, 43, "model: 'emojis' is not known, did you mean 'emoji'?"),
+        (8, 59, "model: 'sd144' is not known, did you mean 'sd14'?"),
+        (9, 33, "model: expected a text, not a list"),
+    ]
+    with pytest.raises(SettingError, match=r"^defaults.model: 'emojo' is not known, did you mean 'emoji'\?$"):
+        read(tmp_path, MODELS, model="emojo")
+
+
+@pytest.mark.parametrize(
+    ("listed", "column", "message"),
+    [
+        ("[sd14]", 9, "models: expected a mapping of names to models (name: {path: ...}), not a list"),
+        ("{sd14: weights/x.ckpt}", 16, "expected a mapping (key: value), not 'weights/x.ckpt'"),
+        ("{sd14: {prediction: auto}}", 16, "the model 'sd14' needs a name and a 'path': a diffusers folder, "),
+        ("{sd14: {paht: x}}", 17, "unknown key 'paht', did you mean 'path'?"),
+        ("{sd14: {path: x, prediction: v}}", 38, "'v' is not known, known are: auto, epsilon, v_prediction"),
+        ("{sd14: {path: ../x}}", 23, "'../x' leaves the manifest's folder; allow_outside=true permits it"),
+    ],
+)
+def test_wrong_lists_of_models(tmp_path: Path, listed: str, column: int, message: str) -> None:
+    error = refusal(tmp_path, f"version: 1\nmodels: {listed}\njobs: [{{prompt: a, model: sd14}}]\n")
+    assert error.message.startswith(message)
+    assert (error.location.line, error.location.column, error.errors) == (2, column, (error,))
 
 
 def test_seeds_stay_ranges(tmp_path: Path) -> None:
@@ -153,7 +222,6 @@ def test_the_forms_of_prompts(tmp_path: Path) -> None:
         ("version: 1\njobs: []", 2, 7, ["at least one entry"]),
         ("version: 1\njobs:", 2, 6, ["expected a list, not nothing"]),
         ("version: 1\njob: []", 2, 1, ["unknown key 'job'", "did you mean 'jobs'?"]),
-        ("version: 1\nmodels: {}", 2, 1, ["'models' comes with a later version"]),
         ("version: 1\nname: ../x\njobs: [prompt: a]", 2, 7, ["'../x'", "can't name a folder"]),
         ("version: 1\nname: .x\njobs: [prompt: a]", 2, 7, ["'.x'"]),
         ("version: 1\nname: 'x '\njobs: [prompt: a]", 2, 7, ["'x '"]),
@@ -166,14 +234,6 @@ def test_wrong_heads(tmp_path: Path, text: str, line: int, column: int, parts: l
     error = refusal(tmp_path, text)
     assert (error.location.line, error.location.column) == (line, column)
     assert all(part in error.message for part in parts), error.message
-
-
-def test_what_comes_later_is_refused_as_such(tmp_path: Path) -> None:
-    error = refusal(tmp_path, "version: 1\njobs:\n- prompt: a\n  model: 1\n")
-    assert error.message == "'model' comes with a later version of runner"
-    assert (error.location.line, error.location.column) == (4, 3)
-    for section in ("matrix", "zip"):
-        assert "later version" in refusal(tmp_path, f"version: 1\njobs:\n- {section}: {{model: [1]}}\n").message
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import runner
 PACKAGE = Path(runner.__file__).parent
 LAYERS = (
     ("errors", "lazy", "spec", "events", "settings"),
-    ("rounding", "stops", "files", "tokens", "stored", "pickled", "torch_file", "compvis"),
+    ("rounding", "stops", "files", "heap", "tokens", "stored", "pickled", "torch_file", "compvis"),
     ("weights", "costs", "machine"),
     ("inits", "grid", "yaml_nodes", "prompts", "values", "manifest", "manifest_schema", "expand", "records", "images"),
     ("pictures", "contact_sheet", "gallery", "request", "backlog", "plan", "forecast", "lint", "survey", "survey_text"),

@@ -182,7 +182,7 @@ def large(device="cpu"):
         base=400 << 20 if device == "cpu" else 0,
         latent_factor=8,
         weights=weights,
-        largest_units={name: size // 10 for name, size in weights.items()},
+        largest_units={name: size // costs.UNITS for name, size in weights.items()},
         unet={"block_out_channels": (320, 640, 1280, 1280)},
         decoder_channels=(128, 256, 512, 512),
     )

@@ -10,9 +10,12 @@ from rich.console import Console
 
 from runner import progress
 from runner.errors import FolderUnwritable
-from runner.events import ItemDone, ItemFailed, RunFinished, RunStarted
+from runner.events import ItemDone, ItemFailed, ModelLoaded, RunFinished, RunStarted
+from runner.spec import Model
 
 ITEMS = tuple(make_item(number=number, seed=number) for number in range(14))
+
+SD14 = Model(name="sd14")
 
 
 def finished(**changes):
@@ -39,7 +42,7 @@ def test_items_that_were_given_up_are_named_apart(tmp_path):
 
 
 def test_notes_are_shown_and_logged(tmp_path, capsys):
-    events = [RunStarted(wanted=2, missing=1, settings={}, notes=("torch was [old]",)), finished(done=1)]
+    events = [RunStarted(wanted=2, missing=1), ModelLoaded(model=SD14, notes=("torch was [old]",)), finished(done=1)]
     progress.watch(events, tmp_path, Console(width=200))
     assert "note: torch was [old]" in capsys.readouterr().out
     assert "WARNING torch was [old]" in (tmp_path / "runner.log").read_text()
@@ -49,7 +52,7 @@ def test_notes_are_shown_and_logged(tmp_path, capsys):
 def test_a_log_on_a_full_disk_costs_nothing(tmp_path, capsys):
     (tmp_path / "runner.log").symlink_to("/dev/full")
     events = [
-        RunStarted(wanted=2, missing=2, settings={}),
+        RunStarted(wanted=2, missing=2),
         ItemDone(item=ITEMS[0], record={}),
         ItemFailed(item=ITEMS[1], error=ValueError("bad")),
         finished(done=1, failed=ITEMS[1:2]),
@@ -62,4 +65,4 @@ def test_a_log_on_a_full_disk_costs_nothing(tmp_path, capsys):
 def test_a_log_that_cannot_be_opened_is_the_folders_error(tmp_path):
     (tmp_path / "runner.log").mkdir()
     with pytest.raises(FolderUnwritable, match="a folder stands where a file should be"):
-        list(progress.logged([RunStarted(wanted=1, missing=1, settings={}), finished()], Path(tmp_path)))
+        list(progress.logged([RunStarted(wanted=1, missing=1), finished()], Path(tmp_path)))

@@ -90,13 +90,15 @@ def test_failures_are_counted_since_the_last_success(tmp_path: Path) -> None:
 
 def test_the_ways_of_all_pictures_are_known(tmp_path: Path) -> None:
     run = {"device": "cuda:0", "device_name": "a card", "threads": 2, "dtypes": {}, "prediction": "v", "unet_bs": 4}
-    made = {"item": {"width": 64, "height": 128}, "run": run, "env": {"torch": "2"}}
+    model = {"fingerprints": {"vae": "f"}}
+    made = {"model": model, "item": {"width": 64, "height": 128}, "run": run, "env": {"torch": "2"}}
     written(tmp_path, done("a") | made, done("b") | made, done("c"), done("d") | {"item": 1, "run": [], "env": None})
     with Ledger(tmp_path) as ledger:
         [way] = ledger.ways
         ledger.append(done("e") | made | {"run": run | {"unet_bs": 8}})
-        assert len(ledger.ways) == 2
-    assert (way.size, way.unet_bs, way.device, way.threads) == ((64, 128), 4, "cuda", None)
+        ledger.append(done("f") | made | {"model": {"fingerprints": {"vae": "g"}}})
+        assert len(ledger.ways) == 3
+    assert (way.model, way.size, way.unet_bs, way.device, way.threads) == (("f",), (64, 128), 4, "cuda", None)
 
 
 @pytest.mark.parametrize("moved", [False, True])

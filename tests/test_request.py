@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import pytest
 import single_file
@@ -10,6 +11,7 @@ from builders import make_item
 from runner import settings
 from runner.errors import ManifestError, ModelError
 from runner.request import RUN_FILE, read_request
+from runner.spec import Model, item_id
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def test_an_item_has_one_id_in_every_form_of_the_model(ask, tmp_path):
     single_file.save_folder(tmp_path / "folder", parts)
     torch.save({"state_dict": single_file.to_compvis(parts)}, tmp_path / "x.ckpt")
     requests = [ask(MANIFEST, f"model.path={tmp_path / form}") for form in ("folder", "x.ckpt")]
-    assert len({request.identity(request.items[0]) for request in requests}) == 1
+    assert len({item_id(request.items[0]) for request in requests}) == 1
 
 
 def test_limit_and_shuffle(ask):
@@ -69,20 +71,19 @@ def test_ids_are_of_the_wish_and_the_weights(ask, model, tmp_path_factory):
     first = ask(MANIFEST)
     same = ask("version: 1\njobs: [{prompts: ['dog:3'], seeds: [2], W: 64, H: 64, steps: 50}]\n")
     wanted = next(item for item in first.wanted() if (item.prompt, item.seed) == ("dog", 2))
-    assert same.identity(same.items[0]) == first.identity(wanted)
-    assert len({first.identity(item) for item in first.wanted()}) == 10
+    assert item_id(same.items[0]) == item_id(wanted)
+    assert len({item_id(item) for item in first.wanted()}) == 10
     other = tiny.save_model(tmp_path_factory.mktemp("models") / "other", seed=1)
-    changed = ask(MANIFEST, f"model.path={other}")
-    assert changed.identity(wanted) != first.identity(wanted)
+    assert item_id(ask(MANIFEST, f"model.path={other}").items[wanted.number]) != item_id(wanted)
 
 
 def test_an_id_is_the_same_for_ever():
     from runner.spec import item_id
 
-    fingerprints = {"text_encoder": "a", "unet_encode": "b", "unet_decode": "c", "vae": "d"}
+    model = Model(fingerprints=(("text_encoder", "a"), ("unet_encode", "b"), ("unet_decode", "c"), ("vae", "d")))
     expected = "1e0b7a72aec010ddbaf0a6fa9bf2d9d89ee09f0631d6c2f44966d5ec19f08310"
-    assert item_id(make_item(), fingerprints) == expected
-    assert item_id(make_item(number=9, axes=(("seed", 27),)), fingerprints) == expected
+    assert item_id(make_item(model=model)) == expected
+    assert item_id(make_item(number=9, axes=(("seed", 27),), model=model)) == expected
 
 
 def test_a_drawn_seed_is_kept_with_the_run_folder(ask, tmp_path):
@@ -99,14 +100,101 @@ def test_a_drawn_seed_is_kept_with_the_run_folder(ask, tmp_path):
 
 
 def test_records_are_a_target(ask):
-    item = make_item(number=5, prompt="cat:0.25 dog:0.75", seed=9)
+    (emoji,) = ask(MANIFEST, "model.path=builtin:emoji").models
+    item = make_item(number=5, prompt="cat:0.25 dog:0.75", seed=9, model=emoji)
+    record = {"id": "x", "status": "done", "item": item.to_dict() | {"model": "emoji"}}
     lines = [
-        json.dumps({"id": "x", "status": "done", "item": item.to_dict() | {"model": "emoji"}}),
+        json.dumps(record | {"model": emoji.to_dict() | {"path": emoji.path}}),
+        json.dumps(record),  # names a file of conf/model/
         '{"prompt": "a", "seed": 3}',
     ]
     request = ask("\n".join(lines), name="records.jsonl")
-    assert [wanted.seed for wanted in request.wanted()] == [9, 3]
-    assert request.identity(request.items[0]) == request.identity(item)
+    assert [wanted.seed for wanted in request.wanted()] == [9, 9, 3]
+    assert item_id(request.items[0]) == item_id(request.items[1]) == item_id(item)
+    assert request.items[2].model.name == "tiny"
+
+
+SWEEP = """\
+version: 1
+models: {one: {path: tiny}, two: {path: two}}
+defaults: {width: 64, height: 64, steps: 1}
+jobs:
+  - {prompts: [cat, dog], seeds: 1-2, matrix: {model: [two, one]}}
+  - {prompt: plain, seed: 1}
+"""
+
+
+@pytest.fixture
+def two(tmp_path, model):
+    """Two models beside the manifest."""
+    shutil.copytree(model, tmp_path / "tiny")
+    return tiny.save_model(tmp_path / "two", seed=1)
+
+
+def test_models_take_turns(ask, two, tmp_path):
+    request = ask(SWEEP)
+    assert [(model.name, model.path) for model in request.models][:2] == [
+        ("two", str(two)),
+        ("one", str(tmp_path / "tiny")),
+    ]
+    assert [model.name for model in request.models] == ["two", "one", "tiny"]
+    assert [item.number for item in request.wanted()] == [0, 1, 4, 5, 2, 3, 6, 7, 8]
+    assert sorted(item.number for item in ask(SWEEP, "limit=3").wanted()) == [0, 1, 2]
+    shuffled = [(item.model.name, item.number) for item in ask(SWEEP, "shuffle=1").wanted()]
+    assert [name for name, _ in shuffled] == ["two"] * 4 + ["one"] * 4 + ["tiny"]
+    assert shuffled != [(item.model.name, item.number) for item in request.wanted()]
+
+
+def test_an_id_is_of_the_weights_and_not_of_their_name(ask, two):
+    plain = ask("version: 1\njobs: [{prompt: cat, seed: 1, W: 64, H: 64, steps: 1}]\n")
+    request = ask(SWEEP)
+    assert item_id(request.items[2]) == item_id(plain.items[0]) != item_id(request.items[0])
+
+
+def test_the_settings_model_is_not_looked_for_where_nobody_asks_for_it(ask, two):
+    assert len(ask(SWEEP.partition("  - {prompt: plain")[0], "model.path=/nowhere").models) == 2
+    with pytest.raises(ModelError):
+        ask(SWEEP, "model.path=/nowhere")
+
+
+def test_all_broken_models_are_told_at_once_with_their_places(ask, two, tmp_path):
+    for name in ("tiny", "two"):
+        (tmp_path / name / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ManifestError) as caught:
+        ask(SWEEP)
+    assert [(error.location.line, error.location.column) for error in caught.value.errors] == [(2, 22), (2, 41)]
+    assert "the model 'one': " in str(caught.value)
+    assert caught.value.exit_code == 4
+
+
+def recorded(request):
+    lines = []
+    for item in request.items:
+        model = item.model.to_dict() | {"path": item.model.path}
+        lines.append(json.dumps({"item": item.to_dict() | {"model": model["name"]}, "model": model, "run": {}}))
+    return "\n".join(lines)
+
+
+def test_records_find_the_models_that_they_were_made_with(ask, two, model, tmp_path):
+    request = ask(SWEEP)
+    again = ask(recorded(request), "model.path=builtin:emoji", name="records.jsonl")
+    assert [item_id(item) for item in again.items] == [item_id(item) for item in request.items]
+    assert [item.model.name for item in again.items] == [item.model.name for item in request.items]
+    two.rename(tmp_path / "moved")
+    with pytest.raises(ManifestError) as caught:
+        ask(recorded(request), name="records.jsonl")
+    assert f"records.jsonl:1:1: the model 'two': these weights are not at {two} and are not those" in str(caught.value)
+    assert f": two, text_encoder {dict(request.items[0].model.fingerprints)['text_encoder'][:12]}, " in str(
+        caught.value
+    )
+    moved = ask(recorded(request), f"model.path={tmp_path / 'moved'}", name="records.jsonl")
+    assert item_id(moved.items[0]) == item_id(request.items[0])
+    assert moved.items[0].model.path == str(tmp_path / "moved")
+
+
+def test_a_name_that_no_record_explains_is_one_of_conf(ask):
+    with pytest.raises(ManifestError, match=r"items.jsonl:1:1: model: 'emojo' is not known, did you mean 'emoji'"):
+        ask('{"prompt": "a", "seed": 3, "model": "emojo"}', name="items.jsonl")
 
 
 def test_a_prompt_too_long_shows_what_would_be_lost(ask):

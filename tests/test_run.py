@@ -4,7 +4,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,11 @@ from safetensors.torch import load_file, save_file
 from runner import execute, images, progress, settings, stages
 from runner import run as running
 from runner.errors import FolderUnwritable, ModelError, RunFolderHeld, SettingError
-from runner.events import ItemDone, ItemFailed, RunFinished, RunStarted, StepDone, WaveStarted
+from runner.events import ItemDone, ItemFailed, ModelLoaded, RunFinished, RunStarted, StepDone, WaveStarted
 from runner.records import Ledger, iterate_records
 from runner.request import read_request
+from runner.spec import item_id
+from runner.stops import Stop, Stopped
 
 MANIFEST = """
 version: 1
@@ -101,7 +105,7 @@ def test_a_run_folder_has_everything(ask):
 
 def test_a_second_run_renders_nothing(ask, monkeypatch):
     list(running.run(ask()))
-    monkeypatch.setattr(running, "start_executor", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(running, "start_executor", lambda *_: pytest.fail("the model was loaded"))
     events = list(running.run(ask()))
     assert [type(event) for event in events] == [RunStarted, RunFinished]
     assert events[0].missing == 0
@@ -276,7 +280,7 @@ def test_a_success_forgets_the_failures_before_it(ask):
     paint(request, refuse=no_dogs)
     assert paint(request)[-1].done == 1
     with Ledger(request.folder) as ledger:
-        assert ledger.failures(request.identity(request.items[0])) == 0
+        assert ledger.failures(item_id(request.items[0])) == 0
 
 
 def test_many_failures_alike_end_the_run(ask):
@@ -326,8 +330,8 @@ def test_pictures_made_in_two_ways_are_mixed_only_if_that_is_wanted(ask):
     with pytest.raises(SettingError, match="unet_bs was 4 and is now 2") as caught:
         paint(ask(text=small("cat", "1-3")), unet_bs=2)
     assert "mixed=true" in str(caught.value)
-    started, *_, finished = paint(ask("mixed=true", text=small("cat", "1-3")), unet_bs=2)
-    assert "unet_bs was 4 and is now 2" in started.notes[0]
+    _, loaded, *_, finished = paint(ask("mixed=true", text=small("cat", "1-3")), unet_bs=2)
+    assert "unet_bs was 4 and is now 2" in loaded.notes[0]
     assert finished.done == 1
     assert paint(ask(text=small("cat", "1-4")), unet_bs=4)[-1].done == 1
 
@@ -336,8 +340,8 @@ def test_a_run_goes_on_after_it_took_a_lower_unet_bs_since_memory_ran_out(ask):
     paint(ask(text=small("cat", "1-2")), unet_bs=4, how={"unet_bs": 2, "turbo": False})
     records = list(iterate_records(ask().folder))
     assert [record["run"]["lowered_from"] for record in records] == [4, 4]
-    started, *_, finished = paint(ask(text=small("cat", "1-3")), unet_bs=4)
-    assert started.notes == ("pictures of 64x64 were made with unet_bs=2 where memory ran out with 4",)
+    _, loaded, *_, finished = paint(ask(text=small("cat", "1-3")), unet_bs=4)
+    assert loaded.notes == ("pictures of 64x64 were made with unet_bs=2 where memory ran out with 4",)
     assert finished.done == 1
     with pytest.raises(SettingError, match="unet_bs was 2 or 4 and is now 8"):
         paint(ask(text=small("cat", "1-4")), unet_bs=8)
@@ -346,8 +350,8 @@ def test_a_run_goes_on_after_it_took_a_lower_unet_bs_since_memory_ran_out(ask):
 def test_another_version_of_a_library_is_told(ask, monkeypatch):
     paint(ask(text=small("cat", "1")))
     monkeypatch.setattr(running, "environment", lambda *_: {"torch": "99.0"})
-    started = paint(ask(text=small("cat", "1-2")))[0]
-    assert re.search(r"torch was 2\..* and is now 99.0", started.notes[0])
+    loaded = paint(ask(text=small("cat", "1-2")))[1]
+    assert re.search(r"torch was 2\..* and is now 99.0", loaded.notes[0])
 
 
 def overflowing(model, folder, component, tensor, row=slice(None)):
@@ -361,9 +365,9 @@ def overflowing(model, folder, component, tensor, row=slice(None)):
 
 
 def run_in_half(request):
-    executor = running.start_executor(request)
+    executor = running.start_executor(request, *request.models)
     half = dataclasses.replace(executor.execution, dtype="float16", costs=executor.execution.costs.in_dtype("float16"))
-    return list(running.run(request, execute.Executor(request.model, half)))
+    return list(running.run(request, execute.Executor(executor.model, half)))
 
 
 DOG = 1929  # the token of the word
@@ -433,7 +437,7 @@ def test_another_number_type_is_another_way(ask):
 def test_turbo_and_memory_are_not_another_way(ask):
     list(running.run(ask("turbo=true", text=small("cat", "1"))))
     events = list(running.run(ask("turbo=false", "memory=8GiB", text=small("cat", "1-2"))))
-    assert events[0].notes == ()
+    assert events[1].notes == ()
     assert events[-1].done == 1
 
 
@@ -519,6 +523,177 @@ def test_a_ceiling_is_not_about_sizes_that_no_item_has(ask):
     sizes = "version: 1\njobs:\n  - {prompts: [cat], seeds: 1, steps: 1, zip: {width: [64, 128], height: [128, 64]}}\n"
     request = ask(text=sizes)
     assert (128, 128) in request.grid_sizes()
-    running._check_ceiling(request, Fussy(128, 128))
+    running._check_ceiling(request, *request.models, Fussy(128, 128))
     with pytest.raises(SettingError):
-        running._check_ceiling(request, Fussy(128, 64))
+        running._check_ceiling(request, *request.models, Fussy(128, 64))
+
+
+# ---- several models
+
+SWEEP = """
+version: 1
+models: {one: {path: one}, two: {path: two}}
+defaults: {width: 64, height: 64, steps: 2}
+jobs: [{prompts: [cat, dog], seeds: 1-2, matrix: {model: [one, two]}}]
+"""
+
+
+@pytest.fixture
+def sweep(ask, model, tmp_path):
+    """Asks for the pictures of two models, which lie beside the manifest."""
+    shutil.copytree(model, tmp_path / "one")
+    tiny.save_model(tmp_path / "two", seed=1)
+    return lambda *overrides, text=SWEEP, **more: ask(*overrides, text=text, **more)
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The names of the models that were loaded; only one may be there at a time."""
+    original, names, executors = running.start_executor, [], []
+
+    def start(request, model):
+        assert all(executor() is None for executor in executors), "the model before is still there"
+        names.append(model.name)
+        executor = original(request, model)
+        executors.append(weakref.ref(executor))
+        return executor
+
+    monkeypatch.setattr(running, "start_executor", start)
+    return names
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted((folder / "images").rglob("*.*"))}
+
+
+def test_models_take_turns_and_records_name_their_own(sweep, loads, tmp_path):
+    request = sweep()
+    events = list(running.run(request))
+    assert loads == ["one", "two"]
+    assert [event.model.name for event in events if isinstance(event, ModelLoaded)] == loads
+    waves = [{item.model.name for item in event.items} for event in events if isinstance(event, WaveStarted)]
+    assert waves == [{"one"}, {"one"}, {"two"}, {"two"}] or waves == [{"one"}, {"two"}]
+    records = list(iterate_records(request.folder))
+    assert [record["model"]["name"] for record in records] == ["one"] * 4 + ["two"] * 4
+    assert len({record["pixels"] for record in records}) == 8
+    for record in records:
+        name = record["item"]["model"]
+        assert record["item"]["axes"]["model"] == record["model"]["name"] == name
+        assert record["model"]["path"] == str(tmp_path / name)
+    assert [model["name"] for model in json.loads((request.folder / "run.json").read_text())["models"]] == loads
+
+
+def test_a_picture_is_the_same_beside_those_of_another_model(sweep, tmp_path):
+    request = sweep()
+    list(running.run(request))
+    alone = sweep(f"model.path={tmp_path / 'two'}", text=SWEEP.replace("matrix: {model: [one, two]}", ""), out="two")
+    list(running.run(alone))
+    assert len(hashes(alone.folder)) == 4
+    assert hashes(alone.folder).items() <= hashes(request.folder).items()
+
+
+def test_a_run_that_was_stopped_between_models_goes_on(sweep, loads):
+    whole = sweep(out="whole")
+    list(running.run(whole))
+    loads.clear()
+    events = running.run(sweep())
+    for event in events:
+        if isinstance(event, ModelLoaded) and event.model.name == "two":
+            break
+    events.close()
+    del events
+    assert len(hashes(sweep().folder)) == 4
+    finished = list(running.run(sweep()))[-1]
+    assert (finished.done, loads) == (4, ["one", "two", "two"])
+    assert files(sweep().folder) == files(whole.folder)
+    assert next(running.run(sweep())).missing == 0
+
+
+def test_a_signal_stops_between_models(sweep, monkeypatch):
+    stop, original = Stop(), running.start_executor
+
+    def start(request, model):
+        if model.name == "two":
+            stop.ask(signal.SIGTERM)
+        return original(request, model)
+
+    monkeypatch.setattr(running, "start_executor", start)
+    with pytest.raises(Stopped):
+        list(running.run(sweep(), stop=stop))
+    assert len(hashes(sweep().folder)) == 4
+    monkeypatch.undo()
+    assert list(running.run(sweep()))[-1].done == 4
+
+
+def test_records_of_several_models_make_their_pictures_again(sweep):
+    for out, text in (
+        ("mixed", SWEEP),
+        ("apart", SWEEP.replace("prompts: [cat, dog], ", "").replace("]}}", "], PROMPT}}")),
+    ):
+        request = sweep(text=text.replace("PROMPT", "prompt: [cat, dog]"), out=out)
+        list(running.run(request))
+        records = (request.folder / "records.jsonl").read_text()
+        again = sweep("model=emoji", text=records, name="records.jsonl", out=f"{out}-again")
+        list(running.run(again))
+        assert len(hashes(again.folder)) == 8
+        assert hashes(again.folder) == hashes(request.folder)
+    # Files hold their items' numbers, which are the lines here: the same where the manifest has model after model.
+    assert files(again.folder) == files(request.folder)
+
+
+def test_limit_and_shuffle_choose_before_models_take_turns(sweep, loads):
+    request = sweep("limit=3", "shuffle=2", text=SWEEP.replace("1-2", "1-9"))
+    list(running.run(request))
+    assert sorted(record["item"]["number"] for record in iterate_records(request.folder)) == sorted(
+        item.number for item in request.chosen()
+    )
+    assert len(loads) == len({item.model for item in request.chosen()})
+
+
+def test_ways_are_those_of_one_model(sweep):
+    only_one = SWEEP.replace("[one, two]", "[one]")
+    list(running.run(sweep("unet_bs=2", text=only_one)))
+    with pytest.raises(SettingError, match="unet_bs was 2 and is now 4"):
+        list(running.run(sweep(text=SWEEP.replace("1-2", "1-3"))))
+    only_two = SWEEP.replace("[one, two]", "[two]")
+    assert list(running.run(sweep(text=only_two)))[-1].done == 4
+
+
+def test_a_ceiling_that_a_later_model_breaks_is_told_at_the_start(sweep, monkeypatch):
+    from runner import plan
+
+    original = plan.decide
+
+    def decide(settings, files, *rest):
+        execution = original(settings, files, *rest)
+        return execution if files.name == "one" else dataclasses.replace(execution, limit=1)
+
+    monkeypatch.setattr(plan, "decide", decide)
+    with pytest.raises(SettingError, match="need at least"):
+        list(running.run(sweep("memory=8GiB")))
+    assert not sweep().folder.exists()
+
+
+def test_models_take_turns_where_nothing_is_saved_too(sweep, loads):
+    events = list(running.run(sweep("skip_save=true")))
+    assert (events[-1].done, loads) == (8, ["one", "two"])
+
+
+class Half(Painter):
+    """A painter whose pictures all overflow, save in full precision."""
+
+    def __init__(self):
+        super().__init__(refuse=lambda item: execute.NotFinite("not finite"))
+        self.execution = dataclasses.replace(self.execution, dtype="float16")
+
+    def in_full(self):
+        return Painter()
+
+
+def test_what_overflows_is_rendered_again_before_the_next_model_comes(sweep, monkeypatch):
+    monkeypatch.setattr(running, "start_executor", lambda request, model: Half())
+    events = list(running.run(sweep()))
+    turn = next(place for place, event in enumerate(events) if event == ModelLoaded(model=list(sweep().models)[1]))
+    again = [event.items[0].model.name for event in events[turn:] if isinstance(event, WaveStarted)]
+    assert (events[-1].done, set(again)) == (8, {"two"})
+    assert all("rerendered" in record for record in iterate_records(sweep().folder))

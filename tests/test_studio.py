@@ -81,7 +81,9 @@ def test_the_manifest_renders_the_same_bytes_from_the_command_line(open_studio, 
 def test_one_model_serves_all_presses_until_a_setting_changes(open_studio, monkeypatch):
     loaded = []
     original = running.start_executor
-    monkeypatch.setattr(running, "start_executor", lambda request: loaded.append(request) or original(request))
+    monkeypatch.setattr(
+        running, "start_executor", lambda request, model: loaded.append(request) or original(request, model)
+    )
     with open_studio() as here:
         jobs = [here.press(here.usual_form() | QUICK | {"seed": str(seed)}) for seed in (1, 3)]
         jobs.append(here.press(here.usual_form() | QUICK | {"turbo": "false"}))
@@ -162,7 +164,7 @@ def test_a_missing_device_breaks_the_job_with_the_message(open_studio):
 
 
 def test_a_fault_breaks_the_job_and_the_next_one_works(open_studio, monkeypatch):
-    def broken(request):
+    def broken(request, model):
         raise RuntimeError("unexpected")
 
     with open_studio() as here:

@@ -11,7 +11,7 @@ from rich.console import Console
 from runner import cli, forecast, request, settings, survey, survey_text
 from runner.errors import SettingError
 from runner.images import image_path
-from runner.spec import Item
+from runner.spec import Item, item_id
 
 JOBS = """version: 1
 name: small
@@ -52,7 +52,7 @@ def finish(asked, numbers, **changes):
         file = asked.folder / image_path(item)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"x")
-        lines.append(record(item, id=asked.identity(item), **changes))
+        lines.append(record(item, id=item_id(item), **changes))
     write(asked.folder, lines)
 
 
@@ -98,9 +98,9 @@ def test_limit_and_shuffle(look):
 def test_what_is_done_and_what_has_failed(ask):
     asked = ask()
     finish(asked, [0, 1, 2])
-    failed = [{**failure(asked.items[n]), "id": asked.identity(asked.items[n])} for n in (2, 3, 3, 4)]
+    failed = [{**failure(asked.items[n]), "id": item_id(asked.items[n])} for n in (2, 3, 3, 4)]
     write(asked.folder, failed)
-    write(asked.folder, [{**failure(asked.items[1]), "id": asked.identity(asked.items[1])}])
+    write(asked.folder, [{**failure(asked.items[1]), "id": item_id(asked.items[1])}])
     finish(asked, [1])
     (asked.folder / image_path(asked.items[1])).unlink()
     found = survey.make_survey(asked)
@@ -110,7 +110,7 @@ def test_what_is_done_and_what_has_failed(ask):
 
 def test_the_attempts_of_an_item_that_stands_twice_count_once(ask):
     asked = ask(JOBS.replace("1-4", "[1, 1, 2]"))
-    write(asked.folder, [{**failure(asked.items[0]), "id": asked.identity(asked.items[0])}] * 2)
+    write(asked.folder, [{**failure(asked.items[0]), "id": item_id(asked.items[0])}] * 2)
     found = survey.make_survey(asked)
     assert (found.failed, found.attempts) == (1, 2)
 
@@ -166,7 +166,7 @@ def test_time_and_disk_come_from_the_records(ask, monkeypatch):
     }
     seconds = {"encode": 0.0, "denoise": 3600.0, "decode": 1.0}
     there = request.Path("outputs/other")
-    model = {"name": "tiny", "fingerprints": dict(asked.fingerprints)}
+    model = {"name": "tiny", "fingerprints": dict(next(iter(asked.models)).fingerprints)}
     monkeypatch.setattr(survey.plan, "guess_device", lambda setting: "cpu")
     write(there, [record(make_item(scale=1.0, number=n), run=run, seconds=seconds, model=model) for n in range(4)])
     found = survey.make_survey(asked)
@@ -215,6 +215,45 @@ def test_a_target_of_json_lines(look):
     assert (found.images, found.missing) == (3, 2)
     assert {warned.check.name for warned in found.warnings} == {"other_syntax", "same_picture"}
     assert "item 0  '(cat:1.5)' is emphasis" in shown(found, 120)
+
+
+def test_models_are_counted_one_by_one(ask, model, monkeypatch):
+    text = JOBS.replace("matrix: {", "matrix: {model: [emoji, mine], ").replace(
+        "jobs:", f"models: {{mine: {{path: {model}}}}}\njobs:"
+    )
+    monkeypatch.setattr(forecast, "device_name", lambda device: None)
+    asked = ask(text, "allow_outside=true")
+    found = survey.make_survey(asked)
+    assert [(turn.model.name, turn.missing) for turn in found.turns] == [("emoji", 48), ("mine", 48)]
+    assert (found.images, found.missing, dict(found.axes["model"].values)) == (96, 96, {"emoji": 48, "mine": 48})
+    assert found.waves == sum(turn.waves for turn in found.turns) == 4
+    assert found.memory_bytes == max(turn.memory_bytes for turn in found.turns)
+    assert {(group.model, group.images) for group in found.groups} == {("emoji", 24), ("mine", 24)}
+    lines = [" ".join(line.split()) for line in shown(found, 200).splitlines()]
+    assert "model 2 emoji, mine (48 each)" in lines
+    assert "pictures model size sampler steps unet_bs" in lines
+    assert any(line.startswith("model mine, float32, on cpu") and line.endswith("; 48 to render") for line in lines)
+    finish(asked, [item.number for item in asked.items if item.model.name == "emoji"])
+    again = survey.make_survey(asked)
+    assert [(turn.missing, turn.waves) for turn in again.turns] == [(0, 0), (48, 2)]
+    assert again.to_dict()["models"][1]["missing"] == again.to_dict()["missing"] == 48
+
+
+def test_the_time_of_all_models_is_known_where_that_of_each_is(ask, model, monkeypatch):
+    text = JOBS.replace("matrix: {", "matrix: {model: [emoji, mine], ").replace(
+        "jobs:", f"models: {{mine: {{path: {model}}}}}\njobs:"
+    )
+    monkeypatch.setattr(forecast, "device_name", lambda device: None)
+    asked = ask(text, "allow_outside=true")
+    run = {"device": "cpu", "device_name": "x", "dtypes": {"unet_encode": "float32"}, "turbo": True, "unet_bs": 4}
+    for number, each in enumerate(asked.models):
+        made = {"run": run, "seconds": {"denoise": 10.0}, "model": each.to_dict()}
+        write(request.Path("outputs/other"), [record(make_item(number=number), **made)])
+        seconds = survey.make_survey(asked).forecast.seconds
+        assert bool(seconds) == (number == 1)
+    assert seconds["denoise"] == pytest.approx(
+        sum(turn.forecast.seconds["denoise"] for turn in survey.make_survey(asked).turns)
+    )
 
 
 @pytest.mark.parametrize("width", [40, 80, 120, 1000])
@@ -272,9 +311,9 @@ def test_the_json_document(ask, model, capsys):
     document = json.loads(out.out)
     assert out.err == ""
     assert list(document) == [
-        "target", "folder", "model", "images", "done", "missing", "failed", "attempts", "waves", "device",
-        "device_name", "dtype", "turbo", "memory_bytes", "disk_bytes", "seconds", "judged_by", "axes", "first",
-        "last", "groups", "prompts", "warnings",
+        "target", "folder", "images", "done", "missing", "failed", "attempts", "waves", "device", "device_name",
+        "memory_bytes", "disk_bytes", "seconds", "judged_by", "models", "axes", "first", "last", "groups", "prompts",
+        "warnings",
     ]  # fmt: skip
     assert (document["images"], document["missing"], document["seconds"]) == (24, 12, None)
     assert document["first"]["image"] == "images/cat/seed_1_00000.png"

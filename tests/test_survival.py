@@ -22,7 +22,7 @@ import runner
 from runner import run as running
 from runner import settings
 from runner.errors import FolderUnwritable
-from runner.events import ItemDone
+from runner.events import ItemDone, ModelLoaded
 from runner.records import Ledger, iterate_records
 from runner.request import read_request
 
@@ -315,7 +315,8 @@ def test_a_report_that_was_not_made_is_made_by_the_next_run(ask, tmp_path, monke
 def test_a_ledger_is_closed_whatever_happens_to_the_run(ask):
     request = ask("one")
     events = running.run(request, Painter())
-    next(events)
+    while not isinstance(next(events), ModelLoaded):
+        pass
     events.close()
     with Ledger(request.folder) as ledger:
         assert not ledger.images()

@@ -13,6 +13,7 @@ from runner import cli, inits, settings, stages, weights
 from runner import run as running
 from runner.records import Ledger
 from runner.request import read_request
+from runner.spec import Model
 
 MANIFEST = """
 version: 1
@@ -97,7 +98,9 @@ def test_pictures_are_made_in_the_recorded_manner_unless_another_is_given(verify
 
     asked = []
     original = verb.start_executor
-    monkeypatch.setattr(verb, "start_executor", lambda request: asked.append(request.settings) or original(request))
+    monkeypatch.setattr(
+        verb, "start_executor", lambda request, model: asked.append(request.settings) or original(request, model)
+    )
     verify("sample=1")
     verify("sample=1", "unet_bs=2", "precision=autocast", "turbo=false")
     verify("sample=1", "unet_bs=auto", "model.prediction=epsilon")
@@ -110,7 +113,9 @@ def test_records_of_several_manners_are_each_made_in_their_own(verify, folder, m
 
     asked = []
     original = verb.start_executor
-    monkeypatch.setattr(verb, "start_executor", lambda request: asked.append(request.settings) or original(request))
+    monkeypatch.setattr(
+        verb, "start_executor", lambda request, model: asked.append(request.settings) or original(request, model)
+    )
     edit_records(folder, lambda record: record["run"].update(unet_bs=6, device="cuda:7"))
     code, report = verify()
     assert {(each.unet_bs, each.device) for each in asked} == {(4, "cpu"), (6, "auto")}
@@ -133,7 +138,7 @@ def test_a_picture_is_compiled_for_as_it_was(monkeypatch, recorded, installed, w
     from runner import verify as verb
 
     monkeypatch.setattr(verb, "find_spec", lambda name: object() if installed else None)
-    assert verb._manner({"compile": recorded}).compile == wanted
+    assert verb._manner({"compile": recorded}, Model()).compile == wanted
 
 
 def test_a_difference_is_measured_and_its_factor_named(verify, folder, other_noise):
@@ -175,9 +180,9 @@ def test_every_byte_of_the_weights_is_read_again(verify, folder, monkeypatch):
     monkeypatch.setattr(weights, "CACHED_SIZE", 0)
     asked = []
     original = weights._hash_fragments
-    monkeypatch.setattr(weights, "_hash_fragments", lambda model: asked.append(1) or original(model))
+    monkeypatch.setattr(weights, "_hash_fragments", lambda model: asked.append(model.name) or original(model))
     assert verify("sample=1")[0] == verify("sample=1")[0] == 0
-    assert len(asked) == 2
+    assert asked.count("tiny") == 2
 
 
 def test_damage_is_told_apart(verify, folder):
@@ -295,10 +300,12 @@ def test_a_user_error_is_one_message_and_its_code(folder, monkeypatch, capsys, w
     assert "Traceback" not in error
 
 
-def test_a_folder_that_does_not_name_its_model(verify, folder, made, capsys):
-    (folder / "run.json").write_text("{}")
+def test_weights_that_are_not_where_they_were(verify, folder, made, capsys):
+    for place in range(7):
+        edit_records(folder, lambda record: record["model"].update(path="/nowhere"), place)
     assert cli.main(["verify", str(folder)]) == 2
-    assert "name it with model= or model.path=" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "these weights are not at /nowhere and are not those of model=: tiny, text_encoder " in error
     assert verify(f"model.path={made / 'tiny'}", "sample=2")[0] == 0
 
 
@@ -314,3 +321,47 @@ def test_many_problems_are_counted_and_the_first_ones_shown(folder, capsys, monk
     assert out.count("\n  missing ") == 2
     assert out.endswith("  and 4 more; json=true shows them all\n")
     assert "7 of 7 pictures to render" in err
+
+
+# ---- several models
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A run folder with the pictures of two models, and these beside it."""
+    for seed, name in enumerate(("one", "two")):
+        tiny.save_model(tmp_path / name, seed=seed)
+    (tmp_path / "models.yaml").write_text(MODELS)
+    given = [f"out={tmp_path / 'out'}", "unet_bs=4", "skip_grid=true"]
+    list(running.run(read_request(tmp_path / "models.yaml", settings.compose(given))))
+    return tmp_path
+
+
+MODELS = """
+version: 1
+models: {one: {path: one}, two: {path: two}}
+jobs: [{prompt: cat, seeds: 1-2, matrix: {model: [one, two]}, width: 64, height: 64, steps: 2}]
+"""
+
+
+def states(report):
+    return {state: count for state, count in report["counts"].items() if count}
+
+
+def test_each_picture_is_rendered_with_its_own_model(two, capsys):
+    def verify(*words):
+        code = cli.main(["verify", str(two / "out"), "json=true", *words])
+        return code, json.loads(capsys.readouterr().out)
+
+    assert (verify()[0], states(verify()[1])) == (0, {"same": 4})
+    (two / "two").rename(two / "moved")
+    assert states(verify(f"model.path={two / 'moved'}")[1]) == {"same": 4}
+    other = tiny.save_model(two / "other", seed=2)
+    assert states(verify(f"model.path={other}")[1]) == {"differs": 4}  # in the place of all
+    shutil.copytree(other, two / "two")
+    code, report = verify()
+    assert (code, states(report)) == (5, {"same": 2, "differs": 2})
+    assert all("weights of vae" in problem["changed"] for problem in report["problems"])
+    shutil.rmtree(two / "two")
+    assert cli.main(["verify", str(two / "out")]) == 2
+    assert f"these weights are not at {two / 'two'} and are not those of model=: two, " in capsys.readouterr().err

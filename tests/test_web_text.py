@@ -1,10 +1,10 @@
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from runner import studio
-from runner.events import MemoryShort, RunFinished, RunStarted, StepDone, WaveStarted
+from runner.events import MemoryShort, ModelLoaded, RunFinished, RunStarted, StepDone, WaveStarted
+from runner.spec import Model
 from runner.studio import DONE, Job
 from runner.web_text import describe, spans, wrong
 
@@ -34,7 +34,7 @@ def test_a_job_whose_turn_has_come_loads_the_model(job):
 
 def test_a_running_job_says_how_far_it_is(job, monkeypatch):
     monkeypatch.setattr(studio.time, "monotonic", lambda: 100.0)
-    job.note(RunStarted(wanted=8, missing=8, settings={}))
+    job.note(RunStarted(wanted=8, missing=8))
     assert "0 of 8 pictures" in describe(job, 0)
     assert "left" not in describe(job, 0)
     job.note(WaveStarted(items=(None,) * 4))
@@ -76,8 +76,8 @@ def test_messages_are_safe_html():
 
 
 def test_what_people_should_know_is_shown(job):
-    settings: Any = {}
-    job.note(RunStarted(wanted=2, missing=2, settings=settings, notes=("made in <another> way",)))
+    job.note(RunStarted(wanted=2, missing=2))
+    job.note(ModelLoaded(model=Model(), notes=("made in <another> way",)))
     job.note(MemoryShort(message="out of memory"))
     assert "made in &lt;another&gt; way" in describe(job, 0)
     job.note(RunFinished(done=0, failed=(), seconds=1.0, hopeless="10 items in a row failed alike"))
