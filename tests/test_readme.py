@@ -12,15 +12,21 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_manifest_of_the_readme_is_read(tmp_path):
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "prompts").mkdir()
+def test_the_manifests_of_the_readme_are_read(tmp_path):
+    for folder in ("prompts", "weights/tuned"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "weights/sd-v1-4.ckpt").touch()
     (tmp_path / "prompts/animals.txt").write_text("a lion\na gnu\n")
-    (tmp_path / "alps.yaml").write_text(text)
-    read = manifest.load(tmp_path / "alps.yaml", overrides={}, allow_outside=False)
-    assert read.name == "alps"
-    assert complaints(text) == []
-    assert [job.size for job in read.jobs] == [(1 + 1 + 3 + 2) * 2 * (3 * 3 - 1) * 20, 1, 20]
+    texts = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    read = []
+    for number, text in enumerate(texts):
+        whole = text if "version:" in text else f"version: 1\n{text}"
+        (tmp_path / f"{number}.yaml").write_text(whole)
+        read.append(manifest.load(tmp_path / f"{number}.yaml", overrides={}, allow_outside=False))
+        assert complaints(whole) == []
+    assert read[0].name == "alps"
+    assert [job.size for job in read[0].jobs] == [(1 + 1 + 3 + 2) * 2 * (3 * 3 - 1) * 20, 1, 20]
+    assert [job.size for job in read[1].jobs] == [2 * 4 * 3]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "manifests").rglob("*.yaml")), ids=lambda path: path.stem)
