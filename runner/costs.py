@@ -110,7 +110,8 @@ class Costs:
     def _brought(self, name: str, mode: str) -> int:
         """What a component that doesn't stay has there at once: a unit and the next one, or all that a stage needs."""
         if mode == WALKS:
-            return (3 if self.device == "cpu" else 2) * self.largest_units[name]  # on a CPU in blocks once more
+            units = 3 if self.device == "cpu" else 2  # there once more in blocks
+            return min(self.weights[name], units * self.largest_units[name])
         return self.weights[name] * 2 // 3 if name == "vae" else self.weights[name]  # the larger half is the decoder
 
     def _compiled_copy(self) -> int:
