@@ -28,7 +28,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 NEVER = -1
 MOST_RESERVED = 4 << 30  # bytes of address space; they cost nothing until they are used
 LEAST_GROWTH = 48 << 20  # bytes between two sweeps
-SECONDS_BETWEEN_LOOKS = 0.02
+SECONDS_BETWEEN_LOOKS = 0.2  # a look takes a millisecond
 
 
 class _Mallinfo2(ctypes.Structure):

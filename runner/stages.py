@@ -167,11 +167,10 @@ def _predict(unet: Component, active: Sequence[Trajectory], unet_bs: int) -> lis
     for length in sorted({len(context) for context in contexts}):
         of_length = [row for row, context in enumerate(contexts) if len(context) == length]
         context = torch.stack([contexts[row] for row in of_length])
-        # With the channels last convolutions need no other order inside.
-        wanted = latents[of_length].to(unet.dtype, memory_format=torch.channels_last)
-        tensors = (wanted, times[of_length], context)
-        for batch in zip(*(_padded_batches(tensor, unet_bs) for tensor in tensors), strict=True):
-            calls.append(_unet_call(*batch))
+        tensors = (latents[of_length].to(unet.dtype), times[of_length], context)
+        for rows_of_call, *others in zip(*(_padded_batches(tensor, unet_bs) for tensor in tensors), strict=True):
+            # With the channels last convolutions need no other order inside; padding would give it up.
+            calls.append(_unet_call(rows_of_call.contiguous(memory_format=torch.channels_last), *others))
         places += of_length + [-1] * (-len(of_length) % unet_bs)
     answers = torch.cat(unet.call_all(calls)).float()
     predicted = torch.empty_like(latents)
