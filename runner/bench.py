@@ -3,7 +3,7 @@
 What is the same for all contenders: weights, prompts, seeds, first noise, sampler (`ddim`), steps, guidance, number of
 torch's threads, and that each picture is a PNG file in the end. What differs: stock diffusers saves with Pillow's
 defaults, one file after the other, and nothing else; the runner writes its records, metadata and gallery in the same
-time. Threads that wait spin or sleep as each tool has it: torch's default, `OMP_WAIT_POLICY=passive` in the runner.
+time. Threads that wait spin or sleep as each tool has it: torch's default, or what `openmp` says.
 64 prompts are different, then they come again with other seeds, and the runner encodes a text only once.
 
 Each contender has a process of its own, so that memory is its own, and renders a picture of one step before the clock
@@ -315,7 +315,7 @@ def _summary(standing: Standing, images: int, against: Sequence[float]) -> dict[
         "largest_difference": standing.largest_difference,
         "overhead": median("overhead"),
         "loads_per_step": median("loads_per_step"),
-        **{key: answers[0][key] if answers else None for key in ("dtype", "rows", "threads", "omp_wait_policy")},
+        **{key: answers[0][key] if answers else None for key in ("dtype", "rows", "threads", "omp_waiting")},
     }
 
 

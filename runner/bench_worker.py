@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from runner import openmp
 from runner.errors import RunnerError
 from runner.settings import Settings
 
@@ -65,7 +66,7 @@ def main() -> None:
 
 def _answer(job: Job, answers: BinaryIO) -> int:
     if job.stock is None:
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does
+        openmp.settle()  # as the command line does
     try:
         for answer in TASKS[job.task](job):
             answers.write(orjson.dumps(answer) + b"\n")
@@ -167,7 +168,7 @@ def _render(contender: StockPipeline | ThisRunner, wanted: Any) -> None:
 def _threads() -> dict[str, Any]:
     import torch
 
-    return {"threads": torch.get_num_threads(), "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "")}
+    return {"threads": torch.get_num_threads(), "omp_waiting": openmp.settings()}
 
 
 class ThisRunner:

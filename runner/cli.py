@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from runner import __version__
+from runner import __version__, openmp
 from runner.errors import EXIT_FAULT, EXIT_ITEMS_FAILED, ManifestError, RunnerError, SettingError, did_you_mean
 from runner.stops import Stop, Stopped
 
@@ -220,8 +220,7 @@ def _code_of(verb: Callable[[], int]) -> int:
 
 
 def _run(target: Path, settings: Any) -> int:
-    # Waiting threads that spin starve the others on a busy machine; has to be said before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    openmp.settle()
     from rich.console import Console
 
     from runner import progress, request, run
@@ -250,7 +249,7 @@ def _plan(target: Path, settings: Any) -> int:
 
 
 def _verify(target: Path, overrides: Sequence[str]) -> int:
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    openmp.settle()
     from rich.console import Console
 
     from runner import settings
@@ -284,7 +283,7 @@ def _extract(targets: Sequence[Path], settings: Any) -> int:
 
 
 def _web(target: Path, settings: Any) -> int:
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    openmp.settle()
     try:
         from runner import web
     except ModuleNotFoundError as error:
@@ -313,7 +312,7 @@ def _bench(target: Path, settings: Any) -> int:
 
 
 def _doctor(target: Path, settings: Any) -> int:
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    openmp.settle()
     import dataclasses
 
     import orjson

@@ -25,7 +25,7 @@ from runner.costs import NONE, OPENVINO, VISITS, WALKS
 from runner.errors import RunnerError, show_size
 from runner.events import ItemFailed, MemoryShort, Rendered, StepDone, WaveEvent, WaveStarted
 from runner.fragments import Component
-from runner.layers import replace_convolutions
+from runner.layers import replace_layers
 from runner.plan import Execution, Layout, Wave
 from runner.samplers import NoiseSchedule
 from runner.spec import Item, model_calls
@@ -83,7 +83,7 @@ class Executor:
             for name, dtype in dtypes.items()
         }
         if execution.device == "cpu" and execution.compiler == NONE:
-            replace_convolutions(self.components["unet"].module, dtype)
+            replace_layers(self.components["unet"].module, dtype)
             heap.watch(self.components["unet"].module)
         self.schedule = self._make_schedule()
         compiled.compile_unet(self.components["unet"], model, execution)

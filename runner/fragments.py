@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.costs import STAYS, UNITS, VISITS, WALKS
-from runner.layers import BlockedConv2d, block_all, drop_blocks
+from runner.layers import drop_packed
 from runner.parking import Arena, make_parking
 from runner.stored import StoredTensor
 
@@ -74,14 +74,9 @@ class Component:
                 self.leave()
 
     def _bring(self, part: str) -> None:
-        passing = Arena(self.device)  # weights that are put into blocks don't stay as they came
         for name, owner in self.module.get_submodule(part).named_modules(prefix=part):
             if any(True for _ in owner.parameters(recurse=False)):
-                blocked = isinstance(owner, BlockedConv2d)
-                put(owner, self.parking.bring(name, owner, passing if blocked else Arena(self.device)))
-                if blocked:
-                    block_all(owner)
-                    put(owner, {name: tensor.clone() for name, tensor in owner.named_parameters() if name == "bias"})
+                put(owner, self.parking.bring(name, owner, Arena(self.device)))
 
     def leave(self) -> None:
         """Drops the weights."""
@@ -128,7 +123,6 @@ class Walk:
                 assert all(stand == here for stand in stands), "calls of one module take one way through it"
                 order.append(here)
                 put(self.units[here], self._bring(here))
-                block_all(self.units[here])
                 self._bring_ahead(len(order))
                 stands = [walker.switch() for walker in walkers]
                 take_away(self.units[here])
@@ -218,7 +212,7 @@ def take_away(module: nn.Module) -> None:
     """Drops a module's weights."""
     for name, parameter in list(module.named_parameters()):
         _set_parameter(module, name, torch.empty_like(parameter, device="meta"))
-    drop_blocks(module)
+    drop_packed(module)
 
 
 def _set_parameter(module: nn.Module, name: str, tensor: Tensor) -> None:

@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from runner import openmp
 from runner.files import atomic_write
 from runner.weights import cache_folder
 
@@ -30,7 +31,7 @@ CGROUPS = (  # of a container: the most memory that it may take, and what it has
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
-THREADING = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY")
+THREADING = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", *openmp.WAITING)
 COMPILERS = ("c++", "g++", "clang++", "cl")
 EXTRAS = ("gradio", "accelerate", "openvino")
 

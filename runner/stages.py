@@ -151,32 +151,47 @@ def combine(item: Item, embeddings: Mapping[str, Tensor]) -> Tensor:
 
 def denoise(unet: Component, trajectories: Sequence[Trajectory], unet_bs: int) -> Iterator[None]:
     """Takes all trajectories (of one size) to their ends, one call further at each step of the iterator."""
+    stacked: dict[tuple[int, ...], Tensor] = {}
     while active := [trajectory for trajectory in trajectories if trajectory.call]:
-        for trajectory, predicted in zip(active, _predict(unet, active, unet_bs), strict=True):
+        for trajectory, predicted in zip(active, _predict(unet, active, unet_bs, stacked), strict=True):
             trajectory.advance(predicted)
         yield
 
 
-def _predict(unet: Component, active: Sequence[Trajectory], unet_bs: int) -> list[Tensor]:
-    """Each trajectory's predictions, float32 [rows, 4, h, w], from UNet calls of exactly `unet_bs` rows."""
+def _predict(
+    unet: Component, active: Sequence[Trajectory], unet_bs: int, stacked: dict[tuple[int, ...], Tensor]
+) -> list[Tensor]:
+    """Each trajectory's predictions, float32 [rows, 4, h, w], from UNet calls of exactly `unet_bs` rows.
+
+    `stacked` has the prompts of the last step's calls, and then those of this one's: where a call has the same rows
+    again, it has the same tensor, so that a layer can keep what it made of it.
+    """
     rows = [trajectory.rows() for trajectory in active]
     latents = torch.cat([latents for latents, _ in rows])
     times = torch.cat([times for _, times in rows])
     contexts = [context for trajectory in active for context in trajectory.context]
-    calls, places = [], []
-    for length in sorted({len(context) for context in contexts}):
-        of_length = [row for row, context in enumerate(contexts) if len(context) == length]
-        context = torch.stack([contexts[row] for row in of_length])
-        tensors = (latents[of_length].to(unet.dtype), times[of_length], context)
-        for rows_of_call, *others in zip(*(_padded_batches(tensor, unet_bs) for tensor in tensors), strict=True):
-            # With the channels last convolutions need no other order inside; padding would give it up.
-            calls.append(_unet_call(rows_of_call.contiguous(memory_format=torch.channels_last), *others))
-        places += of_length + [-1] * (-len(of_length) % unet_bs)
+    before, calls, places = dict(stacked), [], []
+    stacked.clear()
+    for batch in _batches(contexts, unet_bs):
+        row_contexts = [contexts[row] for row in batch]
+        key = tuple(map(id, row_contexts))
+        stacked[key] = before[key] if key in before else torch.stack(row_contexts)
+        # With the channels last convolutions need no other order inside.
+        sent = latents[batch].to(unet.dtype).contiguous(memory_format=torch.channels_last)
+        calls.append(_unet_call(sent, times[batch], stacked[key]))
+        places += batch
     answers = torch.cat(unet.call_all(calls)).float()
-    predicted = torch.empty_like(latents)
-    answered = torch.tensor(places, device=latents.device)
-    predicted[answered[answered >= 0]] = answers[answered >= 0]
+    answer_to = {row: number for number, row in reversed(list(enumerate(places)))}  # the first one, not its padding
+    predicted = answers[[answer_to[row] for row in range(len(latents))]]
     return list(torch.split(predicted, [len(latents) for latents, _ in rows]))
+
+
+def _batches(contexts: Sequence[Tensor], size: int) -> Iterator[list[int]]:
+    """The numbers of the rows whose prompts are equally long, `size` at a time; the last one of them fills up."""
+    for length in sorted({len(context) for context in contexts}):
+        rows = [row for row, context in enumerate(contexts) if len(context) == length]
+        rows += rows[-1:] * (-len(rows) % size)
+        yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def probe_prediction(unet: Component) -> str:

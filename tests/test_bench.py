@@ -23,7 +23,7 @@ STATED = {
     "dtype": "float32",
     "rows": 2,
     "threads": 1,
-    "omp_wait_policy": "",
+    "omp_waiting": "",
 }
 
 
@@ -85,7 +85,7 @@ def test_the_real_thing(folder, model, capsys):
     assert runner["loads_per_step"] == 1
     assert 0 < runner["overhead"] < 1
     assert (stock["rows"], runner["rows"]) == (2, 32)
-    assert (stock["omp_wait_policy"], runner["omp_wait_policy"]) == ("passive", "passive")  # as the tests have it
+    assert (stock["omp_waiting"], runner["omp_waiting"]) == ("OMP_WAIT_POLICY=passive",) * 2  # as the tests have it
     for row in report["rows"]:
         assert row["first_picture_seconds"] > row["ready_seconds"] > 0
         assert row["pictures_per_second"] == pytest.approx(3 / row["seconds"][0])

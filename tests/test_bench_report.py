@@ -13,7 +13,7 @@ ROW = {
     "name": "runner", "problem": "", "pictures_per_second": 2.0, "ratio": 2.5, "ratios": [2.5], "seconds": [2.0],
     "ready_seconds": 3.0, "first_picture_seconds": 4.25, "peak_bytes": 1 << 30, "process_peak_bytes": 3 << 29,
     "load_peak_bytes": 1 << 29, "psnr": float("inf"), "largest_difference": 0, "overhead": 0.043,
-    "loads_per_step": None, "dtype": "float32", "rows": 32, "threads": 2, "omp_wait_policy": "passive",
+    "loads_per_step": None, "dtype": "float32", "rows": 32, "threads": 2, "omp_waiting": "OMP_WAIT_POLICY=passive",
 }  # fmt: skip
 FAILED = dict.fromkeys(ROW) | {"name": "stock_half", "problem": "no [memory]\nleft"}
 
