@@ -28,7 +28,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 NEVER = -1
 MOST_RESERVED = 4 << 30  # bytes of address space; they cost nothing until they are used
 LEAST_GROWTH = 48 << 20  # bytes between two sweeps
-SECONDS_BETWEEN_LOOKS = 0.2  # a look takes a millisecond
+FASTEST_GROWTH = 16 << 30  # bytes a second: pages are emptied before they are handed out
+SECONDS_BETWEEN_LOOKS = 0.2  # at what is in use, which takes a millisecond
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -54,6 +55,7 @@ class _State:
     besides: int = 0  # what the process holds that isn't in the heap
     most_used: int = 0
     looked: float = 0.0
+    safe_until: float = 0.0
     sweeps: int = 0
 
 
@@ -79,7 +81,7 @@ def begin(ceiling: int | None, burst: int) -> None:
         sweep()
         _state.besides = resident_bytes() - _used()
     _state.ceiling, _state.burst, _state.most_used = ceiling, burst, 0
-    _state.sweep_at = (ceiling or 0) - burst
+    _state.sweep_at, _state.safe_until = (ceiling or 0) - burst, 0.0
     check()
 
 
@@ -90,7 +92,11 @@ def check(coming: int = 0) -> None:
     now = time.monotonic()
     if now - _state.looked > SECONDS_BETWEEN_LOOKS:
         _state.looked, _state.most_used = now, max(_state.most_used, _used())
-    if _state.ceiling is not None and resident_bytes() + coming > _state.sweep_at:
+    if _state.ceiling is None or (now < _state.safe_until and not coming):
+        return
+    left = _state.sweep_at - resident_bytes() - coming
+    _state.safe_until = now + left / FASTEST_GROWTH
+    if left < 0:
         sweep()
         _state.sweeps += 1
         held, wanted = resident_bytes(), _state.ceiling - _state.burst
