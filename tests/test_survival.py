@@ -38,6 +38,16 @@ jobs:
 """
 
 
+TURNS = """
+version: 1
+name: small
+models: {{one: {{path: {one}}}, two: {{path: {two}}}}}
+defaults: {{width: 64, height: 64, steps: 2}}
+jobs:
+  - {{prompts: [cat, dog], seeds: 1, matrix: {{model: [one, two]}}}}
+"""
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")
@@ -189,14 +199,17 @@ def forker(model):
         process.stdin.close()
 
 
-def test_a_run_may_be_killed_at_any_moment(ask, tmp_path, model):
-    ask("undisturbed")
+@pytest.mark.parametrize("models", [1, 2])
+def test_a_run_may_be_killed_at_any_moment(ask, tmp_path, model, models):
+    other = tiny.save_model(tmp_path / "other", seed=1) if models == 2 else None
+    text = TURNS.format(one=model, two=other) if other else MANIFEST
+    ask("undisturbed", text=text)
     delays, kills, folder = random.Random(20), Counter(), tmp_path / "0"
     with forker(model) as run:
         code, whole = run(tmp_path / "undisturbed", 600)
         assert code == 0
         while sum(kills.values()) < KILLS:
-            ask(folder.name)
+            ask(folder.name, text=text)
             code, _ = run(folder, delays.uniform(0, whole))
             if code == 0:
                 check_same(folder / "out", tmp_path / "undisturbed/out")

@@ -1,0 +1,34 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from runner import cli, openmp
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    monkeypatch.setattr(os, "environ", {})
+    return os.environ
+
+
+def test_threads_wait_awake_for_a_moment(environment):
+    openmp.settle()
+    assert environment == {"GOMP_SPINCOUNT": str(openmp.SPINS)}
+    assert openmp.settings() == f"GOMP_SPINCOUNT={openmp.SPINS}"
+
+
+@pytest.mark.parametrize("said", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "5"}])
+def test_what_the_environment_says_stays(environment, said):
+    environment.update(said)
+    openmp.settle()
+    assert environment == said
+
+
+def test_it_is_settled_before_torch_is_there():
+    verbs = [name for name in vars(cli) if name in ("_run", "_verify", "_web", "_doctor")]
+    assert len(verbs) == 4
+    loaded = "import sys; from runner import cli; cli.openmp.settle(); print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
