@@ -11,7 +11,7 @@ import runner
 
 PACKAGE = Path(runner.__file__).parent
 LAYERS = (
-    ("errors", "lazy", "spec", "events", "settings"),
+    ("errors", "lazy", "spec", "events", "settings", "openmp"),
     ("rounding", "stops", "files", "heap", "tokens", "stored", "pickled", "torch_file", "compvis"),
     ("weights", "costs", "machine"),
     ("inits", "grid", "yaml_nodes", "prompts", "values", "manifest", "manifest_schema", "expand", "records", "images"),

@@ -61,7 +61,9 @@ def ask(tmp_path, monkeypatch, model):
         (tmp_path / place).mkdir(exist_ok=True)
         monkeypatch.chdir(tmp_path / place)
         Path("m.yaml").write_text(text)
-        return read_request(Path("m.yaml"), settings.compose([f"model.path={model}", "out=out", *overrides]))
+        return read_request(
+            Path("m.yaml"), settings.compose([f"model.path={model}", "out=out", "allow_outside=true", *overrides])
+        )
 
     return read
 
@@ -190,7 +192,7 @@ def forker(model):
     with subprocess.Popen(command, env=environment, **pipes) as process:
 
         def run(folder, delay):
-            words = ["run", "m.yaml", f"model.path={model}", "out=out", "unet_bs=4"]
+            words = ["run", "m.yaml", f"model.path={model}", "out=out", "unet_bs=4", "allow_outside=true"]
             process.stdin.write("\t".join([str(folder), str(delay), *words]) + "\n")
             code, seconds = process.stdout.readline().split()
             return int(code), float(seconds)
