@@ -168,7 +168,7 @@ def _render(contender: StockPipeline | ThisRunner, wanted: Any) -> None:
 def _threads() -> dict[str, Any]:
     import torch
 
-    return {"threads": torch.get_num_threads(), "omp_waiting": openmp.settings()}
+    return {"threads": torch.get_num_threads(), "omp_waiting": openmp.environment()}
 
 
 class ThisRunner:

@@ -110,7 +110,7 @@ class Costs:
     def _brought(self, name: str, mode: str) -> int:
         """What a component that doesn't stay has there at once: a unit and the next one, or all that a stage needs."""
         if mode == WALKS:
-            units = 3 if self.device == "cpu" else 2  # there once more in blocks
+            units = 3 if self.device == "cpu" else 2  # packed weights are there once more
             return min(self.weights[name], units * self.largest_units[name])
         return self.weights[name] * 2 // 3 if name == "vae" else self.weights[name]  # the larger half is the decoder
 

@@ -137,13 +137,14 @@ def _heads(attn: Any, numbers: Tensor) -> Tensor:
 def replace_layers(module: nn.Module, dtype: torch.dtype) -> None:
     """Puts this module's layers into the place of torch's and diffusers' plain ones, where this CPU can do that."""
     packs = torch.backends.mkldnn.is_available() and SUPPORTED[dtype]()
+    by_products = dtype == torch.bfloat16 and _multiplies_without_tiles()
     for part in module.modules():
         if packs and type(part) is nn.Conv2d and part.padding_mode == "zeros":
             part.__class__ = PackedConv2d
         elif packs and type(part) is nn.Linear:
             part.__class__ = PackedLinear
         elif isinstance(part, Attention) and _is_plain(part):
-            part.processor = KeepingAttention(by_products=dtype == torch.bfloat16 and _multiplies_without_tiles())
+            part.processor = KeepingAttention(by_products=by_products)
 
 
 def _multiplies_without_tiles() -> bool:

@@ -22,6 +22,6 @@ def settle() -> None:
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
 
 
-def settings() -> str:
+def environment() -> str:
     """What the environment says of it."""
     return " ".join(f"{name}={os.environ[name]}" for name in WAITING if name in os.environ)

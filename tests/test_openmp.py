@@ -16,7 +16,7 @@ def environment(monkeypatch):
 def test_threads_wait_awake_for_a_moment(environment):
     openmp.settle()
     assert environment == {"GOMP_SPINCOUNT": str(openmp.SPINS)}
-    assert openmp.settings() == f"GOMP_SPINCOUNT={openmp.SPINS}"
+    assert openmp.environment() == f"GOMP_SPINCOUNT={openmp.SPINS}"
 
 
 @pytest.mark.parametrize("said", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "5"}])
