@@ -193,6 +193,8 @@ def picture(tmp_path):
 
 
 def upload(page, part, picture):
+    # Gradio's editor loses a picture given before its two canvases, the picture's and the crop's, are drawn.
+    expect(part.locator(".pixi-target canvas, .pixi-target-crop canvas")).to_have_count(2)
     part.locator("input[type=file]").first.set_input_files(picture)
     expect(part.get_by_label("Image", exact=True)).to_be_visible()
     expect(part.get_by_label("Undo", exact=True)).to_be_enabled()
