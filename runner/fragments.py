@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from runner.costs import STAYS, UNITS, VISITS, WALKS
-from runner.layers import drop_packed
-from runner.parking import Arena, make_parking
+from runner.layers import Packed, drop_packed
+from runner.parking import Arena, Tensors, make_parking
 from runner.stored import StoredTensor
 
 
@@ -108,7 +108,7 @@ class Walk:
         self._component = component
         self._arenas = Arena(component.device), Arena(component.device)
         self._order: list[str] = []  # in which the units are called, known after the first walk
-        self._ahead: tuple[str, Future[dict[str, Tensor]]] | None = None
+        self._ahead: tuple[str, Future[Tensors]] | None = None
         for name, unit in self.units.items():
             unit.register_forward_pre_hook(lambda *_, name=name: _stop_before(name))
 
@@ -125,6 +125,7 @@ class Walk:
                 put(self.units[here], self._bring(here))
                 self._bring_ahead(len(order))
                 stands = [walker.switch() for walker in walkers]
+                self._keep(here)
                 take_away(self.units[here])
                 self._arenas[0].release()
                 self._arenas = self._arenas[1], self._arenas[0]
@@ -145,7 +146,7 @@ class Walk:
             name = self._order[position % len(self._order)]
             self._ahead = name, self._component.parking.bring_ahead(name, self.units[name], self._arenas[1])
 
-    def _bring(self, name: str) -> dict[str, Tensor]:
+    def _bring(self, name: str) -> Tensors:
         self.loads[name] += 1
         ahead, self._ahead = self._ahead, None
         if ahead:
@@ -153,6 +154,10 @@ class Walk:
             if ahead[0] == name:
                 return tensors
         return self._component.parking.bring(name, self.units[name], self._arenas[0])
+
+    def _keep(self, name: str) -> None:
+        if not (self._ahead and self._ahead[0] == name):  # where it's being read it can't be written
+            self._component.parking.keep(name, self.units[name])
 
     def _give_up(self, walkers: Sequence[_Walker]) -> None:
         """After an error: no call goes on, and nothing is on its way."""
@@ -202,10 +207,14 @@ def _stop_before(unit: str) -> None:
         walker.parent.switch(unit)
 
 
-def put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def put(module: nn.Module, tensors: Tensors) -> None:
     """Gives a module its weights."""
     for name, tensor in tensors.items():
-        _set_parameter(module, name, tensor)
+        if isinstance(tensor, Packed):
+            layer: Any = module.get_submodule(name.rpartition(".")[0])
+            layer.packed = tensor
+        else:
+            _set_parameter(module, name, tensor)
 
 
 def take_away(module: nn.Module) -> None:

@@ -12,7 +12,7 @@ matrix products, which oneDNN does at three times the speed of torch's flash ker
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -32,26 +32,35 @@ SCORES = 1 << 21  # of attention, made at once: what caches hold
 PLAIN: tuple[Any, ...] = ("none", [], "")  # what torch.compile fuses with a layer: nothing
 
 
+class Packed(NamedTuple):
+    """A packed weight: for inputs of which shape, if that matters, and the memory that it lies in, if not its own."""
+
+    weight: Tensor
+    shape: torch.Size | None = None
+    memory: Tensor | None = None
+
+
 class PackedConv2d(nn.Conv2d):
     """A convolution whose weight is packed for the shape of its last input; nothing else of it is kept."""
 
-    packed: Tensor | None = None
-    packed_for: torch.Size | None = None
+    packed: Packed | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """The same as that of `nn.Conv2d`; what comes out has the channels last."""
-        if self.packed_for != input.shape:
-            self._pack(input.shape)
+        packed = self.packed
+        if packed is None or packed.shape != input.shape:
+            packed = self._pack(input.shape)
         convolve: Any = torch.ops.mkldnn._convolution_pointwise
-        convolved: Tensor = convolve(input, self.packed, self.bias, *self._how(), *PLAIN)
+        convolved: Tensor = convolve(input, packed.weight, self.bias, *self._how(), *PLAIN)
         return convolved
 
-    def _pack(self, shape: torch.Size) -> None:
+    def _pack(self, shape: torch.Size) -> Packed:
         pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # what torch.compile calls
         heap.check(self.weight.nbytes)
-        weight = self.weight.to_mkldnn() if self.packed is None else self.packed.to_dense().to_mkldnn()
-        self.packed, self.packed_for = pack(weight, *self._how(), shape), shape
+        plain = self.weight if self.packed is None else self.packed.weight.to_dense()
+        self.packed = Packed(pack(plain.to_mkldnn(), *self._how(), shape), shape)
         _let_go(self)
+        return self.packed
 
     def _how(self) -> tuple[Any, ...]:
         return self.padding, self.stride, self.dilation, self.groups
@@ -60,17 +69,17 @@ class PackedConv2d(nn.Conv2d):
 class PackedLinear(nn.Linear):
     """A linear layer whose weight is packed in the first call; nothing else of it is kept."""
 
-    packed: Tensor | None = None
+    packed: Packed | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """The same as that of `nn.Linear`."""
         if self.packed is None:
             pack: Any = torch.ops.mkldnn._reorder_linear_weight
             heap.check(self.weight.nbytes)
-            self.packed = pack(self.weight)
+            self.packed = Packed(pack(self.weight))
             _let_go(self)
         multiply: Any = torch.ops.mkldnn._linear_pointwise
-        product: Tensor = multiply(input, self.packed, self.bias, *PLAIN)
+        product: Tensor = multiply(input, self.packed.weight, self.bias, *PLAIN)
         return product
 
 
@@ -160,12 +169,16 @@ def _is_plain(attn: Any) -> bool:
     return not changes and all(getattr(attn, name, None) is None for name in others) and attn.to_out is not None
 
 
+def packed_in(module: nn.Module) -> dict[str, Packed]:
+    """The packed weights that a module's layers hold, by their parameters' names."""
+    layers = ((name, part) for name, part in module.named_modules() if isinstance(part, PackedConv2d | PackedLinear))
+    return {f"{name}.weight".lstrip("."): layer.packed for name, layer in layers if layer.packed}
+
+
 def drop_packed(module: nn.Module) -> None:
     """Lets go of the packed weights."""
     for part in module.modules():
-        if isinstance(part, PackedConv2d):
-            part.packed = part.packed_for = None
-        elif isinstance(part, PackedLinear):
+        if isinstance(part, PackedConv2d | PackedLinear):
             part.packed = None
 
 

@@ -1,13 +1,15 @@
 """Where weights wait, and how they come to the device: the two ways that a machine has.
 
 On a CPU the device is the memory itself, and the parking place is the model's file: weights are read from it with
-plain reads (mapped pages would count as the process's own) into buffers that are used again. Elsewhere they wait in
+plain reads (mapped pages would count as the process's own) into buffers that are used again, and from the second time
+on out of a file that has them as they are used. Elsewhere they wait in
 the host's memory, pinned where that speeds the copy up, and come on a stream of their own. What is brought for whom,
 and when it may leave, is the business of `fragments`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
@@ -17,10 +19,12 @@ from torch import Tensor, nn
 
 from runner import heap
 from runner.checkpoint import read_tensor, read_tensor_into
+from runner.layers import Packed
+from runner.packed_file import PackedFile
 from runner.stored import StoredTensor
 
 ALIGNMENT = 512  # bytes, that of an allocation on CUDA; another one may choose another kernel
-Tensors = dict[str, Tensor]
+Tensors = Mapping[str, Tensor | Packed]
 
 
 class Arena:
@@ -35,19 +39,24 @@ class Arena:
         self._memory = torch.empty(0, dtype=torch.uint8, device=device)
         self.released: Any = None  # a torch.cuda.Event
 
-    def allot(self, shapes: Mapping[str, torch.Size], dtype: torch.dtype) -> Tensors:
+    def allot(self, shapes: Mapping[str, torch.Size], dtype: torch.dtype) -> dict[str, Tensor]:
         """Tensors of these shapes, one after the other."""
         starts, end = {}, 0
         for name, shape in shapes.items():
             starts[name], end = end, end + -(-shape.numel() * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        if self._memory.numel() < end:
-            self.clear()
-            heap.check(end)
-            self._memory = torch.empty(end, dtype=torch.uint8, device=self._device)
+        memory = self.allocate(end)
         return {
-            name: self._memory[start : start + shapes[name].numel() * dtype.itemsize].view(dtype).view(shapes[name])
+            name: memory[start : start + shapes[name].numel() * dtype.itemsize].view(dtype).view(shapes[name])
             for name, start in starts.items()
         }
+
+    def allocate(self, size: int) -> Tensor:
+        """So many bytes of it, uint8."""
+        if self._memory.numel() < size:
+            self.clear()
+            heap.check(size)
+            self._memory = torch.empty(size, dtype=torch.uint8, device=self._device)
+        return self._memory[:size]
 
     def release(self) -> None:
         """What is in it is no longer needed, once the work that was given to the device so far is done."""
@@ -68,6 +77,9 @@ class Parking(Protocol):
     def bring_ahead(self, name: str, part: nn.Module, arena: Arena) -> Future[Tensors]:
         """The same in the background."""
 
+    def keep(self, name: str, part: nn.Module) -> None:
+        """The weights of a part are there as the device uses them, so that next time they may come like this."""
+
 
 def make_parking(tensors: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype) -> Parking:
     """The parking place that suits a device."""
@@ -79,10 +91,13 @@ class FileParking:
 
     def __init__(self, tensors: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype) -> None:
         self._tensors, self._dtype = tensors, dtype
+        self._packed = PackedFile(sum(math.prod(tensor.shape) for tensor in tensors.values()) * dtype.itemsize)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="weights")
 
     def bring(self, name: str, part: nn.Module, arena: Arena) -> Tensors:
         """The weights of a part, read."""
+        if packed := self._packed.bring(name, arena.allocate):
+            return packed
         brought = arena.allot(_shapes(part), self._dtype)
         for own, tensor in brought.items():
             read_tensor_into(self._tensors[_full(name, own)], tensor)
@@ -92,13 +107,17 @@ class FileParking:
         """The same, by the thread."""
         return self._reader.submit(self.bring, name, part, arena)
 
+    def keep(self, name: str, part: nn.Module) -> None:
+        """Writes them down."""
+        self._packed.keep(name, part)
+
 
 class HostParking:
     """Weights wait in the host's memory; on CUDA it is pinned, and they are copied on a stream of their own."""
 
     def __init__(self, tensors: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype) -> None:
         self._tensors, self._device, self._dtype = tensors, device, dtype
-        self._parked: Tensors = {}
+        self._parked: dict[str, Tensor] = {}
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def bring(self, name: str, part: nn.Module, arena: Arena) -> Tensors:
@@ -112,7 +131,10 @@ class HostParking:
         """The same, while the device works."""
         return _Arriving(self._copy(name, part, arena), self._device, self._stream)
 
-    def _copy(self, name: str, part: nn.Module, arena: Arena) -> Tensors:
+    def keep(self, name: str, part: nn.Module) -> None:
+        """They wait as the device uses them already."""
+
+    def _copy(self, name: str, part: nn.Module, arena: Arena) -> dict[str, Tensor]:
         brought = arena.allot(_shapes(part), self._dtype)
         with torch.cuda.stream(self._stream):  # without one, this does nothing
             if self._stream and arena.released:

@@ -42,7 +42,7 @@ def test_a_packed_convolution_is_the_plain_one_for_any_size_it_meets(dtype, kern
         torch.testing.assert_close(packed(sent), plain(sent))
         assert packed(sent).is_contiguous(memory_format=torch.channels_last)
         assert packed.weight.is_meta and not packed.bias.is_meta
-    restored = packed.packed.to_dense()
+    restored = packed.packed.weight.to_dense()
     assert torch.equal(restored, plain.weight)  # however often it was packed anew
 
 
