@@ -81,12 +81,13 @@ def _answer(job: Job, answers: BinaryIO) -> int:
 
 def _describe(job: Job) -> Iterator[dict[str, Any]]:
     """The device, the number types and the libraries, as a record says them."""
-    from runner import run
+    from runner.loading import constant_record, start_executor
     from runner.request import read_request
+    from runner.session import describe
 
     request = read_request(job.inputs / ITEMS, job.settings)
     (model,) = request.models
-    yield run.describe(request, run.constant_record(request, run.start_executor(request, model)))
+    yield describe(request, constant_record(request, start_executor(request, model)))
 
 
 def _make_random_model(job: Job) -> Iterator[dict[str, Any]]:
@@ -175,7 +176,7 @@ class ThisRunner:
     """This runner as a library, as its own verbs use it."""
 
     def __init__(self, job: Job) -> None:
-        from runner import run
+        from runner.loading import start_executor
         from runner.request import read_request
 
         def read(name: str, **changes: Any) -> Any:
@@ -183,7 +184,7 @@ class ThisRunner:
             return read_request(job.inputs / name, dataclasses.replace(job.settings, out=folder, **changes))
 
         self.wanted, self.warm_up = read(ITEMS), read(WARM_UP, skip_grid=True)
-        self.executor = run.start_executor(self.wanted, *self.wanted.models)
+        self.executor = start_executor(self.wanted, *self.wanted.models)
         self.device: str = self.executor.describe()["device"]
         self.wave_peak = 0  # the runner itself forgets the peak at each wave
         self._run: Mapping[str, Any] = {}

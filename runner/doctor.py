@@ -18,10 +18,10 @@ import torch
 
 from runner import execute, machine, plan
 from runner.errors import SettingError
+from runner.loading import environment
 from runner.plan import LARGE_UNET, Execution
 from runner.probes import Probe, probe_large_layers, probe_model
 from runner.request import OUTPUTS
-from runner.run import environment
 from runner.settings import Settings
 from runner.weights import ModelFiles, cache_folder, find_model
 

@@ -99,3 +99,13 @@ class RunFinished:
 
 WaveEvent = WaveStarted | StepDone | Rendered | MemoryShort | ItemFailed
 RunEvent = RunStarted | ModelLoaded | WaveStarted | StepDone | MemoryShort | ItemDone | ItemFailed | RunFinished
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What has become of a run so far; `hopeless` says why it ended early, if it did."""
+
+    done: int = 0
+    failed: list[Item] = field(default_factory=list)
+    hopeless: str = ""
+    peak_bytes: int = 0

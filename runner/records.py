@@ -31,6 +31,7 @@ from runner.files import flush_folder, write_all, writing_to
 from runner.rounding import Way, way_of
 
 RECORDS, TORN, LOCK = "records.jsonl", "records.torn", ".lock"
+UNFINISHED = ".unfinished"  # in the folder as long as its gallery may be behind the records, and files half-written
 LONGEST_LINE = 1 << 24  # bytes
 log = logging.getLogger(__name__)
 

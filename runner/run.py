@@ -1,48 +1,26 @@
 """Renders what is missing of a request: items in, pictures and records out, told as a stream of events.
 
-It joins the parts: the ledger says what is missing, `plan` groups it, `execute` makes the pictures, threads write
-them, and a record is appended when a picture is in its file. Models take turns, one is loaded at a time.
+The ledger says what is missing. Only if something is, the modules that make pictures are imported: torch alone takes
+seconds.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import itertools
-import logging
-import platform
 import time
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent import futures
-from dataclasses import dataclass, field
-from importlib.metadata import version
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Generator
+from typing import TYPE_CHECKING
 
-import orjson
-
-from runner import __version__, gallery, plan
+from runner import gallery
 from runner.backlog import Backlog
-from runner.costs import NONE, OPENVINO
-from runner.errors import RunnerError, SettingError
-from runner.events import ItemDone, ItemFailed, ModelLoaded, Rendered, RunEvent, RunFinished, RunStarted
-from runner.execute import FULL, Executor, NotFinite, available_devices, free_memory, held_memory, release_memory
-from runner.files import atomic_write, flush_folder, sweep, writing_to
-from runner.images import Writer, Written, image_path
-from runner.plan import Execution, Wave
-from runner.records import Index, Ledger
-from runner.request import RUN_FILE, Request
-from runner.rounding import Way, changed_versions, differences, lowered, way_of
-from runner.spec import Item, Model, item_id
+from runner.events import Outcome, RunEvent, RunFinished, RunStarted
+from runner.files import sweep, writing_to
+from runner.records import UNFINISHED, Ledger
+from runner.request import Request
 from runner.stops import Stop
 
-INITS = "inits"  # in a run folder, beside its records
-UNFINISHED = ".unfinished"  # there as long as the gallery may be behind the records, and files half-written
-MOST_ALIKE = 10
-MOST_OVERFLOWED = 64  # items that wait until they are rendered again in full precision
-LIBRARIES = ("torch", "diffusers", "transformers", "numpy", "pillow")
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from runner.execute import Executor
+    from runner.loading import Loader
 
 
 def run(
@@ -57,11 +35,14 @@ def run(
         Stopped: `stop` was asked to; what was finished is safe.
     """
     begun, stop = time.monotonic(), stop or Stop()
-    loader = Loader(request, stop, executor)
     if request.settings.skip_save:
-        yield from _render_only(request, loader, stop)
+        from runner.session import render_only
+
+        yield from render_only(request, _loader(request, stop, executor), stop)
         return
+    loader = None
     if not request.folder.exists():  # nothing is written where nothing can be rendered
+        loader = _loader(request, stop, executor)
         loader.load(next(request.wanted()).model)
     with Ledger(request.folder, deep=request.settings.deep) as ledger:
         with stop.harmless(), writing_to(request.folder):
@@ -71,6 +52,9 @@ def run(
         outcome = Outcome()
         yield RunStarted(wanted=request.count(), missing=backlog.missing)
         if backlog.missing:
+            from runner.session import Session
+
+            loader = loader or _loader(request, stop, executor)
             yield from Session(request, loader, ledger, backlog, stop, outcome).run()
         _report(request, stop)
         yield RunFinished(
@@ -84,28 +68,10 @@ def run(
         )
 
 
-class Loader:
-    """Holds the one model that is loaded, at first perhaps one that somebody else has loaded."""
+def _loader(request: Request, stop: Stop, executor: Executor | None) -> Loader:
+    from runner.loading import Loader
 
-    def __init__(self, request: Request, stop: Stop, executor: Executor | None) -> None:
-        self._request, self._stop = request, stop
-        self._executor, self._model = executor, next(iter(request.models))
-
-    def load(self, model: Model) -> Executor:
-        """The model's executor; the one of another model is let go of first, since two may not fit."""
-        if self._executor is None or model != self._model:
-            if self._executor:
-                device, self._executor = self._executor.execution.device, None
-                release_memory(device)
-            self._model = model
-            with self._stop.harmless():
-                self._executor = start_executor(self._request, model)
-        return self._executor
-
-
-def _by_model(items: Iterable[Item]) -> Iterator[tuple[Model, Iterator[Item]]]:
-    """The items of each model in turn; a model's have to be taken before the next model's are."""
-    return itertools.groupby(items, key=lambda item: item.model)
+    return Loader(request, stop, executor)
 
 
 def _report(request: Request, stop: Stop) -> None:
@@ -116,326 +82,3 @@ def _report(request: Request, stop: Stop) -> None:
             gallery.build(request.folder, request.settings.n_rows)
         with writing_to(request.folder):
             unfinished.unlink()
-
-
-def _render_only(request: Request, loader: Loader, stop: Stop) -> Iterator[RunEvent]:
-    """Renders everything and keeps nothing: to measure the time."""
-    yield RunStarted(wanted=request.count(), missing=request.count())
-    begun, done, failed = time.monotonic(), 0, list[Item]()
-    for model, items in _by_model(request.wanted()):
-        executor = loader.load(model)
-        yield ModelLoaded(model=model)
-        for wave in stop.through(plan.group(items, executor.execution)):
-            for event in stop.wave(executor.run(wave)):
-                if isinstance(event, Rendered):
-                    done += 1
-                    yield ItemDone(item=event.item, record={"seconds": _rounded(event.seconds)})
-                else:
-                    failed += [event.item] if isinstance(event, ItemFailed) else []
-                    yield event
-        del executor
-    yield RunFinished(done=done, failed=tuple(failed), seconds=time.monotonic() - begun)
-
-
-@dataclass(slots=True, kw_only=True)
-class Outcome:
-    """What has become of a run so far; `hopeless` says why it ended early, if it did."""
-
-    done: int = 0
-    failed: list[Item] = field(default_factory=list)
-    hopeless: str = ""
-    peak_bytes: int = 0
-
-
-class Streak:
-    """Failures in a row with one and the same error."""
-
-    def __init__(self) -> None:
-        self._error: Mapping[str, str] = {}
-        self._length = 0
-
-    def go_on(self, error: Mapping[str, str]) -> int:
-        """One more failure; how many in a row that makes."""
-        self._length = self._length + 1 if error == self._error else 1
-        self._error = error
-        return self._length
-
-    def end(self) -> None:
-        """Something succeeded."""
-        self._length = 0
-
-
-class Session:
-    """One run under way: pictures on their way into files, and the ledger that follows them."""
-
-    def __init__(
-        self, request: Request, loader: Loader, ledger: Ledger, backlog: Backlog, stop: Stop, outcome: Outcome
-    ) -> None:
-        self.request, self.loader, self.outcome = request, loader, outcome
-        self.ledger, self.backlog, self.stop = ledger, backlog, stop
-        self._written: deque[tuple[Rendered, Mapping[str, Any], futures.Future[Written]]] = deque()
-        self._overflowed: list[Item] = []
-        self._rerendered: dict[str, str] = {}  # id -> why
-        # A picture is written when others are long rendered, so each stage has failures in a row of its own.
-        self._unrendered, self._unwritten = Streak(), Streak()
-
-    def run(self) -> Iterator[RunEvent]:
-        """Renders all that is missing; whatever happens, what is in a file gets its record."""
-        with Writer(self.request.folder) as writer:
-            self._writer = writer
-            try:
-                for model, items in _by_model(self.backlog):
-                    yield from self._render(model, items)
-                    if self.outcome.hopeless:
-                        break
-                yield from self._collect(wait=True)
-            finally:
-                self._settle()
-
-    def _render(self, model: Model, items: Iterator[Item]) -> Iterator[RunEvent]:
-        """Renders the items of one model."""
-        executor = self.loader.load(model)
-        making = constant_record(self.request, executor)
-        notes = check_rounding(self.request, model, executor, self.ledger, making)
-        _prepare_folder(self.request, describe(self.request, making))
-        yield ModelLoaded(model=model, notes=tuple(notes))
-        for wave in self._waves(items, executor):
-            yield from self._render_wave(wave, executor, making)
-            if len(self._overflowed) >= MOST_OVERFLOWED:
-                yield from self._render_in_full(executor)
-            if self.outcome.hopeless:
-                return
-        yield from self._render_in_full(executor)
-
-    def _render_in_full(self, executor: Executor) -> Iterator[RunEvent]:
-        """Renders again, in full precision, what overflowed."""
-        items, self._overflowed = self._overflowed, []
-        if not items:
-            return
-        with self.stop.harmless():
-            executor = executor.in_full()
-        making = constant_record(self.request, executor)
-        for wave in self._waves(iter(items), executor):
-            yield from self._render_wave(wave, executor, making)
-            if self.outcome.hopeless:
-                return
-
-    def _waves(self, items: Iterator[Item], executor: Executor) -> Iterator[Wave]:
-        return self.stop.through(plan.group(items, executor.execution))
-
-    def _render_wave(self, wave: Wave, executor: Executor, making: Mapping[str, Any]) -> Iterator[RunEvent]:
-        making = {**making, "run": {**making["run"], "unet_bs": wave.unet_bs, "turbo": wave.layout.turbo}}
-        for event in self.stop.wave(executor.run(wave)):
-            match event:
-                case Rendered():
-                    self._unrendered.end()
-                    self.outcome.peak_bytes = max(self.outcome.peak_bytes, event.peak_bytes)
-                    made = {**making, "run": {**making["run"], **event.how}}
-                    if event.how.get("unet_bs", wave.unet_bs) < wave.unet_bs:  # memory ran out
-                        made["run"]["lowered_from"] = wave.unet_bs
-                    self._written.append((event, made, self._write(event)))
-                case ItemFailed() if _overflowed(event, executor):
-                    self._put_off(event)
-                case ItemFailed():
-                    yield self._fail(event, making, self._unrendered)
-                case _:
-                    yield event
-            yield from self._collect(wait=False)
-            if self.outcome.hopeless:
-                return
-        self.ledger.flush()
-
-    def _settle(self) -> None:
-        """Records what is still being written; after an interruption as well."""
-        while self._written:
-            with contextlib.suppress(RunnerError):  # the first of its kind is on its way to the user already
-                for _ in self._collect(wait=True):
-                    pass
-
-    def _write(self, event: Rendered) -> futures.Future[Written]:
-        path = self._free_path(event.item)
-        return self._writer.submit(event.pixels, self._keep_init(event.item), path)
-
-    def _keep_init(self, item: Item) -> Item:
-        """The item with its init picture as a copy in the run folder, so that the folder is whole on its own."""
-        if item.init is None:
-            return item
-        name = f"{INITS}/{item.init_sha256}{Path(item.init).suffix.lower()}"
-        copy = self.request.folder / name
-        if not copy.exists():
-            try:
-                data = Path(item.init).read_bytes()
-            except OSError:
-                return item  # it has vanished; the record says where it was
-            with writing_to(self.request.folder):
-                atomic_write(copy, data)
-        return item._replace(init=name)
-
-    def _free_path(self, item: Item) -> PurePosixPath:
-        """The item's path; where the picture of another item stands (of an earlier manifest, say), one with its id."""
-        path, identity = image_path(item), item_id(item)
-        if self.ledger.image_paths().get(str(path), identity) == identity:
-            return path
-        return path.with_stem(f"{path.stem}_{identity[:12]}")
-
-    def _collect(self, *, wait: bool) -> Iterator[ItemDone | ItemFailed]:
-        """Appends the records of pictures that are in their files; those that remain stay noted, whatever happens."""
-        while self._written and (wait or self._written[0][2].done()):
-            futures.wait([self._written[0][2]])
-            event, making, future = self._written.popleft()
-            try:
-                written = future.result()
-            except RunnerError:
-                raise
-            except Exception as error:  # of this picture alone: it can't be encoded, say
-                failed = ItemFailed(item=event.item, error=error, seconds=event.seconds)
-                yield self._fail(failed, making, self._unwritten)
-                continue
-            self._unwritten.end()
-            record = self._record(event.item, making) | _done_record(event, written)
-            self.ledger.append(record)
-            self.backlog.settle(record["id"])
-            self.outcome.done += 1
-            yield ItemDone(item=event.item, record=record)
-
-    def _put_off(self, event: ItemFailed) -> None:
-        """Keeps an item for later, when it is rendered in full precision; so far nothing has failed."""
-        self._overflowed.append(event.item)
-        self._rerendered[item_id(event.item)] = str(event.error)
-        log.info("item %d is rendered again in full precision: %s", event.item.number, event.error)
-
-    def _fail(self, event: ItemFailed, making: Mapping[str, Any], streak: Streak) -> ItemFailed:
-        """Records a failure; many alike in a row are taken for what all the others would come to."""
-        error = {"class": type(event.error).__name__, "message": str(event.error)}
-        failure = {"status": "failed", "error": error, "seconds": _rounded(event.seconds)}
-        self.ledger.append(self._record(event.item, making) | failure)
-        self.outcome.failed.append(event.item)
-        if streak.go_on(error) >= MOST_ALIKE:
-            self.outcome.hopeless = f"{MOST_ALIKE} items in a row failed alike: {error['class']}: {error['message']}"
-        return event
-
-    def _record(self, item: Item, making: Mapping[str, Any]) -> dict[str, Any]:
-        identity, model = item_id(item), item.model
-        wish = self._keep_init(item).to_dict() | {"model": model.name}
-        record = {"id": identity, "status": "", "item": wish, "model": _model_record(model), **making}
-        return record | {"rerendered": self._rerendered[identity]} if identity in self._rerendered else record
-
-
-def _model_record(model: Model) -> dict[str, Any]:
-    return {"name": model.name, "path": model.path, "fingerprints": dict(model.fingerprints)}
-
-
-def _overflowed(event: ItemFailed, executor: Executor) -> bool:
-    return isinstance(event.error, NotFinite) and executor.execution.dtype != FULL
-
-
-def _done_record(event: Rendered, written: Written) -> dict[str, Any]:
-    return {
-        "status": "done",
-        "image": written.path,
-        "sha256": written.sha256,
-        "pixels": written.pixels_sha256,
-        "bytes": written.bytes,
-        "seconds": _rounded(event.seconds),
-        "peak_bytes": event.peak_bytes,
-    }
-
-
-def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 6) for name, value in seconds.items()}
-
-
-def start_executor(request: Request, model: Model) -> Executor:
-    """One of the request's models, as its settings want it on this machine."""
-    device = plan.check_device(request.settings.device, available_devices())
-    free, held = free_memory(device), held_memory(device)
-    executions = (
-        (each, plan.decide(request.settings, request.models[each], device, free, held))
-        for each in itertools.dropwhile(lambda each: each != model, request.models)
-    )
-    _, execution = next(executions)
-    if request.settings.memory:
-        for each, its in ((model, execution), *executions):
-            _check_ceiling(request, each, its)
-    return Executor(request.models[model], execution)
-
-
-def _check_ceiling(request: Request, model: Model, execution: Execution) -> None:
-    """Says at the start, not in the middle of the run, that a size needs more memory than there may be."""
-    grid = request.grid_sizes()
-    with contextlib.suppress(SettingError):  # of a size that no item has, maybe
-        for size in grid or ():
-            execution.layout(*size)
-        if grid:
-            return
-    for size in {(item.width, item.height) for item in request.items if item.model == model}:
-        execution.layout(*size)
-
-
-def constant_record(request: Request, executor: Executor) -> dict[str, Any]:
-    """What is the same in every record of a run's one model."""
-    settings = request.settings
-    run_settings = executor.describe() | {
-        "precision": settings.precision,
-        "memory": settings.memory or "auto",
-        "engine": settings.engine,
-    }
-    return {
-        "run": run_settings,
-        "env": environment(executor.execution.compiler),
-    }
-
-
-def environment(compiler: str = NONE) -> dict[str, str]:
-    """The versions of what has a say in a picture's bytes."""
-    libraries = {name: version(name) for name in (*LIBRARIES, *([compiler] if compiler == OPENVINO else []))}
-    return {"runner": __version__, "python": platform.python_version(), **libraries}
-
-
-def describe(request: Request, making: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of `run.json`; `making` is what is the same in every record of the model that is loaded."""
-    return {
-        "target": str(request.target),
-        "settings": dataclasses.asdict(request.settings),
-        "drawn_seeds": {str(job): seed for job, seed in request.drawn_seeds.items()},
-        "models": [_model_record(model) for model in request.models],
-        **making,
-    }
-
-
-def check_rounding(
-    request: Request, model: Model, executor: Executor, index: Index, making: Mapping[str, Any]
-) -> list[str]:
-    """What people should know before pictures of a model, made in different ways, come into one folder.
-
-    Raises:
-        SettingError: the folder's pictures were made in another way, and mixing isn't asked for.
-    """
-
-    def now(width: int, height: int) -> Way:
-        run = {**making["run"], "unet_bs": executor.execution.layout(width, height).unet_bs}
-        item = {"width": width, "height": height}
-        return way_of({"model": model.to_dict(), "item": item, "run": run, "env": making["env"]})
-
-    own = tuple(sha256 for _, sha256 in model.fingerprints)
-    ways = [way for way in index.ways if way.model == own]
-    found = differences(ways, now)
-    if found and not request.settings.mixed:
-        raise SettingError(
-            f"the pictures in '{request.folder}' were made in another way: {'; '.join(found)}. The same item could "
-            "become other bytes. Go on as before, choose another 'out=', or mix them with mixed=true"
-        )
-    changed = found + changed_versions(ways, making["env"])
-    notes = [f"the folder's pictures were made in another way: {'; '.join(changed)}"] if changed else []
-    return notes + lowered(ways)
-
-
-def _prepare_folder(request: Request, settings: Mapping[str, Any]) -> None:
-    """Writes what is asked for, and the mark that the folder's report is behind its records from now on."""
-    asked = "manifest.jsonl" if request.target.suffix == ".jsonl" else "manifest.yaml"
-    manifest = request.target.read_bytes()
-    with writing_to(request.folder):
-        (request.folder / UNFINISHED).touch()
-        atomic_write(request.folder / asked, manifest)
-        atomic_write(request.folder / RUN_FILE, orjson.dumps(settings, option=orjson.OPT_INDENT_2))
-        flush_folder(request.folder)

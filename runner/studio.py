@@ -31,7 +31,7 @@ from typing import Any, Self
 import yaml
 from PIL import Image
 
-from runner import gallery, progress, weights
+from runner import gallery, loading, progress, weights
 from runner import run as running
 from runner.errors import RunnerError
 from runner.events import (
@@ -251,7 +251,7 @@ class Studio:
         wanted = how(request.settings)
         if self._executor is None or wanted != self._made_for:
             self._executor = None  # two models may not fit
-            self._executor, self._made_for = running.start_executor(request, *request.models), wanted
+            self._executor, self._made_for = loading.start_executor(request, *request.models), wanted
         return self._executor
 
 

@@ -30,9 +30,9 @@ from runner.events import ItemDone, ItemFailed, Rendered, RunEvent, RunFinished,
 from runner.execute import available_devices, release_memory
 from runner.expand import part
 from runner.judge import FAILED, SAME, STATES, Finding, judge, read_back
+from runner.loading import environment, start_executor
 from runner.records import RECORDS, numbered_records
 from runner.request import Request
-from runner.run import environment, start_executor
 from runner.settings import UNET_BS_LIMIT, Settings
 from runner.spec import Item, Model
 from runner.weights import ModelFiles

@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_records_say_what_computed_the_unet_and_ways_are_not_mixed(tmp_path, mod
     list(running.run(ask("1", "compile=openvino")))
     [record] = iterate_records(tmp_path / "out")
     assert record["run"]["compile"] == OPENVINO
-    assert record["env"]["openvino"] == running.version("openvino")
+    assert record["env"]["openvino"] == version("openvino")
     with pytest.raises(SettingError, match="compile was openvino and is now none"):
         list(running.run(ask("1-2")))
     shutil.rmtree(tmp_path / "out")

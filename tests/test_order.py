@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
 import runner
+from runner import cli
 
 PACKAGE = Path(runner.__file__).parent
 LAYERS = (
@@ -20,7 +22,7 @@ LAYERS = (
     ("samplers", "checkpoint", "layers", "opaque", "packed_file", "parking", "fragments", "compiled"),
     ("strips", "stages", "random_model"),
     ("execute", "probes"),
-    ("run", "verify", "doctor", "doctor_text"),
+    ("loading", "session", "run", "verify", "doctor", "doctor_text"),
     ("progress",),
     ("studio",),
     ("web_text", "web"),
@@ -72,3 +74,11 @@ def test_help_and_plan_do_not_import_torch(tmp_path):
     assert heavy_after("from runner import cli; assert cli.main(['extract', 'nowhere.png']) == 4") == []
     for words in (["--help"], ["run", "--help"], ["plan", str(manifest)], ["run", "--cfg", "job"]):
         assert heavy_after(f"from runner import cli; assert cli.main({words!r}) == 0") == []
+
+
+def test_a_run_of_which_nothing_is_missing_does_not_import_torch(tmp_path):
+    manifest = tmp_path / "m.yaml"
+    manifest.write_text("version: 1\njobs: [{prompts: [cat], seeds: 1-3, width: 64, height: 64, steps: 1}]\n")
+    words = ["run", str(manifest), f"model.path={tiny.save_model(tmp_path / 'tiny')}", f"out={tmp_path / 'out'}"]
+    assert cli.main(words) == 0
+    assert heavy_after(f"from runner import cli; assert cli.main({words!r}) == 0") == []

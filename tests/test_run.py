@@ -16,7 +16,7 @@ from painter import Painter
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from runner import execute, images, progress, settings, stages
+from runner import execute, images, loading, progress, session, settings, stages
 from runner import run as running
 from runner.errors import FolderUnwritable, ModelError, RunFolderHeld, SettingError
 from runner.events import ItemDone, ItemFailed, ModelLoaded, RunFinished, RunStarted, StepDone, WaveStarted
@@ -105,7 +105,7 @@ def test_a_run_folder_has_everything(ask):
 
 def test_a_second_run_renders_nothing(ask, monkeypatch):
     list(running.run(ask()))
-    monkeypatch.setattr(running, "start_executor", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(loading, "start_executor", lambda *_: pytest.fail("the model was loaded"))
     events = list(running.run(ask()))
     assert [type(event) for event in events] == [RunStarted, RunFinished]
     assert events[0].missing == 0
@@ -349,7 +349,7 @@ def test_a_run_goes_on_after_it_took_a_lower_unet_bs_since_memory_ran_out(ask):
 
 def test_another_version_of_a_library_is_told(ask, monkeypatch):
     paint(ask(text=small("cat", "1")))
-    monkeypatch.setattr(running, "environment", lambda *_: {"torch": "99.0"})
+    monkeypatch.setattr(loading, "environment", lambda *_: {"torch": "99.0"})
     loaded = paint(ask(text=small("cat", "1-2")))[1]
     assert re.search(r"torch was 2\..* and is now 99.0", loaded.notes[0])
 
@@ -365,7 +365,7 @@ def overflowing(model, folder, component, tensor, row=slice(None)):
 
 
 def run_in_half(request):
-    executor = running.start_executor(request, *request.models)
+    executor = loading.start_executor(request, *request.models)
     half = dataclasses.replace(executor.execution, dtype="float16", costs=executor.execution.costs.in_dtype("float16"))
     return list(running.run(request, execute.Executor(executor.model, half)))
 
@@ -420,7 +420,7 @@ def test_a_picture_of_one_colour_is_suspicious_in_half_precision_only(ask, monke
 
 
 def test_items_that_overflow_do_not_wait_for_the_end(ask, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "MOST_OVERFLOWED", 2)
+    monkeypatch.setattr(session, "MOST_OVERFLOWED", 2)
     broken = overflowing(model, tmp_path / "broken", "unet", "conv_in.weight")
     request = ask(f"model.path={broken}", text=small("cat", "1-6"))
     kinds = [type(event) for event in run_in_half(request) if isinstance(event, WaveStarted | ItemDone)]
@@ -523,9 +523,9 @@ def test_a_ceiling_is_not_about_sizes_that_no_item_has(ask):
     sizes = "version: 1\njobs:\n  - {prompts: [cat], seeds: 1, steps: 1, zip: {width: [64, 128], height: [128, 64]}}\n"
     request = ask(text=sizes)
     assert (128, 128) in request.grid_sizes()
-    running._check_ceiling(request, *request.models, Fussy(128, 128))
+    loading._check_ceiling(request, *request.models, Fussy(128, 128))
     with pytest.raises(SettingError):
-        running._check_ceiling(request, *request.models, Fussy(128, 64))
+        loading._check_ceiling(request, *request.models, Fussy(128, 64))
 
 
 # ---- several models
@@ -549,7 +549,7 @@ def sweep(ask, model, tmp_path):
 @pytest.fixture
 def loads(monkeypatch):
     """The names of the models that were loaded; only one may be there at a time."""
-    original, names, executors = running.start_executor, [], []
+    original, names, executors = loading.start_executor, [], []
 
     def start(request, model):
         assert all(executor() is None for executor in executors), "the model before is still there"
@@ -558,7 +558,7 @@ def loads(monkeypatch):
         executors.append(weakref.ref(executor))
         return executor
 
-    monkeypatch.setattr(running, "start_executor", start)
+    monkeypatch.setattr(loading, "start_executor", start)
     return names
 
 
@@ -610,14 +610,14 @@ def test_a_run_that_was_stopped_between_models_goes_on(sweep, loads):
 
 
 def test_a_signal_stops_between_models(sweep, monkeypatch):
-    stop, original = Stop(), running.start_executor
+    stop, original = Stop(), loading.start_executor
 
     def start(request, model):
         if model.name == "two":
             stop.ask(signal.SIGTERM)
         return original(request, model)
 
-    monkeypatch.setattr(running, "start_executor", start)
+    monkeypatch.setattr(loading, "start_executor", start)
     with pytest.raises(Stopped):
         list(running.run(sweep(), stop=stop))
     assert len(hashes(sweep().folder)) == 4
@@ -691,7 +691,7 @@ class Half(Painter):
 
 
 def test_what_overflows_is_rendered_again_before_the_next_model_comes(sweep, monkeypatch):
-    monkeypatch.setattr(running, "start_executor", lambda request, model: Half())
+    monkeypatch.setattr(loading, "start_executor", lambda request, model: Half())
     events = list(running.run(sweep()))
     turn = next(place for place, event in enumerate(events) if event == ModelLoaded(model=list(sweep().models)[1]))
     again = [event.items[0].model.name for event in events[turn:] if isinstance(event, WaveStarted)]

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from runner import cli, manifest, settings, studio
-from runner import run as running
+from runner import cli, loading, manifest, settings, studio
 from runner.errors import ManifestError, SettingError
 from runner.records import iterate_records
 from runner.studio import Studio, flatten, to_manifest
@@ -80,9 +79,9 @@ def test_the_manifest_renders_the_same_bytes_from_the_command_line(open_studio, 
 
 def test_one_model_serves_all_presses_until_a_setting_changes(open_studio, monkeypatch):
     loaded = []
-    original = running.start_executor
+    original = loading.start_executor
     monkeypatch.setattr(
-        running, "start_executor", lambda request, model: loaded.append(request) or original(request, model)
+        loading, "start_executor", lambda request, model: loaded.append(request) or original(request, model)
     )
     with open_studio() as here:
         jobs = [here.press(here.usual_form() | QUICK | {"seed": str(seed)}) for seed in (1, 3)]
@@ -168,7 +167,7 @@ def test_a_fault_breaks_the_job_and_the_next_one_works(open_studio, monkeypatch)
         raise RuntimeError("unexpected")
 
     with open_studio() as here:
-        monkeypatch.setattr(running, "start_executor", broken)
+        monkeypatch.setattr(loading, "start_executor", broken)
         job = here.press(here.usual_form() | QUICK)
         job.wait()
         monkeypatch.undo()

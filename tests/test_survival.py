@@ -164,7 +164,7 @@ def fails(request):
 FORKER = """
 import os, signal, sys, time
 sys.argv[0] = "runner"
-import runner.run, runner.request, runner.progress, rich.console
+import runner.run, runner.session, runner.request, runner.progress, rich.console
 from runner import cli
 for line in sys.stdin:
     folder, delay, *words = line.rstrip("\\n").split("\\t")

@@ -9,7 +9,7 @@ import tiny
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from runner import cli, inits, settings, stages, weights
+from runner import cli, inits, loading, settings, stages, weights
 from runner import run as running
 from runner.records import Ledger
 from runner.request import read_request
@@ -147,7 +147,7 @@ def test_a_difference_is_measured_and_its_factor_named(verify, folder, other_noi
     assert code == 5
     assert report["counts"]["differs"] == 7
     first, *others = sorted(report["problems"], key=lambda problem: problem["image"] != FIRST)
-    assert first["changed"] == {"torch": ["1.0", running.environment()["torch"]], "unet_bs": [4, 2]}
+    assert first["changed"] == {"torch": ["1.0", loading.environment()["torch"]], "unet_bs": [4, 2]}
     assert all(problem["changed"] == {"unet_bs": [4, 2]} for problem in others)
     assert first["distance"]["greatest"] >= 1
     assert first["distance"]["psnr"] > 30
