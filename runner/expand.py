@@ -49,6 +49,7 @@ RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "init_sha256")
 RECORD_NAMES = frozenset(RECORD_KEYS)
 KEPT_VALUES, SHORT = 4096, 200  # how many checked values are kept, and of how many characters
 NOWHERE = Location(Path())
+BEYOND_TEXTS = slice(Item._fields.index("seed"), Item._fields.index("axes"))
 
 
 def jobs_without_seed(manifest: Manifest) -> tuple[int, ...]:
@@ -57,13 +58,14 @@ def jobs_without_seed(manifest: Manifest) -> tuple[int, ...]:
 
 
 def texts(job: Job) -> Iterator[tuple[str, Location]]:
-    """Every text that the job's items may encode and must not cut, with its place."""
+    """Every text that the job's items may encode and must not cut, with its place; not all of those that surely fit."""
     columns = job.columns
     if "error" not in columns.get("long_prompts", [job.values.get("long_prompts")]):
         return
     prompts_of_job: Sequence[Prompt] = columns["prompt"]
     for prompt in prompts_of_job:
-        yield from ((part.text, prompt.location) for part in prompt.parts())
+        if len(prompt.text.encode()) > ROOM:  # a token has at least one byte, and no part is longer than the prompt
+            yield from ((part.text, prompt.location) for part in prompt.parts())
         if prompt.negative is not None:
             yield prompt.negative, prompt.location
     yield from ((text, job.location) for text in columns.get("negative", [job.values.get("negative", "")]))
@@ -126,10 +128,22 @@ class _JobItems:
         self._slow = lru_cache(maxsize=1)(partial(choose, axes[:split], fixed))
         fast = partial(choose, axes[split:], {})
         self._fast = lru_cache(maxsize=None)(fast) if self._cycle <= LONGEST_CYCLE else fast
+        # Nothing else of an item depends on its prompt, so that of a long list of them each is put into a copy.
+        alone = self._cycle > LONGEST_CYCLE and axes[-1].columns.keys() == {"prompt"}
+        self._prompts: Sequence[Prompt] | None = axes[-1].columns["prompt"] if alone else None
+        self._same = lru_cache(maxsize=1)(lambda slow: tuple(self._make(slow, 0, 0))[BEYOND_TEXTS])
 
     def make(self, place: int, number: int) -> Item:
         """The item at a place in the job."""
         slow, fast = divmod(self._position(place), self._cycle)
+        if self._prompts is None:
+            return self._make(slow, fast, number)
+        prompt, (values, axes) = self._prompts[fast], self._slow(slow)
+        negative = values["negative"] if prompt.negative is None else prompt.negative
+        named = (*axes, ("prompt", shown(prompt)))
+        return Item._make((number, prompt.text, prompt.parts(), negative, *self._same(slow), named))
+
+    def _make(self, slow: int, fast: int, number: int) -> Item:
         (values, axes), (more, also) = self._slow(slow), self._fast(fast)
         values = {**values, **more}
         first_noise = values.pop("first_noise")

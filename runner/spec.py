@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -139,7 +138,7 @@ SHARED = (
     "negative", "width", "height", "steps", "scale", "sampler", "eta", "format", "long_prompts", "init_sha256", "crop",
     "strength", "fixed_code",
 )  # fmt: skip
-_shared = operator.attrgetter(*SHARED)
+_NEGATIVE, _SHARED = Item._fields.index("negative"), slice(Item._fields.index("width"), Item._fields.index("model"))
 
 
 def item_id(item: Item) -> str:
@@ -148,17 +147,20 @@ def item_id(item: Item) -> str:
     It is that of `{"item": {...}, "model": {...}}` as JSON with its keys sorted, but without those that are None: they
     don't count, so that keys which come later leave the ids of older items as they are.
     """
-    before, between, after = _around(_shared(item), item.model.fingerprints)
-    return hashlib.sha256(b"%b%b%b%d%b" % (before, _json_parts(item.parts), between, item.seed, after)).hexdigest()
+    before, between, after = _around(item[_NEGATIVE], item[_SHARED], item.model.fingerprints)
+    [(text, weight), *more] = parts = item.parts
+    written = _json_parts(parts) if more or weight != 1 else b'[{"text":%b,"weight":1.0}]' % orjson.dumps(text)
+    return hashlib.sha256(b"%b%b%b%d%b" % (before, written, between, item.seed, after)).hexdigest()
 
 
 @functools.lru_cache(maxsize=4096)  # neighbours share all but their parts and their seed
-def _around(values: tuple[Any, ...], fingerprints: tuple[tuple[str, str], ...]) -> Sequence[bytes]:
-    """The JSON of an id before the parts, between them and the seed, and after.
+def _around(negative: str, others: tuple[Any, ...], fingerprints: tuple[tuple[str, str], ...]) -> Sequence[bytes]:
+    """The JSON of an id before the parts, between them and the seed, and after; `others` are an item's from its width.
 
     Values of one key are of one type, so that equal ones are written alike.
     """
-    wish = {key: value for key, value in zip(SHARED, values, strict=True) if value is not None}
+    values = {"negative": negative, **dict(zip(Item._fields[_SHARED], others, strict=True))}
+    wish = {key: values[key] for key in SHARED if values[key] is not None}
     if wish["long_prompts"] != "chunk":
         del wish["long_prompts"]  # the other ways make one and the same picture, or none
     document = {"item": {**wish, "parts": None, "seed": None}, "model": dict(fingerprints)}

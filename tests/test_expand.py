@@ -54,6 +54,26 @@ def test_the_order_is_jobs_prompts_matrix_seeds(tmp_path: Path) -> None:
     assert len(found) == 49
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        "",
+        "  seeds: 7-8\n  fixed_code: true\n  exclude: [{prompt: a}]\n",
+        "  seed: 3\n  negative: m\n  sampler: euler\n  eta: 0.5\n  scale: 1\n",
+        "  seed: 3\n  matrix: {steps: [5, 6]}\n",
+        "  zip: {seed: [1, 2, 3, 4], steps: [5, 6, 7, 8]}\n",
+    ],
+)
+def test_a_list_too_long_to_be_kept_makes_the_same_items(tmp_path: Path, monkeypatch: Any, others: str) -> None:
+    prompts = "- prompts: [a, {parts: [b, c], weights: [[1, 1], [1, 3]], negative: n}, 'd:2 e:1']\n"
+    kept = list(items(tmp_path, prompts + others, {0: 5}))
+    monkeypatch.setattr(expand, "LONGEST_CYCLE", 1)
+    found = items(tmp_path, prompts + others, {0: 5})
+    assert list(found) == kept
+    assert [found[place] for place in range(len(found))] == kept
+    assert list(map(type, kept[0])) == list(map(type, found[0]))
+
+
 def test_axes_name_what_varies(tmp_path: Path) -> None:
     found = items(tmp_path, SWEEP)
     assert found[47].axes == (
