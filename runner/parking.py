@@ -1,10 +1,9 @@
 """Where weights wait, and how they come to the device: the two ways that a machine has.
 
 On a CPU the device is the memory itself, and the parking place is the model's file: weights are read from it with
-plain reads (mapped pages would count as the process's own) into buffers that are used again, and from the second time
-on out of a file that has them as they are used. Elsewhere they wait in
-the host's memory, pinned where that speeds the copy up, and come on a stream of their own. What is brought for whom,
-and when it may leave, is the business of `fragments`.
+plain reads (mapped pages would count as the process's own) into buffers that are used again; what was kept is read as
+it is used, from a file of its own. Elsewhere they wait in the host's memory, pinned where that speeds the copy up, and
+come on a stream of their own. What is brought for whom, and when it may leave, is the business of `fragments`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from builders import failure, make_item, matrix, run_folder
+from builders import failure, make_item, matrix, record, run_folder
 from PIL import Image
 
 from runner.errors import FolderUnwritable, NoRunFolder
@@ -102,6 +102,16 @@ def test_a_card_tells_what_differs_and_the_head_what_does_not(tmp_path: Path) ->
     assert page.text.count("scale 5") == 1 and page.text.count("scale 7.5") == 1
     facts = dict(json.loads(str(page.all("figure")[1]["data-facts"])))
     assert (facts["scale"], facts["size"], facts["seed"], facts["model"]) == ("7.5", "64x64", "27", "emoji")
+
+
+def test_a_sweep_of_models_tells_whose_each_picture_is(tmp_path: Path) -> None:
+    one, two = (make_item(number=number, prompt="prompt 0") for number in range(2))
+    run_folder(tmp_path, [one, two])
+    other = record(two, model={"name": "other", "fingerprints": {}})
+    page = Page(build(run_folder(tmp_path, [one], other)).html)
+    assert page.text.count("model emoji") == 1 and page.text.count("model other") == 1
+    facts = [dict(json.loads(str(card["data-facts"]))) for card in page.all("figure")]
+    assert [each["model"] for each in facts] == ["emoji", "other"]
 
 
 def test_a_seed_beyond_the_numbers_of_a_browser_stays_exact(tmp_path: Path) -> None:
