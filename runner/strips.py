@@ -94,6 +94,7 @@ class _Norm:
 
 def _sums(strip: Tensor) -> tuple[Tensor, Tensor]:
     """The sums of each channel's numbers and of their squares, float64 [C]."""
+    heap.check()
     numbers = strip.permute(0, 2, 3, 1).flatten(0, 2).float()  # [rows * W, C]
     return numbers.sum(0).double(), numbers.square().sum(0).double()
 

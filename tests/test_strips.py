@@ -2,6 +2,7 @@ import pytest
 import tiny
 import torch
 from diffusers import AutoencoderKL
+from torch import nn
 
 from runner import costs, strips
 
@@ -47,3 +48,10 @@ def test_a_mean_far_from_zero_does_not_harm_the_statistics():
     found = torch.cat([strips._Norm(norm, list(picture.split(16, 2)))(strip) for strip in picture.split(16, 2)], 2)
     wanted = torch.nn.functional.silu(norm(picture))
     assert (found - wanted).abs().max() < 1e-3
+
+
+def test_statistics_of_many_strips_look_at_the_ceiling_too(monkeypatch):
+    looks = []
+    monkeypatch.setattr(strips.heap, "check", lambda: looks.append(1))
+    strips._Norm(nn.GroupNorm(2, 4), [torch.ones(1, 4, 4, 8) for _ in range(7)])
+    assert len(looks) == 7
