@@ -108,9 +108,9 @@ class Costs:
         )  # fmt: skip
 
     def _brought(self, name: str, mode: str) -> int:
-        """What a component that doesn't stay has there at once: a unit and the next one, or all that a stage needs."""
+        """What a component that doesn't stay has there at once: units, or all that a stage needs."""
         if mode == WALKS:
-            # On a CPU weights are packed in the first step: there once more, and the largest one on its way as well.
+            # This one and the next; on a CPU, where weights are packed, packed once more, and the largest one between.
             units = 4 if self.device == "cpu" else 2
             return min(self.weights[name], units * self.largest_units[name])
         return self.weights[name] * 2 // 3 if name == "vae" else self.weights[name]  # the larger half is the decoder

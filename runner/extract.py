@@ -20,7 +20,7 @@ from typing import Any
 
 from runner import images, infotext, regroup
 from runner.errors import Location, ManifestError, name_some, shorten
-from runner.expand import part, read_item
+from runner.json_lines import part, read_item
 from runner.records import RECORDS
 from runner.settings import group_names
 from runner.spec import Item, Model

@@ -89,12 +89,15 @@ class Component:
         if self.walk:
             self.walk.close()
 
-    def call_all(self, calls: Sequence[Callable[[nn.Module], Tensor]]) -> list[Tensor]:
-        """The results of several calls of the module; if it walks, each unit is brought once for all of them."""
+    def call_all(self, calls: Sequence[Callable[[nn.Module], Tensor]], *, once: bool = False) -> list[Tensor]:
+        """The results of several calls of the module; if it walks, each unit is brought once for all of them.
+
+        `once` says that no more calls like these will come, so that nothing is kept for them.
+        """
         if self.substitute:
             return [call(self.substitute) for call in calls]
         if self.mode == WALKS and self.walk:
-            return self.walk.run(calls)
+            return self.walk.run(calls, once=once)
         with self.visit() as module:
             return [call(module) for call in calls]
 
@@ -112,7 +115,7 @@ class Walk:
         for name, unit in self.units.items():
             unit.register_forward_pre_hook(lambda *_, name=name: _stop_before(name))
 
-    def run(self, calls: Sequence[Callable[[nn.Module], Tensor]]) -> list[Tensor]:
+    def run(self, calls: Sequence[Callable[[nn.Module], Tensor]], *, once: bool = False) -> list[Tensor]:
         """Brings each unit once and lets every call go through it."""
         walkers = [_Walker(call) for call in calls]
         order: list[str] = []
@@ -125,7 +128,8 @@ class Walk:
                 put(self.units[here], self._bring(here))
                 self._bring_ahead(len(order))
                 stands = [walker.switch() for walker in walkers]
-                self._keep(here)
+                if not once:
+                    self._keep(here)
                 take_away(self.units[here])
                 self._arenas[0].release()
                 self._arenas = self._arenas[1], self._arenas[0]

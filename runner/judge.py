@@ -19,8 +19,8 @@ import numpy as np
 
 from runner import images
 from runner.errors import Location, ManifestError
-from runner.expand import part, read_item, read_model
 from runner.images import Pixels
+from runner.json_lines import part, read_item, read_model
 from runner.pictures import file_within
 from runner.records import RECORDS
 from runner.spec import Item, item_id

@@ -3,8 +3,9 @@
 oneDNN multiplies by weights in an order of its own, and torch's layers put them into it anew in each call. Here that is
 done once, in the first call: the best order depends on the input's shape. What a prompt's tokens are turned into by
 an attention layer is kept from step to step where the image has no more tokens than the prompt has, since it is a
-large part of the work there. Neither changes a bit of what comes out. In bfloat16 without AMX, attention is made of
-matrix products, which oneDNN does at three times the speed of torch's flash kernel.
+large part of the work there. Neither changes a bit of what comes out, save for linear layers in float32, which torch
+leaves to another library. In bfloat16 without AMX, attention is made of matrix products, which oneDNN does at three
+times the speed of torch's flash kernel.
 
     replace_layers(unet, torch.bfloat16)
 """
@@ -36,7 +37,7 @@ class Packed(NamedTuple):
     """A packed weight: for inputs of which shape, if that matters, and the memory that it lies in, if not its own."""
 
     weight: Tensor
-    shape: torch.Size | None = None
+    packed_for: torch.Size | None = None
     memory: Tensor | None = None
 
 
@@ -48,7 +49,7 @@ class PackedConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """The same as that of `nn.Conv2d`; what comes out has the channels last."""
         packed = self.packed
-        if packed is None or packed.shape != input.shape:
+        if packed is None or packed.packed_for != input.shape:
             packed = self._pack(input.shape)
         convolve: Any = torch.ops.mkldnn._convolution_pointwise
         convolved: Tensor = convolve(input, packed.weight, self.bias, *self._how(), *PLAIN)
@@ -73,14 +74,17 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """The same as that of `nn.Linear`."""
-        if self.packed is None:
-            pack: Any = torch.ops.mkldnn._reorder_linear_weight
-            heap.check(self.weight.nbytes)
-            self.packed = Packed(pack(self.weight))
-            _let_go(self)
+        packed = self.packed or self._pack()
         multiply: Any = torch.ops.mkldnn._linear_pointwise
-        product: Tensor = multiply(input, self.packed.weight, self.bias, *PLAIN)
+        product: Tensor = multiply(input, packed.weight, self.bias, *PLAIN)
         return product
+
+    def _pack(self) -> Packed:
+        pack: Any = torch.ops.mkldnn._reorder_linear_weight
+        heap.check(self.weight.nbytes)
+        self.packed = Packed(pack(self.weight))
+        _let_go(self)
+        return self.packed
 
 
 class KeepingAttention:

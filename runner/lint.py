@@ -21,7 +21,7 @@ from runner.forecast import Kind
 from runner.manifest import Job
 from runner.request import Request
 from runner.spec import Item, Model, steps_made
-from runner.tokens import ROOM, ClipTokenizer
+from runner.tokens import ROOM, ClipTokenizer, surely_fits
 from runner.values import DEFAULTS
 from runner.weights import ModelFiles
 
@@ -251,8 +251,7 @@ class Linter:
 
     def _measure(self, item: Item) -> None:
         for text in item.texts():
-            # A token has at least one byte, so most texts needn't be encoded to know that they fit.
-            if len(text.encode()) > ROOM and (item.model, text) not in self._measured:
+            if not surely_fits(text) and (item.model, text) not in self._measured:
                 self._measured.add((item.model, text))
                 lost = self._tokenizer(item.model).encode(text).lost
                 self._note(CUT, [f"lost: '{shorten(lost)}'"] if lost else [], item)

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from runner import heap
 from runner.checkpoint import read_tensor, read_tensor_into
 from runner.layers import Packed
-from runner.packed_file import PackedFile
+from runner.packed_file import PackedFile, aligned
 from runner.stored import StoredTensor
 
-ALIGNMENT = 512  # bytes, that of an allocation on CUDA; another one may choose another kernel
 Tensors = Mapping[str, Tensor | Packed]
 
 
@@ -42,7 +41,7 @@ class Arena:
         """Tensors of these shapes, one after the other."""
         starts, end = {}, 0
         for name, shape in shapes.items():
-            starts[name], end = end, end + -(-shape.numel() * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+            starts[name], end = end, end + aligned(shape.numel() * dtype.itemsize)
         memory = self.allocate(end)
         return {
             name: memory[start : start + shapes[name].numel() * dtype.itemsize].view(dtype).view(shapes[name])

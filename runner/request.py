@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import expand, manifest, weights
+from runner import expand, json_lines, manifest, weights
 from runner.errors import Location, ManifestError, ModelError, every, shorten
 from runner.settings import Settings
 from runner.spec import Item, Model
-from runner.tokens import ROOM, ClipTokenizer
+from runner.tokens import ROOM, ClipTokenizer, surely_fits
 from runner.weights import ModelFiles
 
 OUTPUTS = Path("outputs")
@@ -112,7 +112,7 @@ class _Source:
 
 
 def _read_items(target: Path, settings: Settings) -> _Source:
-    lines = expand.read_items(target, allow_outside=settings.allow_outside)
+    lines = json_lines.read_items(target, allow_outside=settings.allow_outside)
 
     def items(drawn: Mapping[int, int], found: Mapping[Model, Model]) -> Sequence[Item]:
         lines.found.update(found)
@@ -151,8 +151,7 @@ def _find_models(asked: Mapping[Model, Location], settings: Settings) -> dict[Mo
 def _check_lengths(texts: Iterable[tuple[str, Location]], tokenizers: Sequence[ClipTokenizer]) -> None:
     checked: set[str] = set()
     for text, location in texts:
-        # A token has at least one byte, so most prompts needn't be encoded to know that they fit.
-        if len(text.encode()) <= ROOM or text in checked:
+        if surely_fits(text) or text in checked:
             continue
         checked.add(text)
         if lost := max((tokenizer.encode(text).lost for tokenizer in tokenizers), key=len):

@@ -35,12 +35,13 @@ def run(
         Stopped: `stop` was asked to; what was finished is safe.
     """
     begun, stop = time.monotonic(), stop or Stop()
+    loader: Loader | None = None
     if request.settings.skip_save:
+        loader = _loader(request, stop, executor)
         from runner.session import render_only
 
-        yield from render_only(request, _loader(request, stop, executor), stop)
+        yield from render_only(request, loader, stop)
         return
-    loader = None
     if not request.folder.exists():  # nothing is written where nothing can be rendered
         loader = _loader(request, stop, executor)
         loader.load(next(request.wanted()).model)
@@ -52,9 +53,9 @@ def run(
         outcome = Outcome()
         yield RunStarted(wanted=request.count(), missing=backlog.missing)
         if backlog.missing:
+            loader = loader or _loader(request, stop, executor)
             from runner.session import Session
 
-            loader = loader or _loader(request, stop, executor)
             yield from Session(request, loader, ledger, backlog, stop, outcome).run()
         _report(request, stop)
         yield RunFinished(
@@ -69,7 +70,9 @@ def run(
 
 
 def _loader(request: Request, stop: Stop, executor: Executor | None) -> Loader:
-    from runner.loading import Loader
+    """What loads the models; it brings torch with it, which takes seconds."""
+    with stop.harmless():
+        from runner.loading import Loader
 
     return Loader(request, stop, executor)
 

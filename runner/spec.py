@@ -127,7 +127,7 @@ class Item(NamedTuple):
         return (*positive, self.negative) if self.guided else positive
 
     def to_dict(self) -> dict[str, Any]:
-        """The item as it stands in a picture, the model aside; `expand.read_item` is the way back."""
+        """The item as it stands in a picture, the model aside; `json_lines.read_item` is the way back."""
         values = self._asdict() | {"parts": [part._asdict() for part in self.parts], "axes": dict(self.axes)}
         del values["model"]
         return values
@@ -157,7 +157,7 @@ def item_id(item: Item) -> str:
 def _around(negative: str, others: tuple[Any, ...], fingerprints: tuple[tuple[str, str], ...]) -> Sequence[bytes]:
     """The JSON of an id before the parts, between them and the seed, and after; `others` are an item's from its width.
 
-    Values of one key are of one type, so that equal ones are written alike.
+    Of those the init's path is no part of it. Values of one key are of one type, so that equal ones are written alike.
     """
     values = {"negative": negative, **dict(zip(Item._fields[_SHARED], others, strict=True))}
     wish = {key: values[key] for key in SHARED if values[key] is not None}

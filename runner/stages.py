@@ -204,7 +204,8 @@ def probe_prediction(unet: Component) -> str:
     shape = (1, int(unet.config["in_channels"]), PROBED_SIZE, PROBED_SIZE)
     noise = torch.randn(shape, generator=generator).to(unet.device, unet.dtype)
     context = torch.zeros(1, LENGTH, int(unet.config["cross_attention_dim"]), device=unet.device, dtype=unet.dtype)
-    [predicted] = unet.call_all([_unet_call(noise, torch.tensor([LAST_TIMESTEP], device=unet.device), context)])
+    call = _unet_call(noise, torch.tensor([LAST_TIMESTEP], device=unet.device), context)
+    [predicted] = unet.call_all([call], once=True)
     sent, returned = noise.float(), predicted.float()
     share = float((returned * sent).sum() / (sent * sent).sum())  # of the noise that comes back
     if not math.isfinite(share):

@@ -7,6 +7,7 @@ ships with the package where a model has none.
 from __future__ import annotations
 
 import json
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ LENGTH = 77  # tokens, the start and the end among them
 ROOM = LENGTH - 2
 SHIPPED = Path(__file__).parent / "models" / "emoji" / "tokenizer"
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def surely_fits(text: str) -> bool:
+    """Whether a prompt fits whatever the vocabulary, as most do: no token is of less than a byte of what is read."""
+    if text.isascii():
+        return len(text) <= ROOM
+    return len(unicodedata.normalize("NFC", text).lower().encode()) <= ROOM  # which may be longer than the text itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ from runner.costs import INDUCTOR, OPENVINO
 from runner.errors import EXIT_DIFFERENCE, EXIT_ITEMS_FAILED, ModelError, NoRunFolder
 from runner.events import ItemDone, ItemFailed, Rendered, RunEvent, RunFinished, RunStarted
 from runner.execute import available_devices, release_memory
-from runner.expand import part
+from runner.json_lines import part
 from runner.judge import FAILED, SAME, STATES, Finding, judge, read_back
 from runner.loading import environment, start_executor
 from runner.records import RECORDS, numbered_records

@@ -5,7 +5,7 @@ import tiny
 import torch
 from torch import nn
 
-from runner import checkpoint, fragments, layers, opaque, packed_file, parking, weights
+from runner import checkpoint, fragments, layers, opaque, packed_file, parking, stages, weights
 from runner.costs import STAYS, WALKS
 
 pytestmark = pytest.mark.skipif(not opaque.can_be_made(), reason="this torch makes no packed tensors from bytes")
@@ -22,6 +22,7 @@ def no_gradients():
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(packed_file, "lies_in_memory", lambda folder: False)  # as the tests' own folder may
     return tmp_path / "cache/runner"
 
 
@@ -75,7 +76,7 @@ def test_parts_that_were_packed_for_another_size_are_kept_anew_in_the_same_place
         assert torch.equal(part(picture(side)), wanted[side])
         file.keep("part", part)
     assert place.start == file._places["part"].start
-    assert place.kept["0.weight"].packed_for != file._places["part"].kept["0.weight"].packed_for
+    assert place.packed_for["0.weight"] != file._places["part"].packed_for["0.weight"]
     assert bring(file, "part", part)
     monkeypatch.setattr(layers.PackedConv2d, "_pack", lambda *_: pytest.fail("packed again"))
     assert torch.equal(part(picture(12)), wanted[12])
@@ -89,6 +90,19 @@ def test_what_is_in_the_file_already_is_not_written_again(cache, monkeypatch):
     monkeypatch.setattr(os, "pwrite", lambda *_: pytest.fail("written again"))
     part(picture())
     file.keep("part", part)
+
+
+def test_another_size_with_the_same_order_is_only_noted(cache, monkeypatch):
+    part, file = make_part(), packed_file.PackedFile(ROOM)
+    part(picture())
+    file.keep("part", part)
+    monkeypatch.setattr(os, "pwrite", lambda *_: pytest.fail("written again"))
+    other = picture(side=20)
+    part[0].packed = part[0].packed._replace(packed_for=other.shape)
+    file.keep("part", part)
+    assert bring(file, "part", part)
+    monkeypatch.setattr(layers.PackedConv2d, "_pack", lambda *_: pytest.fail("packed again"))
+    part(other)
 
 
 def test_the_file_has_no_name_and_its_room_is_reserved(cache):
@@ -112,6 +126,44 @@ def test_without_room_on_the_disk_nothing_is_kept(cache):
     assert file._file is None
 
 
+def test_a_folder_in_memory_is_not_written_to(cache, monkeypatch):
+    monkeypatch.setattr(packed_file, "lies_in_memory", lambda folder: True)
+    part, file = make_part(), packed_file.PackedFile(ROOM)
+    part(picture())
+    file.keep("part", part)
+    assert not bring(file, "part", part)
+
+
+def test_the_kind_of_a_folders_file_system(tmp_path, monkeypatch):
+    device = os.stat(tmp_path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for kind, optional, wanted in (
+        ("tmpfs", "", True),
+        ("ext4", "shared:1 master:2 ", False),
+        ("ramfs", "shared:1 ", True),
+    ):
+        mounts = tmp_path / "mountinfo"
+        mounts.write_text(f"1 2 0:0 / /a rw - tmpfs a rw\n3 2 {number} / /b\\040c rw {optional}- {kind} b rw\n")
+        monkeypatch.setattr(packed_file, "MOUNTS", mounts)
+        assert packed_file.lies_in_memory(tmp_path) == wanted
+    monkeypatch.setattr(packed_file, "MOUNTS", tmp_path / "missing")
+    assert not packed_file.lies_in_memory(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["form_of", "bytes_of"])
+def test_a_torch_that_refuses_ends_only_the_keeping(cache, monkeypatch, name):
+    part, file = make_part(), packed_file.PackedFile(ROOM)
+    wanted = part(picture())
+
+    def refuse(*_):
+        raise RuntimeError("not in this build")
+
+    monkeypatch.setattr(opaque, name, refuse)
+    file.keep("part", part)
+    assert not file.bring("part", allocate)
+    assert torch.equal(part(picture()), wanted)
+
+
 @pytest.mark.parametrize("call", ["pwrite", "posix_fallocate"])
 def test_a_disk_that_fills_up_loses_nothing_that_was_kept(cache, monkeypatch, call):
     first, second, file = make_part(), make_part(), packed_file.PackedFile(ROOM)
@@ -119,7 +171,9 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_kept(cache, monkeypatch, ca
     if call == "pwrite":
         file.keep("first", first)
     monkeypatch.setattr(os, call, fail)
+    opened = len(os.listdir("/proc/self/fd"))
     file.keep("second", second)
+    assert len(os.listdir("/proc/self/fd")) == opened
     monkeypatch.undo()
     file.keep("second", second)  # it isn't tried again
     assert not bring(file, "second", second)
@@ -135,6 +189,10 @@ def test_weights_that_cannot_be_read_again_are_taken_from_elsewhere(cache, monke
     assert not bring(file, "part", part)
     monkeypatch.undo()
     assert not bring(file, "part", part)
+    other = make_part()
+    other(picture())
+    file.keep("part", other)  # a disk that fails isn't written to in every step
+    assert not bring(file, "part", other)
 
 
 @pytest.fixture
@@ -165,6 +223,14 @@ def test_a_walk_reads_the_models_file_once(cache, tiny_folder, monkeypatch):
     for seed in (0, 1, 2):
         assert torch.equal(call(unet, seed), call(resident, seed))
         unet.rest()
+
+
+def test_a_walk_that_is_the_only_one_of_its_kind_writes_nothing(cache, tiny_folder):
+    unet = walking(tiny_folder)
+    assert stages.probe_prediction(unet) in ("epsilon", "v_prediction")
+    assert not cache.exists()
+    call(unet)
+    assert cache.exists()
 
 
 @pytest.mark.parametrize("interface", [True, False])

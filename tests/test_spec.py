@@ -4,7 +4,7 @@ from typing import Any
 import orjson
 from builders import MODEL, make_item
 from hypothesis import given
-from test_expand import any_item
+from test_json_lines import any_item
 
 from runner.spec import Item, Part, item_id
 

@@ -125,7 +125,7 @@ class FakeUnet:
     def __init__(self, noise, picture):
         self.noise, self.picture = noise, picture
 
-    def call_all(self, calls):
+    def call_all(self, calls, *, once=False):
         return [call(self) for call in calls]
 
     def __call__(self, latents, times, encoder_hidden_states, return_dict):

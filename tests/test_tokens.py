@@ -1,10 +1,12 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from runner.errors import ModelError
-from runner.tokens import LENGTH, ROOM, SHIPPED, ClipTokenizer
+from runner.tokens import LENGTH, ROOM, SHIPPED, ClipTokenizer, surely_fits
 
 TEXTS = [
     "", "a photograph of an astronaut riding a horse", "Tiger FACE  on\ta blue\n background", "naïve café — 日本語 🐯",
@@ -34,6 +36,21 @@ def test_what_does_not_fit_is_named(tokenizer):
     fits = " ".join(["cat"] * ROOM)
     assert tokenizer.encode(fits).lost == ""
     assert tokenizer.encode(fits + " white Duck").lost == "white Duck"
+
+
+GROWING = "\u0344\u0958İ"  # composed or in small letters they have more bytes
+
+
+@given(st.text(max_size=90) | st.text(GROWING + "a ", max_size=40))
+def test_what_surely_fits_loses_nothing(tokenizer, text):
+    assert not surely_fits(text) or tokenizer.encode(text).lost == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"), [("a" * ROOM, True), ("é" * 37, True), ("é" * 38, False), ("\u0344" * 37, False)]
+)
+def test_a_text_surely_fits_by_the_bytes_that_are_read(text, fits):
+    assert surely_fits(text) == fits
 
 
 def test_special_tokens_in_a_prompt_are_plain_text(tokenizer):
