@@ -1,7 +1,8 @@
 """The UNet compiled, by torch's inductor or for OpenVINO's runtime, and called as the module itself would be.
 
 Every shape of a call is compiled by itself: with a fixed shape a row's bits don't depend on what stands in the other
-rows. Whether and with what to compile is decided in `plan`.
+rows. For OpenVINO the UNet is two models then: what attention makes of the prompts alone, once for all steps, and the
+rest. Whether and with what to compile is decided in `plan`.
 
     compile_unet(unet, model, execution)
     [predicted] = unet.call_all([lambda unet: unet(latents, times, encoder_hidden_states=context)[0]])
@@ -18,10 +19,11 @@ import warnings
 from collections import OrderedDict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from runner.costs import INDUCTOR, OPENVINO
 from runner.errors import FolderUnwritable, ModelError
@@ -34,6 +36,9 @@ SHAPES_KEPT = 2  # each holds a copy of the weights on a CPU
 EXAMPLE_SIZE = 8  # latents along one side of what the UNet is converted with
 FILE = "unet.xml"
 CONVERTED_BY = ("openvino", "torch", "diffusers")
+FORM = 2  # of the modules that are converted: upsamplers are merged
+LATENTS, TIMES, PROMPTS = range(3)  # a converted UNet's inputs
+ATTENTION = "ScaledDotProductAttention"  # OpenVINO's operator, of queries, keys and values
 log = logging.getLogger(__name__)
 
 
@@ -85,16 +90,21 @@ class OpenVino:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
-        self._compiled: OrderedDict[tuple[torch.Size, ...], Any] = OrderedDict()
+        self._compiled: OrderedDict[tuple[torch.Size, ...], _Compiled] = OrderedDict()
+        self._kept = WeakTensorKeyDictionary()  # what was made of the prompts alone, as long as their tensor is there
 
     def __call__(self, latents: Tensor, times: Tensor, encoder_hidden_states: Tensor, **_: Any) -> tuple[Tensor]:
         """The UNet's prediction [rows, 4, h, w], alone in a tuple."""
-        inputs = [tensor.float().contiguous() for tensor in (latents, times, encoder_hidden_states)]
-        compiled = self._compile(tuple(tensor.shape for tensor in inputs))
-        answers = compiled([tensor.numpy() for tensor in inputs])  # reads them where they lie, and returns a copy
-        return (torch.from_numpy(answers[0]),)
+        tensors = [tensor.float().contiguous() for tensor in (latents, times, encoder_hidden_states)]
+        compiled = self._compile(tuple(tensor.shape for tensor in tensors))
+        inputs = [tensor.numpy() for tensor in tensors]  # OpenVINO reads them where they lie, and returns copies
+        kept = self._kept.get(encoder_hidden_states)
+        if kept is None:
+            kept = list(compiled.of_prompts([inputs[PROMPTS]]).values()) if compiled.of_prompts else []
+            self._kept[encoder_hidden_states] = kept
+        return (torch.from_numpy(compiled.rest([*inputs, *kept])[0]),)
 
-    def _compile(self, shapes: tuple[torch.Size, ...]) -> Any:
+    def _compile(self, shapes: tuple[torch.Size, ...]) -> _Compiled:
         if shapes in self._compiled:
             self._compiled.move_to_end(shapes)
             return self._compiled[shapes]
@@ -105,8 +115,48 @@ class OpenVino:
         except RuntimeError as error:
             raise ModelError(f"{self._file.parent}: is damaged; delete it, and the UNet is converted again") from error
         model.reshape({index: list(shape) for index, shape in enumerate(shapes)})
-        self._compiled[shapes] = self._core.compile_model(model, "CPU", self._properties)
+        parts = [part and self._core.compile_model(part, "CPU", self._properties) for part in _set_apart(model)]
+        self._compiled[shapes] = _Compiled(*parts)
         return self._compiled[shapes]
+
+
+class _Compiled(NamedTuple):
+    """A UNet for one shape. The rest takes what `of_prompts` makes besides its own inputs; that is None for nothing."""
+
+    of_prompts: Any
+    rest: Any
+
+
+def _set_apart(model: Any) -> tuple[Any, Any]:
+    """The keys and values of the prompts as a model of their own, or None, and the UNet that takes them as inputs.
+
+    As in `layers`, they are those of attention with no more tokens of the image than the prompt has.
+    """
+    from openvino import Model, opset13
+
+    prompts = model.inputs[PROMPTS].get_node()
+    fixed, apart = set[str](), {prompts.get_friendly_name()}  # nodes that depend on nothing, on the prompts alone
+    results, inputs = [], []
+    for node in model.get_ordered_ops():
+        sources = {_source(each) for each in node.inputs()}
+        if sources <= fixed and node.get_type_name() != "Parameter":
+            fixed.add(node.get_friendly_name())
+        elif sources and sources <= fixed | apart:
+            apart.add(node.get_friendly_name())
+        elif node.get_type_name() == ATTENTION:
+            queries, *others = node.inputs()[:3]
+            for each in others:
+                if _source(each) in apart and queries.get_shape()[-2] <= each.get_shape()[-2]:
+                    results.append(opset13.result(each.get_source_output()))
+                    inputs.append(opset13.parameter(each.get_shape(), each.get_element_type()))
+                    each.replace_source_output(inputs[-1].output(0))
+    rest = Model(model.get_results(), [*model.get_parameters(), *inputs])
+    return Model(results, [prompts]) if results else None, rest
+
+
+def _source(node_input: Any) -> str:
+    name: str = node_input.get_source_output().get_node().get_friendly_name()
+    return name
 
 
 class _Positional(nn.Module):
@@ -140,7 +190,7 @@ def _converted(unet: Component, model: ModelFiles, *, exact: bool) -> Path:
 def _key(model: ModelFiles, exact: bool) -> str:
     """A name for all that has a say in the converted UNet."""
     hashes = [sha256 for name, sha256 in fingerprints(model).items() if name.startswith("unet")]
-    said = [hashes, dict(model.configs["unet"]), exact, [version(name) for name in CONVERTED_BY]]
+    said = [hashes, dict(model.configs["unet"]), exact, [version(name) for name in CONVERTED_BY], FORM]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

@@ -30,6 +30,7 @@ from runner.plan import Execution, Layout, Wave
 from runner.samplers import NoiseSchedule
 from runner.spec import Item, model_calls
 from runner.tokens import ClipTokenizer
+from runner.upsampling import merge_upsampling
 from runner.weights import AUTO, COMPONENTS, FRAGMENTS, ModelFiles
 
 EMBEDDINGS_KEPT, PICTURES_KEPT = 4096, 256
@@ -82,14 +83,21 @@ class Executor:
             name: Component(build_module(model, name), model.tensors[name], device=device, dtype=dtype, mode=VISITS)
             for name, dtype in dtypes.items()
         }
-        if execution.device == "cpu" and execution.compiler == NONE:
-            replace_layers(self.components["unet"].module, dtype)
-            heap.watch(self.components["unet"].module)
+        if execution.device == "cpu":
+            self._prepare_for_cpu(dtype)
         self.schedule = self._make_schedule()
         compiled.compile_unet(self.components["unet"], model, execution)
         self._lowered: dict[tuple[int, int], Layout] = {}  # by size, where memory ran out
         self._embeddings: OrderedDict[tuple[str, bool], Tensor] = OrderedDict()
         self._pictures: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+
+    def _prepare_for_cpu(self, dtype: torch.dtype) -> None:
+        unet = self.components["unet"].module
+        merge_upsampling(unet)
+        merge_upsampling(self.components["vae"].module)
+        if self.execution.compiler == NONE:
+            replace_layers(unet, dtype)
+            heap.watch(unet)
 
     @torch.inference_mode()
     def _make_schedule(self) -> NoiseSchedule:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from runner import heap, machine
+from runner import heap, machine, upsampling
 
 # oneDNN refuses to pack weights of a number type that the CPU lacks.
 SUPPORTED: dict[torch.dtype, Callable[[], bool]] = {
@@ -48,23 +48,42 @@ class PackedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """The same as that of `nn.Conv2d`; what comes out has the channels last."""
+        return self._convolve(input, self.bias)
+
+    def _convolve(self, input: Tensor, bias: Tensor | None) -> Tensor:
         packed = self.packed
         if packed is None or packed.packed_for != input.shape:
             packed = self._pack(input.shape)
         convolve: Any = torch.ops.mkldnn._convolution_pointwise
-        convolved: Tensor = convolve(input, packed.weight, self.bias, *self._how(), *PLAIN)
+        convolved: Tensor = convolve(input, packed.weight, bias, *self._how(), *PLAIN)
         return convolved
 
     def _pack(self, shape: torch.Size) -> Packed:
         pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # what torch.compile calls
-        heap.check(self.weight.nbytes)
-        plain = self.weight if self.packed is None else self.packed.weight.to_dense()
-        self.packed = Packed(pack(plain.to_mkldnn(), *self._how(), shape), shape)
+        plain = (self._plain_weight() if self.packed is None else self.packed.weight.to_dense()).to_mkldnn()
+        heap.check(plain.numel() * plain.element_size())
+        self.packed = Packed(pack(plain, *self._how(), shape), shape)
         _let_go(self)
         return self.packed
 
+    def _plain_weight(self) -> Tensor:
+        heap.check(self.weight.nbytes)
+        return self.weight
+
     def _how(self) -> tuple[Any, ...]:
         return self.padding, self.stride, self.dilation, self.groups
+
+
+class PackedUpsamplingConv2d(PackedConv2d):
+    """An `UpsamplingConv2d` whose weight is packed, as the four convolutions that it is."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The same as that of `UpsamplingConv2d`; what comes out has the channels last."""
+        return upsampling.interleave(self._convolve(input, upsampling.repeat_bias(self.bias)))
+
+    def _plain_weight(self) -> Tensor:
+        heap.check(4 * self.weight.nbytes)  # the sums and a copy of them
+        return upsampling.sum_weights(self.weight)
 
 
 class PackedLinear(nn.Linear):
@@ -85,6 +104,13 @@ class PackedLinear(nn.Linear):
         self.packed = Packed(pack(self.weight))
         _let_go(self)
         return self.packed
+
+
+PACKED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: PackedConv2d,
+    upsampling.UpsamplingConv2d: PackedUpsamplingConv2d,
+    nn.Linear: PackedLinear,
+}
 
 
 class KeepingAttention:
@@ -152,10 +178,8 @@ def replace_layers(module: nn.Module, dtype: torch.dtype) -> None:
     packs = torch.backends.mkldnn.is_available() and SUPPORTED[dtype]()
     by_products = dtype == torch.bfloat16 and _multiplies_without_tiles()
     for part in module.modules():
-        if packs and type(part) is nn.Conv2d and part.padding_mode == "zeros":
-            part.__class__ = PackedConv2d
-        elif packs and type(part) is nn.Linear:
-            part.__class__ = PackedLinear
+        if packs and type(part) in PACKED and getattr(part, "padding_mode", "zeros") == "zeros":
+            part.__class__ = PACKED[type(part)]
         elif isinstance(part, Attention) and _is_plain(part):
             part.processor = KeepingAttention(by_products=by_products)
 

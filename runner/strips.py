@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from runner import heap
 from runner.costs import strip_elements
+from runner.upsampling import interleave, repeat_bias, sum_weights
 
 LEAST_ROWS = 4
 
@@ -113,10 +114,9 @@ def _convolve(conv: nn.Conv2d, strips: Iterable[Tensor], dtype: torch.dtype | No
 
 def _upsample(conv: nn.Conv2d, strips: Strips) -> Iterator[Tensor]:
     """Twice the rows and columns, by repeating each, then a convolution."""
-    weight = _channels_last(conv.weight)
+    weight, bias = _channels_last(sum_weights(conv.weight)), repeat_bias(conv.bias)
     for slab in _slabs(_pieces(strips, 4 * conv.out_channels)):
-        repeated = functional.interpolate(slab, scale_factor=2.0, mode="nearest")[:, :, 1:-1]
-        yield functional.conv2d(repeated, weight, conv.bias, padding=(0, 1))
+        yield interleave(functional.conv2d(slab, weight, bias, padding=(0, 1)))
 
 
 def _downsample(conv: nn.Conv2d, strips: Strips) -> Iterator[Tensor]:

@@ -85,6 +85,24 @@ def test_the_unet_is_converted_once_and_torchs_is_not_needed(model, cache, monke
     assert all(parameter.is_meta for parameter in executor.components["unet"].module.parameters())
 
 
+@pytest.mark.parametrize(("width", "layers"), [(64, 7), (128, 4), (512, 1)])
+def test_what_is_made_of_prompts_alone_is_made_once(model, monkeypatch, width, layers):
+    """Where the image has no more than the prompt's 77 tokens: 64 at the first level of 64x64."""
+    made, compile_shape = [], compiled.OpenVino._compile
+
+    def count(self, shapes):
+        of_prompts, rest = compile_shape(self, shapes)
+        return compiled._Compiled(lambda inputs: made.append(of_prompts(inputs)) or made[-1], rest)
+
+    monkeypatch.setattr(compiled.OpenVino, "_compile", count)
+    executor = make_executor(model, OPENVINO)
+    render(executor, [make_item(number=n, prompt=f"cat {n}", steps=3, width=width) for n in range(2)])
+    assert len(made) == 1  # for one call's rows, in all three steps
+    assert len(made[0]) == 2 * layers  # keys and values
+    render(executor, [make_item(prompt="dog", steps=1, width=width)])
+    assert len(made) == 2
+
+
 def test_half_precision_is_kept_in_half_and_beside_the_exact_one(model, cache):
     exact = render(make_executor(model, OPENVINO), items(1))
     half = render(make_executor(model, OPENVINO, "bfloat16"), items(1))

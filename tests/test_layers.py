@@ -6,7 +6,7 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import nn
 
-from runner import fragments, layers, machine, weights
+from runner import fragments, layers, machine, upsampling, weights
 from runner.checkpoint import build_module
 from runner.costs import STAYS, VISITS, WALKS
 
@@ -136,6 +136,7 @@ def test_a_unet_gives_the_same_bits_in_every_mode_and_size(tmp_path, dtype):
     found = {}
     for mode in (STAYS, VISITS, WALKS):
         module = build_module(model, "unet")
+        upsampling.merge_upsampling(module)
         layers.replace_layers(module, dtype)
         unet = fragments.Component(module, model.tensors["unet"], device=torch.device("cpu"), dtype=dtype, mode=mode)
         found[mode] = []

@@ -20,7 +20,7 @@ LAYERS = (
     ("records", "images"),
     ("pictures", "contact_sheet", "gallery", "request", "backlog", "plan", "forecast", "lint", "survey", "survey_text"),
     ("judge", "infotext", "regroup", "extract"),
-    ("samplers", "checkpoint", "layers", "opaque", "packed_file", "parking", "fragments", "compiled"),
+    ("samplers", "checkpoint", "upsampling", "layers", "opaque", "packed_file", "parking", "fragments", "compiled"),
     ("strips", "stages", "random_model"),
     ("execute", "probes"),
     ("loading", "session", "run", "verify", "doctor", "doctor_text"),
