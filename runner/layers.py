@@ -83,7 +83,7 @@ class PackedUpsamplingConv2d(PackedConv2d):
 
     def _plain_weight(self) -> Tensor:
         heap.check(4 * self.weight.nbytes)  # the sums and a copy of them
-        return upsampling.sum_weights(self.weight)
+        return upsampling.sum_weights_sparingly(self.weight)
 
 
 class PackedLinear(nn.Linear):

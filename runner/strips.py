@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from runner import heap
 from runner.costs import strip_elements
-from runner.upsampling import interleave, repeat_bias, sum_weights
+from runner.upsampling import interleave, repeat_bias, sum_weights_sparingly
 
 LEAST_ROWS = 4
 
@@ -114,7 +114,7 @@ def _convolve(conv: nn.Conv2d, strips: Iterable[Tensor], dtype: torch.dtype | No
 
 def _upsample(conv: nn.Conv2d, strips: Strips) -> Iterator[Tensor]:
     """Twice the rows and columns, by repeating each, then a convolution."""
-    weight, bias = _channels_last(sum_weights(conv.weight)), repeat_bias(conv.bias)
+    weight, bias = _channels_last(sum_weights_sparingly(conv.weight)), repeat_bias(conv.bias)
     for slab in _slabs(_pieces(strips, 4 * conv.out_channels)):
         yield interleave(functional.conv2d(slab, weight, bias, padding=(0, 1)))
 

@@ -43,11 +43,15 @@ def repeat_bias(bias: Tensor | None) -> Tensor | None:
 
 def sum_weights(weight: Tensor) -> Tensor:
     """The weights of the four 2x2 convolutions, [4 C', C, 2, 2], from [C', C, 3, 3]; sums are made in float32."""
-    places = weight.new_empty(PLACES, *weight.shape[:2], 2, 2)
-    # A few channels at a time, since a ceiling has no room for a large weight in float32.
-    for some, sums in zip(weight.split(CHANNELS_AT_ONCE), places.split(CHANNELS_AT_ONCE, 1), strict=True):
-        sums.copy_(torch.stack([part for rows in _pairs(some.float(), 2) for part in _pairs(rows, 3)]))
-    return places.flatten(0, 1)
+    return torch.cat([part for rows in _pairs(weight.float(), 2) for part in _pairs(rows, 3)]).to(weight.dtype)
+
+
+def sum_weights_sparingly(weight: Tensor) -> Tensor:
+    """The same, a few channels at a time: a ceiling may have no room for a large weight in float32."""
+    sums = weight.new_empty(PLACES, *weight.shape[:2], 2, 2)
+    for some, place in zip(weight.split(CHANNELS_AT_ONCE), sums.split(CHANNELS_AT_ONCE, 1), strict=True):
+        place.copy_(sum_weights(some).unflatten(0, (PLACES, -1)))
+    return sums.flatten(0, 1)
 
 
 def _pairs(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:

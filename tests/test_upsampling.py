@@ -75,6 +75,11 @@ def test_each_copy_of_a_pixel_has_its_own_sums():
     ]
 
 
+def test_few_channels_at_a_time_give_the_same_sums():
+    weight = random(2 * upsampling.CHANNELS_AT_ONCE + 3, 5, 3, 3).bfloat16()
+    assert torch.equal(upsampling.sum_weights_sparingly(weight), upsampling.sum_weights(weight))
+
+
 def test_sums_are_rounded_once():
     weight = torch.tensor([[0, 0, 0], [0, 1.0, 2**-8], [0, 2**-8, 2**-8]]).view(1, 1, 3, 3).bfloat16()
     assert upsampling.sum_weights(weight).flatten().tolist()[3] == 1 + 2**-6  # 1 + 3 / 256, one of it after another: 1
