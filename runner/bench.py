@@ -46,7 +46,8 @@ from runner.settings import BenchSettings, Settings
 from runner.weights import cache_folder, find_model
 
 RANDOM_SD15 = "random:sd15"
-ALL = "all"
+ALL, USUAL = "all", "usual"
+USUALLY = ("stock_full", "stock_full_batched", "runner", "runner_streamed", "runner_openvino")
 ANY_GPU = "cuda:0"
 LOG = "bench.log"
 # The process finds the modules where this one does.
@@ -221,19 +222,20 @@ def contenders(settings: Settings) -> list[Contender]:
 
 
 def choose(known: Sequence[Contender], names: Sequence[str]) -> list[Contender]:
-    """The contenders of these names, in the order of the names; `all` is every one of them.
+    """The contenders of these names, in the order of the names; `all` is every one, `usual` those few there are.
 
     Raises:
         SettingError: a name that is none.
     """
     table = {contender.name: contender for contender in known}
-    wanted = dict.fromkeys(each for name in names for each in (table if name == ALL else (name,)))
+    groups = {ALL: list(table), USUAL: [name for name in USUALLY if name in table]}
+    wanted = dict.fromkeys(each for name in names for each in groups.get(name, [name]))
     for name in wanted:
         if name not in table:
-            hint = did_you_mean(name, [ALL, *table])
+            hint = did_you_mean(name, [*groups, *table])
             raise SettingError(f"bench.contenders: '{name}' is no contender on this machine; {hint}")
     if not wanted:
-        raise SettingError(f"bench.contenders=[]: name some of {', '.join([ALL, *table])}")
+        raise SettingError(f"bench.contenders=[]: name some of {', '.join([*groups, *table])}")
     return [table[name] for name in wanted]
 
 

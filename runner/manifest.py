@@ -96,7 +96,7 @@ class Prompt(NamedTuple):
     location: Location
 
     def parts(self) -> tuple[Part, ...]:
-        return prompts.parse(self.text) if self.weighted else (Part(text=self.text, weight=1.0),)
+        return prompts.parse(self.text) if self.weighted else (Part(self.text, 1.0),)
 
 
 class _Lines(Lazy[Prompt]):
@@ -110,8 +110,9 @@ class _Lines(Lazy[Prompt]):
         return len(self.texts)
 
     def _make(self, place: int) -> Prompt:
-        text, location = self.texts[place], Location(self.path, self.lines[place], 1)
-        return Prompt(text, text, None, self.weighted, self.negative, location)
+        # Without the constructors, which take more time than all the rest.
+        text, location = self.texts[place], tuple.__new__(Location, (self.path, self.lines[place], 1))
+        return tuple.__new__(Prompt, (text, text, None, self.weighted, self.negative, location))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,7 +365,7 @@ def _from_file(node: Node, frame: _Frame, negative: str | None, weighted: bool) 
                 _check_weights(text, Location(path, number, 1))
         found.texts.append(text)
         found.lines.append(number)
-        if len(found) > MOST_PROMPTS:
+        if len(found.texts) > MOST_PROMPTS:
             break
     problems.raise_all()
     if not found:

@@ -26,7 +26,7 @@ ROUNDING = 2.0**-51  # of the weights' sizes; a sum that is so near to 1 differs
 
 def parse(text: str) -> tuple[Part, ...]:
     """The parts of a prompt, their weights divided by their sum; a prompt without weights is one part."""
-    return _parse(text) if ":" in text else (Part(text=text.strip(), weight=1.0),)
+    return _parse(text) if ":" in text else (Part(text.strip(), 1.0),)
 
 
 @functools.lru_cache(maxsize=4096)  # each prompt is wanted with many seeds and settings

@@ -44,8 +44,9 @@ class Request:
 
     def wanted(self) -> Iterator[Item]:
         """The items in the order in which they are to be made: model by model, those of each as `chosen`."""
-        for model in self.models:
-            yield from (item for item in self.chosen() if item.model == model)
+        if len(self.models) == 1:
+            return iter(self.chosen())
+        return (item for model in self.models for item in self.chosen() if item.model == model)
 
     def chosen(self) -> Iterator[Item]:
         """The items, shuffled and limited as the settings say."""

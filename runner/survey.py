@@ -31,12 +31,13 @@ from runner.machine import device_name
 from runner.plan import Execution
 from runner.records import RECORDS, read_index
 from runner.request import OUTPUTS, Request
-from runner.spec import Item, Model, Part, item_id
+from runner.spec import Item, Model, Part, item_digest
 
 VALUES_KEPT, VALUES_LISTED = 10**5, 100  # of an axis: counted, and named in the JSON document
 READ_AS_KEPT = 100
 MOST_READ = 10**7  # items: a minute, and 250 MB
-COUNTED_TOGETHER = 500  # values of axes; few, so that the garbage collector isn't woken
+TOGETHER = 200  # items that are looked at; few, so that the garbage collector isn't woken
+DIGEST_KEPT = 8  # bytes
 Work = tuple[Model, Kind]
 
 
@@ -219,9 +220,9 @@ def make_survey(request: Request) -> Survey:
             f"plan reads up to {MOST_READ} items, and these are {request.count()}; set limit={MOST_READ}"
         )
     tally = _Tally(request)
-    for item in request.wanted():
-        tally.add(item)
-    tally.count_values()
+    wanted = request.wanted()
+    while items := list(itertools.islice(wanted, TOGETHER)):
+        tally.add(items)
     twins = tally.find_twins()
     tally.linter.read_kinds(tally.by_kind(), tally.samples)
     done = np.frombuffer(tally.done, dtype=np.bool_)
@@ -284,36 +285,38 @@ class _Tally:
         self.samples: dict[Work, Item] = {}
         self.places: dict[Work, int] = {}  # of the kinds in `samples`
         self.axes: dict[str, Axis] = defaultdict(Axis)
-        self.values: list[tuple[str, Any]] = []  # of axes, and not counted yet
         self.weighted, self.read_as = 0, dict[str, tuple[Part, ...]]()
 
-    def add(self, item: Item) -> None:
-        """Takes an item into account."""
-        identity, work = item_id(item), (item.model, Kind.of(item))
+    def add(self, items: Sequence[Item]) -> None:
+        """Takes items into account."""
+        digests = [item_digest(item) for item in items]
+        self.ids.frombytes(b"".join([digest[:DIGEST_KEPT] for digest in digests]))
+        self.numbers.extend([item.number for item in items])
+        self.kinds.extend([self._place(item) for item in items])
+        if self.begun:
+            self.done.extend([self._is_done(*each) for each in zip(items, digests, strict=True)])
+        else:
+            self.done.extend(bytes(len(items)))
+        for (key, value), images in Counter(itertools.chain.from_iterable(item.axes for item in items)).items():
+            self.axes[key].add(value, images)
+        for item in items:
+            if self.linter.read(item) and (len(item.parts) > 1 or item.parts[0].text != item.prompt.strip()):
+                self.weighted += 1
+                if len(self.read_as) < READ_AS_KEPT:
+                    self.read_as[item.prompt] = item.parts
+
+    def _place(self, item: Item) -> int:
+        """The place of an item's model and kind among those that were met."""
+        work = item.model, Kind.of(item)
         place = self.places.get(work)
         if place is None:
             place = self.places[work] = len(self.places)
             self.samples[work] = item
-        self.ids.append(int(identity[:16], 16))
-        self.numbers.append(item.number)
-        self.kinds.append(place)
-        self.done.append(self.begun and self._is_done(item, identity))
-        self.values += item.axes
-        if len(self.values) >= COUNTED_TOGETHER:
-            self.count_values()
-        if self.linter.read(item) and (len(item.parts) > 1 or item.parts[0].text != item.prompt.strip()):
-            self.weighted += 1
-            if len(self.read_as) < READ_AS_KEPT:
-                self.read_as[item.prompt] = item.parts
+        return place
 
-    def count_values(self) -> None:
-        """Counts the axes' values, many at a time, since most are the same."""
-        for (key, value), images in Counter(self.values).items():
-            self.axes[key].add(value, images)
-        self.values.clear()
-
-    def _is_done(self, item: Item, identity: str) -> bool:
+    def _is_done(self, item: Item, digest: bytes) -> bool:
         """Whether an item has its picture; what the ledger says of it otherwise is noted."""
+        identity = digest.hex()
         if self.index.is_done(identity):
             return True
         path = image_name(item)

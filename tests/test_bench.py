@@ -195,8 +195,17 @@ def test_contenders_are_chosen_by_name():
         bench.choose(known, ["runner_steamed"])
     with pytest.raises(SettingError, match="'stock_group_offload' is no contender on this machine"):
         bench.choose(known, ["stock_group_offload"])
-    with pytest.raises(SettingError, match="name some of all, stock_full"):
+    with pytest.raises(SettingError, match="name some of all, usual, stock_full"):
         bench.choose(known, [])
+
+
+def test_the_usual_contenders_are_those_that_there_are(monkeypatch):
+    usual = ["stock_full", "stock_full_batched", "runner", "runner_streamed"]
+    for installed in (True, False):
+        monkeypatch.setattr(bench, "find_spec", lambda name, there=installed: there)
+        known = bench.contenders(settings.compose(["device=cpu"]))
+        chosen = [each.name for each in bench.choose(known, settings.compose([]).bench.contenders)]
+        assert chosen == usual + ["runner_openvino"] * installed
 
 
 def test_others_are_measured_by_stock_diffusers_as_people_run_it():
