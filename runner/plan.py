@@ -2,8 +2,9 @@
 
 A layout says how pictures of one size are made. Layouts are tried from the fastest to the one that needs the least
 memory, and the first that keeps the ceiling is taken. What may change a picture's rounding, `unet_bs` above all, is
-the last thing to be changed, and depends on the settings, the machine, the model and a picture's size alone: never on
-how many items there are or which of them are still missing.
+the last thing to be changed, and is planned by the settings, the machine, the model and a picture's size alone: never
+by how many items there are or which of them are still missing, by what is free or what was measured. These can only
+lower it, and the record says so.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ LARGE_UNET = 100_000_000  # parameters; below, a CPU's bfloat16 loses more by co
 LEAST_CPU_GAIN = 1.1  # how many times as fast as float32 half precision has to be to be chosen
 LEAST_GAIN = 0.8  # elsewhere, where half the memory is a gain as well
 CALL_PIXELS = {"cpu": 8192, "mps": 32768, "cuda": 65536}  # latent pixels in one UNet call
-MOST_ROWS = 32
+LEAST_ROWS, MOST_ROWS = 1, 32
 SMALL_LATENTS = 1024  # latent pixels; a wave of pictures up to this size is several UNet calls long
 CALLS_IN_SMALL_WAVE = 2
 STREAMED_ROWS = 16  # in a wave whose weights are streamed: enough to hide the transfer
@@ -104,15 +105,21 @@ class Execution:
                     yield Layout(modes=modes, unet_bs=rows, wave_rows=wave_rows, peak=peak)
             rows = 0 if self.unet_bs else rows // 2
 
+    def planned_rows(self, width: int, height: int) -> int:
+        """The rows of a UNet call as they should be in every run with these settings: `unet_bs` unless it's lowered."""
+        asked = replace(self, limit=None if self.advice else self.limit, costs=replace(self.costs, measured={}))
+        layout = asked._fastest(asked.layouts(width, height))
+        return layout.unet_bs if layout else self.unet_bs or LEAST_ROWS
+
     def layout(self, width: int, height: int) -> Layout:
         """The fastest layout that keeps the ceiling.
 
         Raises:
             SettingError: none does; it names the least that one can.
         """
-        layouts = list(self.layouts(width, height))
-        fitting = (layout for layout in layouts if self.limit is None or layout.peak <= self.limit)
-        if layout := next(fitting, None):
+        planned = self.planned_rows(width, height)
+        layouts = [layout for layout in self.layouts(width, height) if layout.unet_bs <= planned]
+        if layout := self._fastest(layouts):
             return layout
         least = min(layouts, key=lambda layout: layout.peak)
         if self.advice:
@@ -121,6 +128,9 @@ class Execution:
             f"memory={show_size(self.limit or 0)}: pictures of {width}x{height} need at least "
             f"memory={-(-least.peak // MIB)}MiB here" + (" with these settings" if self.unet_bs or self.turbo else "")
         )
+
+    def _fastest(self, layouts: Iterable[Layout]) -> Layout | None:
+        return next((layout for layout in layouts if self.limit is None or layout.peak <= self.limit), None)
 
     def _modes(self) -> Sequence[Mapping[str, str]]:
         if self.compiler != NONE:

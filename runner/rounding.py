@@ -17,7 +17,7 @@ class Way(NamedTuple):
     """How a picture was made, with which weights. A factor that doesn't count for it is None. A tuple, since a million
     are compared.
 
-    `lowered_from` is the `unet_bs` that was planned, where the run itself took a lower one because memory ran out.
+    `lowered_from` is the `unet_bs` that was planned, where the run itself took a lower one because memory was short.
     """
 
     model: tuple[str, ...]
@@ -44,8 +44,8 @@ def way_of(record: Mapping[str, Any]) -> Way:
     return Way(
         tuple(record["model"]["fingerprints"].values()),
         (item["width"], item["height"]),
-        run["unet_bs"],
-        run.get("lowered_from"),
+        None if again else run["unet_bs"],
+        None if again else run.get("lowered_from"),
         None if again else tuple(run["dtypes"].items()),
         device,
         run["device_name"],
@@ -74,9 +74,9 @@ def differences(recorded: Collection[Way], now: Callable[[int, int], Way]) -> li
 
 
 def lowered(recorded: Iterable[Way]) -> list[str]:
-    """What the run did by itself where memory ran out: such pictures are mixed with others, so people should know."""
+    """What the run did by itself where memory was short: such pictures are mixed with others, so people should know."""
     found = {(way.size, way.unet_bs, way.lowered_from) for way in recorded if way.lowered_from}
-    return [f"pictures of {w}x{h} were made with unet_bs={low} where memory ran out with {planned}"
+    return [f"pictures of {w}x{h} were made with unet_bs={low}, since memory was short for {planned}"
             for (w, h), low, planned in sorted(found)]  # fmt: skip
 
 

@@ -118,14 +118,15 @@ class Session:
 
     def _render_wave(self, wave: Wave, executor: Executor, making: Mapping[str, Any]) -> Iterator[RunEvent]:
         making = {**making, "run": {**making["run"], "unet_bs": wave.unet_bs, "turbo": wave.layout.turbo}}
+        planned = executor.execution.planned_rows(wave.items[0].width, wave.items[0].height)
         for event in self.stop.wave(executor.run(wave)):
             match event:
                 case Rendered():
                     self._unrendered.end()
                     self.outcome.peak_bytes = max(self.outcome.peak_bytes, event.peak_bytes)
                     made = {**making, "run": {**making["run"], **event.how}}
-                    if event.how.get("unet_bs", wave.unet_bs) < wave.unet_bs:  # memory ran out
-                        made["run"]["lowered_from"] = wave.unet_bs
+                    if made["run"]["unet_bs"] < planned:
+                        made["run"]["lowered_from"] = planned
                     self._written.append((event, made, self._write(event)))
                 case ItemFailed() if _overflowed(event, executor):
                     self._put_off(event)
@@ -283,7 +284,7 @@ def check_rounding(
     """
 
     def now(width: int, height: int) -> Way:
-        run = {**making["run"], "unet_bs": executor.execution.layout(width, height).unet_bs}
+        run = {**making["run"], "unet_bs": executor.execution.planned_rows(width, height)}
         item = {"width": width, "height": height}
         return way_of({"model": model.to_dict(), "item": item, "run": run, "env": making["env"]})
 

@@ -47,7 +47,9 @@ def sum_weights(weight: Tensor) -> Tensor:
 
 
 def sum_weights_sparingly(weight: Tensor) -> Tensor:
-    """The same, a few channels at a time: a ceiling may have no room for a large weight in float32."""
+    """The same, on a CPU a few channels at a time: a ceiling may have no room for a large weight in float32."""
+    if weight.device.type != "cpu":
+        return sum_weights(weight)
     sums = weight.new_empty(PLACES, *weight.shape[:2], 2, 2)
     for some, place in zip(weight.split(CHANNELS_AT_ONCE), sums.split(CHANNELS_AT_ONCE, 1), strict=True):
         place.copy_(sum_weights(some).unflatten(0, (PLACES, -1)))

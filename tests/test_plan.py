@@ -245,6 +245,22 @@ def test_what_was_measured_corrects_the_plan(make):
         (weights.cache_folder() / "memory.json").unlink()
 
 
+def test_what_is_free_or_was_measured_lowers_rows_but_does_not_change_the_plan(make):
+    peaks = {rows: list(make(unet_bs=rows, turbo=False).layouts(128, 128))[-1].peak for rows in (16, 32)}
+    keys = {rows: make().costs.key(ALL_LEAVE, 128, 128, rows, rows) for rows in (16, 32)}
+
+    def rows(limit, advice=False, **measured):
+        ours = make(limit=limit, advice=advice, turbo=False)
+        ours = replace(ours, costs=replace(ours.costs, measured=measured))
+        return ours.planned_rows(128, 128), ours.layout(128, 128).unet_bs
+
+    assert rows(peaks[32]) == (32, 32)
+    assert rows(peaks[32], **{keys[32]: 2 * peaks[32], keys[16]: peaks[16]}) == (32, 16)
+    assert rows(peaks[32] - 1) == (16, 16)
+    assert rows(peaks[32] - 1, **{keys[32]: 1}) == (16, 16)  # or a folder that was begun could not be finished
+    assert rows(peaks[16], advice=True) == (32, 16)
+
+
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": "b"}', "{", "\x00"])
 def test_a_damaged_memory_of_measurements_counts_as_none(make, text):
     file = weights.cache_folder() / "memory.json"

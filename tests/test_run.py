@@ -16,7 +16,7 @@ from painter import Painter
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from runner import execute, images, loading, progress, session, settings, stages
+from runner import execute, images, loading, plan, progress, session, settings, stages
 from runner import run as running
 from runner.errors import FolderUnwritable, ModelError, RunFolderHeld, SettingError
 from runner.events import ItemDone, ItemFailed, ModelLoaded, RunFinished, RunStarted, StepDone, WaveStarted
@@ -341,10 +341,19 @@ def test_a_run_goes_on_after_it_took_a_lower_unet_bs_since_memory_ran_out(ask):
     records = list(iterate_records(ask().folder))
     assert [record["run"]["lowered_from"] for record in records] == [4, 4]
     _, loaded, *_, finished = paint(ask(text=small("cat", "1-3")), unet_bs=4)
-    assert loaded.notes == ("pictures of 64x64 were made with unet_bs=2 where memory ran out with 4",)
+    assert loaded.notes == ("pictures of 64x64 were made with unet_bs=2, since memory was short for 4",)
     assert finished.done == 1
     with pytest.raises(SettingError, match="unet_bs was 2 or 4 and is now 8"):
         paint(ask(text=small("cat", "1-4")), unet_bs=8)
+
+
+def test_a_run_goes_on_after_less_memory_is_free(ask, monkeypatch):
+    paint(ask(text=small("cat", "1-2")), unet_bs=None)
+    monkeypatch.setattr(plan.Execution, "layout", lambda self, *size: list(self.layouts(*size))[-1])
+    _, loaded, *_, finished = paint(ask(text=small("cat", "1-3")), unet_bs=None)
+    assert (loaded.notes, finished.done) == ((), 1)
+    newest = list(iterate_records(ask().folder))[-1]["run"]
+    assert (newest["unet_bs"], newest["lowered_from"]) == (1, 32)
 
 
 def test_another_version_of_a_library_is_told(ask, monkeypatch):
