@@ -17,9 +17,10 @@ import os
 import tempfile
 import warnings
 from collections import OrderedDict
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,18 +92,15 @@ class OpenVino:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
         self._compiled: OrderedDict[tuple[torch.Size, ...], _Compiled] = OrderedDict()
-        self._kept = WeakTensorKeyDictionary()  # what was made of the prompts alone, as long as their tensor is there
 
     def __call__(self, latents: Tensor, times: Tensor, encoder_hidden_states: Tensor, **_: Any) -> tuple[Tensor]:
         """The UNet's prediction [rows, 4, h, w], alone in a tuple."""
-        tensors = [tensor.float().contiguous() for tensor in (latents, times, encoder_hidden_states)]
-        compiled = self._compile(tuple(tensor.shape for tensor in tensors))
-        inputs = [tensor.numpy() for tensor in tensors]  # OpenVINO reads them where they lie, and returns copies
-        kept = self._kept.get(encoder_hidden_states)
+        inputs = [tensor.float().contiguous() for tensor in (latents, times, encoder_hidden_states)]
+        compiled = self._compile(tuple(tensor.shape for tensor in inputs))
+        kept = compiled.kept.get(encoder_hidden_states)
         if kept is None:
-            kept = list(compiled.of_prompts([inputs[PROMPTS]]).values()) if compiled.of_prompts else []
-            self._kept[encoder_hidden_states] = kept
-        return (torch.from_numpy(compiled.rest([*inputs, *kept])[0]),)
+            kept = compiled.kept[encoder_hidden_states] = _infer(compiled.of_prompts, inputs[PROMPTS:])
+        return (torch.from_numpy(_infer(compiled.rest, inputs, kept)[0]),)
 
     def _compile(self, shapes: tuple[torch.Size, ...]) -> _Compiled:
         if shapes in self._compiled:
@@ -115,22 +113,28 @@ class OpenVino:
         except RuntimeError as error:
             raise ModelError(f"{self._file.parent}: is damaged; delete it, and the UNet is converted again") from error
         model.reshape({index: list(shape) for index, shape in enumerate(shapes)})
-        parts = [part and self._core.compile_model(part, "CPU", self._properties) for part in _set_apart(model)]
+        parts = [self._core.compile_model(part, "CPU", self._properties) for part in _set_apart(model)]
         self._compiled[shapes] = _Compiled(*parts)
         return self._compiled[shapes]
 
 
-class _Compiled(NamedTuple):
-    """A UNet for one shape. The rest takes what `of_prompts` makes besides its own inputs; that is None for nothing."""
+class _Compiled:
+    """A UNet for one shape: what is made of the prompts alone, and what takes that besides the UNet's own inputs."""
 
-    of_prompts: Any
-    rest: Any
+    def __init__(self, of_prompts: Any, rest: Any) -> None:
+        self.of_prompts, self.rest = of_prompts, rest
+        self.kept = WeakTensorKeyDictionary()  # what was made of prompts, as long as their tensor is there
+
+
+def _infer(compiled: Any, inputs: Sequence[Tensor], more: Sequence[Any] = ()) -> list[Any]:
+    """What a compiled model makes; it reads its inputs where they lie, and returns copies."""
+    return list(compiled([*(tensor.numpy() for tensor in inputs), *more]).values())
 
 
 def _set_apart(model: Any) -> tuple[Any, Any]:
-    """The keys and values of the prompts as a model of their own, or None, and the UNet that takes them as inputs.
+    """The keys and values of the prompts as a model of their own, and the UNet that takes them as inputs.
 
-    As in `layers`, they are those of attention with no more tokens of the image than the prompt has.
+    As in `layers`, they are those of attention with no more tokens of the image than the prompt has; there may be none.
     """
     from openvino import Model, opset13
 
@@ -151,7 +155,7 @@ def _set_apart(model: Any) -> tuple[Any, Any]:
                     inputs.append(opset13.parameter(each.get_shape(), each.get_element_type()))
                     each.replace_source_output(inputs[-1].output(0))
     rest = Model(model.get_results(), [*model.get_parameters(), *inputs])
-    return Model(results, [prompts]) if results else None, rest
+    return Model(results, [prompts]), rest
 
 
 def _source(node_input: Any) -> str:
