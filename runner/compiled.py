@@ -38,7 +38,7 @@ EXAMPLE_SIZE = 8  # latents along one side of what the UNet is converted with
 FILE = "unet.xml"
 CONVERTED_BY = ("openvino", "torch", "diffusers")
 FORM = 2  # of the modules that are converted: upsamplers are merged
-LATENTS, TIMES, PROMPTS = range(3)  # a converted UNet's inputs
+PROMPTS = 2  # among a converted UNet's inputs: latents, times, prompts
 ATTENTION = "ScaledDotProductAttention"  # OpenVINO's operator, of queries, keys and values
 log = logging.getLogger(__name__)
 
@@ -139,14 +139,14 @@ def _set_apart(model: Any) -> tuple[Any, Any]:
     from openvino import Model, opset13
 
     prompts = model.inputs[PROMPTS].get_node()
-    fixed, apart = set[str](), {prompts.get_friendly_name()}  # nodes that depend on nothing, on the prompts alone
+    fixed, apart = set[str](), {prompts.get_name()}  # nodes that depend on nothing, on the prompts alone
     results, inputs = [], []
     for node in model.get_ordered_ops():
         sources = {_source(each) for each in node.inputs()}
         if sources <= fixed and node.get_type_name() != "Parameter":
-            fixed.add(node.get_friendly_name())
+            fixed.add(node.get_name())
         elif sources and sources <= fixed | apart:
-            apart.add(node.get_friendly_name())
+            apart.add(node.get_name())
         elif node.get_type_name() == ATTENTION:
             queries, *others = node.inputs()[:3]
             for each in others:
@@ -159,7 +159,7 @@ def _set_apart(model: Any) -> tuple[Any, Any]:
 
 
 def _source(node_input: Any) -> str:
-    name: str = node_input.get_source_output().get_node().get_friendly_name()
+    name: str = node_input.get_source_output().get_node().get_name()
     return name
 
 

@@ -60,6 +60,7 @@ class PackedConv2d(nn.Conv2d):
 
     def _pack(self, shape: torch.Size) -> Packed:
         pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # what torch.compile calls
+        heap.check(self.weight.nbytes)
         plain = (self._plain_weight() if self.packed is None else self.packed.weight.to_dense()).to_mkldnn()
         heap.check(plain.numel() * plain.element_size())
         self.packed = Packed(pack(plain, *self._how(), shape), shape)
@@ -67,7 +68,6 @@ class PackedConv2d(nn.Conv2d):
         return self.packed
 
     def _plain_weight(self) -> Tensor:
-        heap.check(self.weight.nbytes)
         return self.weight
 
     def _how(self) -> tuple[Any, ...]:
@@ -106,7 +106,7 @@ class PackedLinear(nn.Linear):
         return self.packed
 
 
-PACKED: dict[type[nn.Module], type[nn.Module]] = {
+REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: PackedConv2d,
     upsampling.UpsamplingConv2d: PackedUpsamplingConv2d,
     nn.Linear: PackedLinear,
@@ -178,8 +178,8 @@ def replace_layers(module: nn.Module, dtype: torch.dtype) -> None:
     packs = torch.backends.mkldnn.is_available() and SUPPORTED[dtype]()
     by_products = dtype == torch.bfloat16 and _multiplies_without_tiles()
     for part in module.modules():
-        if packs and type(part) in PACKED and getattr(part, "padding_mode", "zeros") == "zeros":
-            part.__class__ = PACKED[type(part)]
+        if packs and type(part) in REPLACEMENTS and getattr(part, "padding_mode", "zeros") == "zeros":
+            part.__class__ = REPLACEMENTS[type(part)]
         elif isinstance(part, Attention) and _is_plain(part):
             part.processor = KeepingAttention(by_products=by_products)
 

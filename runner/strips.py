@@ -113,7 +113,7 @@ def _convolve(conv: nn.Conv2d, strips: Iterable[Tensor], dtype: torch.dtype | No
 
 
 def _upsample(conv: nn.Conv2d, strips: Strips) -> Iterator[Tensor]:
-    """Twice the rows and columns, by repeating each, then a convolution."""
+    """Twice the rows and columns, by repeating each, and the convolution after it, in one: see `upsampling`."""
     weight, bias = _channels_last(sum_weights_sparingly(conv.weight)), repeat_bias(conv.bias)
     for slab in _slabs(_pieces(strips, 4 * conv.out_channels)):
         yield interleave(functional.conv2d(slab, weight, bias, padding=(0, 1)))
