@@ -15,9 +15,10 @@ import json
 import logging
 import os
 import tempfile
+import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from runner.costs import INDUCTOR, OPENVINO
 from runner.errors import FolderUnwritable, ModelError
 from runner.files import writing_to
 from runner.fragments import Component
+from runner.lanes import Lanes
 from runner.plan import Execution
 from runner.weights import ModelFiles, cache_folder, fingerprints
 
@@ -53,7 +55,9 @@ def compile_unet(unet: Component, model: ModelFiles, execution: Execution) -> No
         unet.substitute = Inductor(unet)
     elif execution.compiler == OPENVINO:
         exact = execution.dtype == "float32"
-        unet.substitute = OpenVino(_converted(unet, model, exact=exact), "f32" if exact else "bf16")
+        precision = "f32" if exact else "bf16"
+        lanes = unet.place.count if isinstance(unet.place, Lanes) else 0
+        unet.substitute = OpenVino(_converted(unet, model, exact=exact), precision, lanes)
 
 
 class Inductor:
@@ -79,28 +83,31 @@ class Inductor:
 class OpenVino:
     """The UNet as OpenVINO computes it on a CPU, from its file, in `precision` (`f32`, `bf16`).
 
-    Torch's UNet isn't needed for it; what goes in and comes out is float32.
+    Torch's UNet isn't needed for it; what goes in and comes out is float32. `lanes` threads may call it side by side,
+    and each has one thread for its call; with 0 one call has all threads.
     """
 
-    def __init__(self, file: Path, precision: str) -> None:
+    def __init__(self, file: Path, precision: str, lanes: int) -> None:
         import openvino
 
         self._core, self._file = openvino.Core(), file
         self._properties = {
             "INFERENCE_PRECISION_HINT": precision,
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": lanes or 1,
+            "INFERENCE_NUM_THREADS": lanes or torch.get_num_threads(),
         }
+        self._compiling = threading.Lock()
         self._compiled: OrderedDict[tuple[torch.Size, ...], _Compiled] = OrderedDict()
 
     def __call__(self, latents: Tensor, times: Tensor, encoder_hidden_states: Tensor, **_: Any) -> tuple[Tensor]:
         """The UNet's prediction [rows, 4, h, w], alone in a tuple."""
         inputs = [tensor.float().contiguous() for tensor in (latents, times, encoder_hidden_states)]
-        compiled = self._compile(tuple(tensor.shape for tensor in inputs))
+        with self._compiling:
+            compiled = self._compile(tuple(tensor.shape for tensor in inputs))
         kept = compiled.kept.get(encoder_hidden_states)
         if kept is None:
-            kept = compiled.kept[encoder_hidden_states] = _infer(compiled.of_prompts, inputs[PROMPTS:])
-        return (torch.from_numpy(_infer(compiled.rest, inputs, kept)[0]),)
+            kept = compiled.kept[encoder_hidden_states] = compiled.infer("of_prompts", inputs[PROMPTS:])
+        return (torch.from_numpy(compiled.infer("rest", inputs, kept)[0]),)
 
     def _compile(self, shapes: tuple[torch.Size, ...]) -> _Compiled:
         if shapes in self._compiled:
@@ -113,22 +120,25 @@ class OpenVino:
         except RuntimeError as error:
             raise ModelError(f"{self._file.parent}: is damaged; delete it, and the UNet is converted again") from error
         model.reshape({index: list(shape) for index, shape in enumerate(shapes)})
-        parts = [self._core.compile_model(part, "CPU", self._properties) for part in _set_apart(model)]
-        self._compiled[shapes] = _Compiled(*parts)
+        parts = zip(("of_prompts", "rest"), _set_apart(model), strict=True)
+        compiled = {name: self._core.compile_model(part, "CPU", self._properties) for name, part in parts}
+        self._compiled[shapes] = _Compiled(compiled)
         return self._compiled[shapes]
 
 
 class _Compiled:
-    """A UNet for one shape: what is made of the prompts alone, and what takes that besides the UNet's own inputs."""
+    """A UNet for one shape: what is made `of_prompts` alone, and the `rest`, which takes that besides its inputs."""
 
-    def __init__(self, of_prompts: Any, rest: Any) -> None:
-        self.of_prompts, self.rest = of_prompts, rest
+    def __init__(self, parts: Mapping[str, Any]) -> None:
+        self._parts, self._requests = parts, threading.local()
         self.kept = WeakTensorKeyDictionary()  # what was made of prompts, as long as their tensor is there
 
-
-def _infer(compiled: Any, inputs: Sequence[Tensor], more: Sequence[Any] = ()) -> list[Any]:
-    """What a compiled model makes; it reads its inputs where they lie, and returns copies."""
-    return list(compiled([*(tensor.numpy() for tensor in inputs), *more]).values())
+    def infer(self, name: str, inputs: Sequence[Tensor], more: Sequence[Any] = ()) -> list[Any]:
+        """What a part makes; it reads its inputs where they lie, and returns copies."""
+        if not hasattr(self._requests, name):  # each thread has its own
+            setattr(self._requests, name, self._parts[name].create_infer_request())
+        request: Any = getattr(self._requests, name)
+        return list(request.infer([*(tensor.numpy() for tensor in inputs), *more], share_inputs=True).values())
 
 
 def _set_apart(model: Any) -> tuple[Any, Any]:

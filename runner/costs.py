@@ -33,13 +33,14 @@ STRIPS_HELD = 12  # strips, while one is made from another
 STRIP_ELEMENTS = {"cpu": 1 << 20}  # numbers in a strip of a large picture: on a CPU about what its caches hold
 OTHER_STRIP_ELEMENTS = 1 << 24
 DECODED_PIXELS = 1 << 16  # in one call of the decoder; a larger picture is decoded in strips
-MOST_DECODED_ROWS = 16
+MOST_DECODED_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
     """A model's costs on a device, in bytes. `base` is what the process holds without it, 0 where that doesn't count.
 
+    `lanes` is how many calls of a module are made side by side, each on one thread; 0 where one call has all threads.
     `measured` are peaks of earlier waves by their `key`.
     """
 
@@ -53,6 +54,7 @@ class Costs:
     decoder_channels: tuple[int, ...]
     model: str = ""
     compiler: str = NONE
+    lanes: int = 0
     measured: Mapping[str, int] = field(default_factory=dict)
 
     def peak(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> int:
@@ -62,11 +64,16 @@ class Costs:
             return self.measured[key]
         return int(self._formula(modes, width, height, rows, wave_rows) * self._correction(modes))
 
-    def burst(self, width: int, height: int, rows: int) -> int:
-        """The most bytes that one layer makes at once: the UNet's widest, with what it is made from, or a strip's."""
+    def side_by_side(self, rows: int, wave_rows: int) -> int:
+        """How many calls of `rows` rows are made at a time in a wave of `wave_rows`."""
+        return max(1, min(self.lanes, wave_rows // rows))
+
+    def burst(self, width: int, height: int, rows: int, wave_rows: int) -> int:
+        """The most bytes that layers make at once: the UNet's widest, with what it is made from, or a strip's."""
         latents = (width // self.latent_factor) * (height // self.latent_factor)
         widest = rows * latents * int(self.unet["block_out_channels"][0]) * WIDEST_LAYER
-        return (widest + STRIPS_IN_BURST * strip_elements(self.device)) * DTYPE_BYTES[self.dtype]
+        one = (widest + STRIPS_IN_BURST * strip_elements(self.device)) * DTYPE_BYTES[self.dtype]
+        return one * self.side_by_side(rows, wave_rows)
 
     def key(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> str:
         """The name under which such a wave's peak is remembered."""
@@ -81,6 +88,7 @@ class Costs:
 
     def _group(self, modes: Mapping[str, str]) -> str:
         device = self.device.partition(":")[0] + ("" if self.compiler == NONE else f"+{self.compiler}")
+        device += f"*{self.lanes}" if self.lanes else ""
         return " ".join((device, self.model, self.dtype, *(modes[name] for name in COMPONENTS)))
 
     def _correction(self, modes: Mapping[str, str]) -> float:
@@ -95,12 +103,13 @@ class Costs:
 
     def _formula(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> int:
         latents = (width // self.latent_factor) * (height // self.latent_factor)
-        waiting = self._waiting(latents) * max(0, wave_rows - rows) if modes["unet"] == WALKS else 0
+        at_once = self.side_by_side(rows, wave_rows)
+        waiting = self._waiting(latents) * max(0, wave_rows - rows * at_once) if modes["unet"] == WALKS else 0
         staying = {name: self.weights[name] if mode == STAYS else 0 for name, mode in modes.items()}
         stages = {
             "text_encoder": TEXT_BYTES,
-            "unet": self._denoising(latents, rows) + waiting,
-            "vae": self._decoding(width, height),
+            "unet": self._denoising(latents, rows) * at_once + waiting,
+            "vae": self._decoding(width, height) * at_once,
         }
         # Between its own stage and the last one a wave keeps its latents and prompts, which are small.
         return self.base + sum(staying.values()) + self._compiled_copy() + max(
@@ -143,7 +152,9 @@ class Costs:
         return pixels * widest * number + strips
 
 
-def model_costs(model: ModelFiles, device: str, dtype: str, base: int | None = None, compiler: str = NONE) -> Costs:
+def model_costs(
+    model: ModelFiles, device: str, dtype: str, base: int | None = None, compiler: str = NONE, lanes: int = 0
+) -> Costs:
     """The costs of a model on a device; `base` is what the process holds already, where that is known."""
     number = DTYPE_BYTES[dtype]
     weights = {name: model.parameters(name) * number for name in COMPONENTS}
@@ -164,6 +175,7 @@ def model_costs(model: ModelFiles, device: str, dtype: str, base: int | None = N
         decoder_channels=tuple(int(number) for number in model.configs["vae"]["block_out_channels"]),
         model=model.name,
         compiler=compiler,
+        lanes=lanes,
         measured=recall(),
     )
 

@@ -25,6 +25,7 @@ from runner.costs import NONE, OPENVINO, VISITS, WALKS
 from runner.errors import RunnerError, show_size
 from runner.events import ItemFailed, MemoryShort, Rendered, StepDone, WaveEvent, WaveStarted
 from runner.fragments import Component
+from runner.lanes import Here, Lanes
 from runner.layers import replace_layers
 from runner.plan import Execution, Layout, Wave
 from runner.samplers import NoiseSchedule
@@ -76,11 +77,14 @@ class Executor:
         device, dtype = torch.device(execution.device), getattr(torch, execution.dtype)
         if execution.device == "cpu":
             heap.take_over(execution.limit)
-        dtypes = dict.fromkeys(COMPONENTS, dtype)
+        self._lanes = Lanes(min(execution.lanes, torch.get_num_threads())) if execution.lanes else None
+        place, dtypes = self._lanes or Here(), dict.fromkeys(COMPONENTS, dtype)
         if execution.compiler == OPENVINO:
             dtypes["unet"] = torch.float32  # which it is converted from, and called with
         self.components = {
-            name: Component(build_module(model, name), model.tensors[name], device=device, dtype=dtype, mode=VISITS)
+            name: Component(
+                build_module(model, name), model.tensors[name], device=device, dtype=dtype, mode=VISITS, place=place
+            )
             for name, dtype in dtypes.items()
         }
         if execution.device == "cpu":
@@ -119,7 +123,7 @@ class Executor:
         return {
             "device": self.execution.device,
             "device_name": device_name(self.execution.device),
-            "threads": torch.get_num_threads(),
+            "threads": 1 if self._lanes else torch.get_num_threads(),
             "dtypes": dict.fromkeys(FRAGMENTS, self.execution.dtype),
             "prediction": self.schedule.prediction,
             "compile": self.execution.compiler,
@@ -198,7 +202,7 @@ class Executor:
 
     def _burst(self, wave: Wave) -> int:
         first = wave.items[0]
-        return self.execution.costs.burst(first.width, first.height, wave.unet_bs)
+        return self.execution.costs.burst(first.width, first.height, wave.unet_bs, wave.layout.wave_rows)
 
     @torch.inference_mode()
     def _start(self, wave: Wave) -> list[stages.Trajectory]:
@@ -230,6 +234,9 @@ class Executor:
     def _render(self, wave: Wave) -> Iterator[WaveEvent]:
         for name, mode in wave.layout.modes.items():
             self.components[name].change(mode)
+        if self._lanes:
+            wanted = self.execution.costs.side_by_side(wave.unet_bs, wave.layout.wave_rows)
+            self._lanes.width = min(self._lanes.count, wanted)
         reset_peak(self.execution.device)
         if self.execution.device == "cpu":
             heap.begin(self.execution.limit, self._burst(wave))

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import greenlet
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.costs import STAYS, UNITS, VISITS, WALKS
+from runner.lanes import Here, Place
 from runner.layers import Packed, drop_packed
 from runner.parking import Arena, Tensors, make_parking
 from runner.stored import StoredTensor
@@ -37,8 +39,10 @@ class Component:
         device: torch.device,
         dtype: torch.dtype,
         mode: str,
+        place: Place | None = None,
     ) -> None:
         self.module, self.device, self.dtype = module, device, dtype
+        self.place = place or Here()
         self.config = _config_of(module)
         self.parking = make_parking(tensors, device, dtype)
         self._here: set[str] = set()
@@ -95,11 +99,11 @@ class Component:
         `once` says that no more calls like these will come, so that nothing is kept for them.
         """
         if self.substitute:
-            return [call(self.substitute) for call in calls]
+            return self.place.run([partial(call, self.substitute) for call in calls])
         if self.mode == WALKS and self.walk:
             return self.walk.run(calls, once=once)
         with self.visit() as module:
-            return [call(module) for call in calls]
+            return self.place.run([partial(call, module) for call in calls])
 
 
 class Walk:
@@ -117,17 +121,18 @@ class Walk:
 
     def run(self, calls: Sequence[Callable[[nn.Module], Tensor]], *, once: bool = False) -> list[Tensor]:
         """Brings each unit once and lets every call go through it."""
-        walkers = [_Walker(call) for call in calls]
+        place, module = self._component.place, self._component.module
+        walkers = place.run([partial(_Walker, call) for call in calls])
         order: list[str] = []
         try:
-            stands = [walker.switch(self._component.module) for walker in walkers]
+            stands = place.run([partial(walker.switch, module) for walker in walkers])
             while not all(walker.dead for walker in walkers):
                 here = stands[0]
                 assert all(stand == here for stand in stands), "calls of one module take one way through it"
                 order.append(here)
                 put(self.units[here], self._bring(here))
                 self._bring_ahead(len(order))
-                stands = [walker.switch() for walker in walkers]
+                stands = place.run([walker.switch for walker in walkers])
                 if not once:
                     self._keep(here)
                 take_away(self.units[here])
@@ -168,14 +173,17 @@ class Walk:
         ahead, self._ahead = self._ahead, None
         if ahead:
             ahead[1].exception()
-        for walker in walkers:
-            if not walker.dead:
-                walker.throw()
+        self._component.place.run([walker.stop for walker in walkers])
         take_away(self._component.module)
 
 
 class _Walker(greenlet.greenlet):  # type: ignore[misc]
-    """One call on its way through a module."""
+    """One call on its way through a module, on one thread from its beginning to its end."""
+
+    def stop(self) -> None:
+        """Doesn't go on."""
+        if not self.dead:
+            self.throw()
 
 
 def find_units(module: nn.Module) -> dict[str, nn.Module]:

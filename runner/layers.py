@@ -1,27 +1,23 @@
 """Layers that do what torch's own do in less time on a CPU, put in their place in a module.
 
 oneDNN multiplies by weights in an order of its own, and torch's layers put them into it anew in each call. Here that is
-done once, in the first call: the best order depends on the input's shape. What a prompt's tokens are turned into by
-an attention layer is kept from step to step where the image has no more tokens than the prompt has, since it is a
-large part of the work there. Neither changes a bit of what comes out, save for linear layers in float32, which torch
-leaves to another library. In bfloat16 without AMX, attention is made of matrix products, which oneDNN does at three
-times the speed of torch's flash kernel.
+done once, in the first call: the best order depends on the input's shape. That doesn't change a bit of what comes out,
+save for linear layers in float32, which torch leaves to another library. Attention is that of `attention`.
 
     replace_layers(unet, torch.bfloat16)
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from runner import heap, machine, upsampling
+from runner import attention, heap, upsampling
 
 # oneDNN refuses to pack weights of a number type that the CPU lacks.
 SUPPORTED: dict[torch.dtype, Callable[[], bool]] = {
@@ -29,8 +25,9 @@ SUPPORTED: dict[torch.dtype, Callable[[], bool]] = {
     torch.bfloat16: lambda: bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
     torch.float16: lambda: bool(torch.ops.mkldnn._is_mkldnn_fp16_supported()),
 }
-SCORES = 1 << 21  # of attention, made at once: what caches hold
+FEW_PIXELS = 64  # up to which torch's group normalization is slow
 PLAIN: tuple[Any, ...] = ("none", [], "")  # what torch.compile fuses with a layer: nothing
+_packing = threading.Lock()  # of several calls side by side the first one packs
 
 
 class Packed(NamedTuple):
@@ -60,12 +57,14 @@ class PackedConv2d(nn.Conv2d):
 
     def _pack(self, shape: torch.Size) -> Packed:
         pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # what torch.compile calls
-        heap.check(self.weight.nbytes)
-        plain = (self._plain_weight() if self.packed is None else self.packed.weight.to_dense()).to_mkldnn()
-        heap.check(plain.numel() * plain.element_size())
-        self.packed = Packed(pack(plain, *self._how(), shape), shape)
-        _let_go(self)
-        return self.packed
+        with _packing:
+            if self.packed is None or self.packed.packed_for != shape:
+                heap.check(self.weight.nbytes)
+                plain = (self._plain_weight() if self.packed is None else self.packed.weight.to_dense()).to_mkldnn()
+                heap.check(plain.numel() * plain.element_size())
+                self.packed = Packed(pack(plain, *self._how(), shape), shape)
+                _let_go(self)
+            return self.packed
 
     def _plain_weight(self) -> Tensor:
         return self.weight
@@ -100,10 +99,12 @@ class PackedLinear(nn.Linear):
 
     def _pack(self) -> Packed:
         pack: Any = torch.ops.mkldnn._reorder_linear_weight
-        heap.check(self.weight.nbytes)
-        self.packed = Packed(pack(self.weight))
-        _let_go(self)
-        return self.packed
+        with _packing:
+            if self.packed is None:
+                heap.check(self.weight.nbytes)
+                self.packed = Packed(pack(self.weight))
+                _let_go(self)
+            return self.packed
 
 
 REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
@@ -113,88 +114,40 @@ REPLACEMENTS: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-class KeepingAttention:
-    """What computes one attention layer (Vaswani et al. 2017) in the place of diffusers' own processor."""
+class ShortGroupNorm(nn.GroupNorm):
+    """A group normalization (Wu & He 2018) that is quick for small images in float32 too, with the channels last.
 
-    def __init__(self, *, by_products: bool) -> None:
-        self._by_products = by_products
-        self._kept = WeakTensorKeyDictionary()  # keys and values by the prompts' tensor, as long as that is there
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        """The layer's output [rows, tokens, C], from the image's tokens and those of the prompts, if it sees them."""
-        assert attention_mask is None, "every token is seen"
-        query = _heads(attn, attn.to_q(hidden_states))
-        key, value = self._keys_and_values(attn, hidden_states, encoder_hidden_states)
-        attend = attend_by_products if self._by_products else functional.scaled_dot_product_attention
-        seen = attend(query, key, value)
-        output: Tensor = attn.to_out[0](seen.transpose(1, 2).flatten(2))
-        return output
-
-    def _keys_and_values(self, attn: Any, image: Tensor, prompts: Tensor | None) -> tuple[Tensor, Tensor]:
-        if kept := None if prompts is None else self._kept.get(prompts):
-            found: tuple[Tensor, Tensor] = kept
-            return found
-        source = image if prompts is None else prompts
-        made = _heads(attn, attn.to_k(source)), _heads(attn, attn.to_v(source))
-        if prompts is not None and image.shape[1] <= prompts.shape[1]:
-            self._kept[prompts] = made
-        return made
-
-
-def attend_by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(query key^T / sqrt(C)) value, all [rows, heads, tokens, C], from large matrix products.
-
-    Scores have the inputs' number type, where a flash kernel's are float32 (Dao 2023). In bfloat16 that is less exact
-    by itself; in the output of a UNet, whose every layer rounds to it, no difference was found.
+    Torch's reads a group's few channels pixel by pixel; here all channels of a pixel are read together.
     """
-    queries, keys, values = (numbers.flatten(0, 1) for numbers in (query, key, value))  # [rows * heads, tokens, C]
-    output, nothing, scale = torch.empty_like(queries), query.new_empty(1, 1, 1), query.shape[-1] ** -0.5
-    tokens, seen = queries.shape[1], keys.shape[1]
-    heads_at_once, tokens_at_once = max(1, SCORES // (tokens * seen)), max(1, SCORES // seen)
-    for head in range(0, len(queries), heads_at_once):
-        heads = slice(head, head + heads_at_once)
-        for token in range(0, tokens, tokens_at_once):
-            part = heads, slice(token, token + tokens_at_once)
-            scores = torch.baddbmm(nothing, queries[part], keys[heads].mT, beta=0, alpha=scale)
-            torch.softmax(scores, -1, out=scores)
-            torch.bmm(scores, values[heads], out=output[part])
-    return output.view(query.shape)
 
+    def forward(self, input: Tensor) -> Tensor:
+        """The same as that of `nn.GroupNorm`."""
+        pixels = input[0, 0].numel()
+        if input.dtype != torch.float32 or not 1 < pixels <= FEW_PIXELS or input.is_contiguous():
+            return super().forward(input)
+        share = self.num_groups / (pixels * self.num_channels)
+        centred = torch.sub(input, self._sum_by_group(input), alpha=share)
+        variance = self._sum_by_group(centred * centred).mul_(share)
+        scale = variance.add_(self.eps).rsqrt_().mul_(self.weight.view(-1, 1, 1))
+        return torch.addcmul(self.bias.view(-1, 1, 1), centred, scale)
 
-def _heads(attn: Any, numbers: Tensor) -> Tensor:
-    """[rows, tokens, C] by heads, [rows, heads, tokens, C / heads]; side by side they are read more quickly."""
-    by_heads: Tensor = numbers.unflatten(2, (attn.heads, -1)).transpose(1, 2).contiguous()
-    return by_heads
+    def _sum_by_group(self, numbers: Tensor) -> Tensor:
+        """[rows, C, 1, 1], for each channel the sum of its whole group."""
+        by_group = numbers.sum((2, 3)).view(len(numbers), self.num_groups, -1)
+        return by_group.sum(2, keepdim=True).expand_as(by_group).reshape(*numbers.shape[:2], 1, 1)
 
 
 def replace_layers(module: nn.Module, dtype: torch.dtype) -> None:
     """Puts this module's layers into the place of torch's and diffusers' plain ones, where this CPU can do that."""
     packs = torch.backends.mkldnn.is_available() and SUPPORTED[dtype]()
-    by_products = dtype == torch.bfloat16 and _multiplies_without_tiles()
+    most = attention.most_scores(dtype)
     for part in module.modules():
         if packs and type(part) in REPLACEMENTS and getattr(part, "padding_mode", "zeros") == "zeros":
             part.__class__ = REPLACEMENTS[type(part)]
-        elif isinstance(part, Attention) and _is_plain(part):
-            part.processor = KeepingAttention(by_products=by_products)
-
-
-def _multiplies_without_tiles() -> bool:
-    """Whether this CPU multiplies bfloat16 by AVX-512, and not by AMX, which torch's flash kernel makes good use of."""
-    sets = machine.instruction_sets()
-    return "avx512_bf16" in sets and "amx_bf16" not in sets
-
-
-def _is_plain(attn: Any) -> bool:
-    """Whether a layer is only queries, keys, values and an output, as in Stable Diffusion's UNets."""
-    others = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj", "to_add_out")
-    changes = attn.residual_connection or attn.rescale_output_factor != 1
-    return not changes and all(getattr(attn, name, None) is None for name in others) and attn.to_out is not None
+        elif type(part) is nn.GroupNorm and part.affine:
+            part.__class__ = ShortGroupNorm
+        elif type(part) is Attention:
+            attention.put_into_place(part, most)
 
 
 def packed_in(module: nn.Module) -> dict[str, Packed]:

@@ -31,6 +31,7 @@ CGROUPS = (  # of a container: the most memory that it may take, and what it has
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
+SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 THREADING = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", *openmp.WAITING)
 COMPILERS = ("c++", "g++", "clang++", "cl")
 EXTRAS = ("gradio", "accelerate", "openvino")
@@ -42,6 +43,20 @@ def device_name(device: str) -> str | None:
     if device.startswith("cuda"):
         return _only(Path("/proc/driver/nvidia/gpus").glob("*/information"), "Model:")
     return _only([Path("/proc/cpuinfo")], "model name") if device == "cpu" else device
+
+
+def threads() -> int:
+    """How many threads torch will most likely compute with: what the environment says, else one for each core.
+
+    Only torch can tell for certain. Two CPUs that are one core's hyperthreads count once.
+    """
+    for name in THREADING[:2]:
+        with contextlib.suppress(ValueError):
+            return max(1, int(os.environ.get(name, "").partition(",")[0]))  # a list is for regions inside regions
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    with contextlib.suppress(OSError):
+        return len({Path(SIBLINGS.format(cpu)).read_text(encoding="ascii") for cpu in cpus})
+    return len(cpus)
 
 
 def instruction_sets() -> tuple[str, ...]:

@@ -27,11 +27,14 @@ from runner.settings import Settings
 from runner.spec import Item
 from runner.weights import ModelFiles
 
-LARGE_UNET = 100_000_000  # parameters; below, a CPU's bfloat16 loses more by converting than it gains by multiplying
+# Parameters; below, a CPU's bfloat16 loses more by converting than it gains by multiplying, and threads that share a
+# layer wait for each other.
+LARGE_UNET = 100_000_000
 LEAST_CPU_GAIN = 1.1  # how many times as fast as float32 half precision has to be to be chosen
 LEAST_GAIN = 0.8  # elsewhere, where half the memory is a gain as well
 CALL_PIXELS = {"cpu": 8192, "mps": 32768, "cuda": 65536}  # latent pixels in one UNet call
 LEAST_ROWS, MOST_ROWS = 1, 32
+LANE_PIXELS = 2048  # the same for a call that has one thread
 SMALL_LATENTS = 1024  # latent pixels; a wave of pictures up to this size is several UNet calls long
 CALLS_IN_SMALL_WAVE = 2
 STREAMED_ROWS = 16  # in a wave whose weights are streamed: enough to hide the transfer
@@ -95,6 +98,10 @@ class Execution:
     def compiler(self) -> str:
         return self.costs.compiler
 
+    @property
+    def lanes(self) -> int:
+        return self.costs.lanes
+
     def layouts(self, width: int, height: int) -> Iterator[Layout]:
         """The ways to make pictures of a size, from the fastest to the one that needs the least memory."""
         rows = self.unet_bs or self._most_rows(width, height)
@@ -140,14 +147,16 @@ class Execution:
         return (ALL_STAY, UNET_STAYS) if self.turbo else (ALL_LEAVE,)
 
     def _most_rows(self, width: int, height: int) -> int:
-        fitting = CALL_PIXELS[self.device.partition(":")[0]] // self._latents(width, height)
+        pixels = LANE_PIXELS if self.lanes else CALL_PIXELS[self.device.partition(":")[0]]
+        fitting = pixels // self._latents(width, height)
         return min(MOST_ROWS, max(2, 1 << (fitting.bit_length() - 1) if fitting else 0))
 
     def _wave_rows(self, width: int, height: int, rows: int, modes: Mapping[str, str]) -> int:
         """How many rows fill a wave: few, so that pictures come early, but enough for what is done once a wave."""
         if modes["unet"] == WALKS:
-            return max(rows, STREAMED_ROWS)
-        return rows * CALLS_IN_SMALL_WAVE if self._latents(width, height) <= SMALL_LATENTS else rows
+            return max(rows * max(1, self.lanes), STREAMED_ROWS)
+        small = self._latents(width, height) <= SMALL_LATENTS
+        return rows * max(CALLS_IN_SMALL_WAVE if small else 1, self.lanes)
 
     def _latents(self, width: int, height: int) -> int:
         return (width // self.costs.latent_factor) * (height // self.costs.latent_factor)
@@ -175,9 +184,11 @@ def decide(settings: Settings, model: ModelFiles, device: str, free: int | None,
     """
     dtype = choose_dtype(settings.precision, device, model.parameters("unet"))
     limit = settings.memory or (int(free * SPARED) if free is not None else None)
+    compiler = choose_compiler(settings, device)
+    lanes = choose_lanes(device, model.parameters("unet"), compiler)
     return Execution(
         dtype=dtype,
-        costs=model_costs(model, device, dtype, base, choose_compiler(settings, device)),
+        costs=model_costs(model, device, dtype, base, compiler, lanes),
         turbo=settings.turbo,
         unet_bs=settings.unet_bs,
         limit=limit,
@@ -188,6 +199,15 @@ def decide(settings: Settings, model: ModelFiles, device: str, free: int | None,
 def in_full_precision(execution: Execution) -> Execution:
     """The same in float32, and not compiled: it is for few pictures."""
     return replace(execution, dtype="float32", costs=replace(execution.costs.in_dtype("float32"), compiler=NONE))
+
+
+def choose_lanes(device: str, unet_parameters: int, compiler: str) -> int:
+    """How many calls are made side by side, each on one thread; 0 where one call has all threads, or isn't on a CPU.
+
+    Code that inductor made shares its loops among threads of its own.
+    """
+    small = device == "cpu" and unet_parameters < LARGE_UNET
+    return machine.threads() if small and compiler != INDUCTOR else 0
 
 
 def choose_compiler(settings: Settings, device: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,8 @@ def encode_picture(encoder: Component, pixels: Pixels) -> Tensor:
     levels = torch.from_numpy(pixels.copy()).to(encoder.device).permute(2, 0, 1)[None]
     parts = ("encoder", "quant_conv") if encoder.config.get("use_quant_conv", True) else ("encoder",)
     with encoder.visit(*parts) as module:
-        moments = strips.encode(module, (levels.float() / 127.5 - 1).to(encoder.dtype))
+        sent = (levels.float() / 127.5 - 1).to(encoder.dtype)
+        [moments] = encoder.place.run([lambda: strips.encode(module, sent)])
     return moments[0].chunk(2)[0].float() * float(encoder.config["scaling_factor"])
 
 
@@ -220,23 +222,31 @@ def _unet_call(latents: Tensor, times: Tensor, context: Tensor) -> Callable[[nn.
 def decode(decoder: Component, latents: Tensor) -> Iterator[tuple[Pixels, list[bool]]]:
     """Pictures of finished latents [n, 4, h, w], uint8 [k, H, W, 3] at a time, and whether each came out finite.
 
-    Bytes are rounded, not cut off.
+    As many calls are made at a time as the decoder's place has room for. Bytes are rounded, not cut off.
     """
     factor = 2 ** (len(decoder.config["block_out_channels"]) - 1)
     width, height = latents.shape[-1] * factor, latents.shape[-2] * factor
     scaled = (latents / decoder.config["scaling_factor"]).to(decoder.dtype)
     parts = ("decoder", "post_quant_conv") if decoder.config.get("use_post_quant_conv", True) else ("decoder",)
+    in_strips = width * height > DECODED_PIXELS
+    rows = 1 if in_strips else decode_rows(width, height)
+    batches, place = _padded_batches(scaled, rows), decoder.place
     with decoder.visit(*parts) as module:
-        vae: Any = module
-        if width * height > DECODED_PIXELS:
-            for one in scaled.split(1):
-                made = [_to_bytes(strip) for strip in strips.decode(vae, one)]
-                yield torch.cat([strip for strip, _ in made], 1).cpu().numpy(), [all(good for _, [good] in made)]
-            return
-        rows = decode_rows(width, height)
-        for wanted, batch in zip(scaled.split(rows), _padded_batches(scaled, rows), strict=True):
-            pictures, finite = _to_bytes(vae.decode(batch).sample)
-            yield pictures[: len(wanted)].cpu().numpy(), finite[: len(wanted)]
+        decode_batch = partial(_decode_in_strips if in_strips else _decode_whole, module)
+        for start in range(0, len(batches), place.width):
+            made = place.run([partial(decode_batch, batch) for batch in batches[start : start + place.width]])
+            wanted = min(len(made) * rows, len(scaled) - start * rows)
+            pictures = torch.cat([pictures for pictures, _ in made])[:wanted]
+            yield pictures.cpu().numpy(), [good for _, finite in made for good in finite][:wanted]
+
+
+def _decode_whole(vae: Any, latents: Tensor) -> tuple[Tensor, list[bool]]:
+    return _to_bytes(vae.decode(latents).sample)
+
+
+def _decode_in_strips(vae: Any, latents: Tensor) -> tuple[Tensor, list[bool]]:
+    made = [_to_bytes(strip) for strip in strips.decode(vae, latents)]
+    return torch.cat([strip for strip, _ in made], 1), [all(good for _, [good] in made)]
 
 
 def _to_bytes(decoded: Tensor) -> tuple[Tensor, list[bool]]:

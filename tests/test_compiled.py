@@ -8,6 +8,7 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 import tiny
+import torch
 from builders import make_item
 
 from runner import compiled, plan, settings, weights
@@ -39,8 +40,8 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache/runner/openvino"
 
 
-def make_executor(model, compiler, dtype="float32"):
-    costs = model_costs(model, "cpu", dtype, compiler=compiler)
+def make_executor(model, compiler, dtype="float32", lanes=0):
+    costs = model_costs(model, "cpu", dtype, compiler=compiler, lanes=lanes)
     return Executor(model, Execution(dtype=dtype, costs=costs, unet_bs=4))
 
 
@@ -88,21 +89,32 @@ def test_the_unet_is_converted_once_and_torchs_is_not_needed(model, cache, monke
 @pytest.mark.parametrize(("width", "layers"), [(64, 7), (128, 4), (512, 1), (2048, 0)])
 def test_what_is_made_of_prompts_alone_is_made_once(model, monkeypatch, width, layers):
     """Where the image has no more than the prompt's 77 tokens: 64 at the first level of 64x64."""
-    made, infer = [], compiled._infer
+    made, infer = [], compiled._Compiled.infer
 
-    def count(model, inputs, kept=None):
-        answers = infer(model, inputs, kept or [])
-        if kept is None:
+    def count(self, name, *given):
+        answers = infer(self, name, *given)
+        if name == "of_prompts":
             made.append(answers)
         return answers
 
-    monkeypatch.setattr(compiled, "_infer", count)
+    monkeypatch.setattr(compiled._Compiled, "infer", count)
     executor = make_executor(model, OPENVINO)
     render(executor, [make_item(number=n, prompt=f"cat {n}", steps=3, width=width) for n in range(2)])
     assert len(made) == 1  # for one call's rows, in all three steps
     assert len(made[0]) == 2 * layers  # keys and values
     render(executor, [make_item(prompt="dog", steps=1, width=width)])
     assert len(made) == 2
+
+
+def test_openvino_computes_side_by_side_what_it_computes_alone(model, monkeypatch):
+    wanted = render(make_executor(model, OPENVINO), items(6))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    executor = make_executor(model, OPENVINO, lanes=2)
+    assert executor.components["unet"].place.width == 2
+    for _ in range(2):
+        found = render(executor, items(6))
+        assert all(np.array_equal(found[number], pixels) for number, pixels in wanted.items())
 
 
 def test_half_precision_is_kept_in_half_and_beside_the_exact_one(model, cache):

@@ -25,9 +25,9 @@ def model(tmp_path_factory):
     return weights.find_model(str(tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")))
 
 
-def make_executor(model, **changes):
+def make_executor(model, lanes=0, **changes):
     settings = {"dtype": "float32", "turbo": True, "unet_bs": 4} | changes
-    return Executor(model, Execution(costs=model_costs(model, "cpu", settings["dtype"]), **settings))
+    return Executor(model, Execution(costs=model_costs(model, "cpu", settings["dtype"], lanes=lanes), **settings))
 
 
 def make_wave(executor, items):
@@ -84,6 +84,18 @@ def test_pictures_are_the_same_bytes_when_the_unet_is_streamed(model, whole):
     executor = make_executor(model, turbo=False)
     assert render(executor, many_items()) == whole
     assert len(set(executor.components["unet"].walk.loads.values())) == 1
+
+
+@pytest.mark.parametrize("turbo", [True, False])
+def test_pictures_are_the_same_bytes_side_by_side(model, whole, monkeypatch, turbo):
+    """With one thread here, the calls of a wave on two lanes are those that one thread makes."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    executor = make_executor(model, lanes=5, turbo=turbo)
+    assert executor.components["unet"].place.count == 2  # no more than torch has threads
+    assert executor.describe()["threads"] == 1
+    assert render(executor, many_items()) == whole
+    assert render(executor, many_items()[:1]).items() < whole.items()
 
 
 def test_rows_in_a_call_change_no_more_than_the_rounding(model):

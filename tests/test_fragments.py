@@ -5,6 +5,8 @@ import torch
 from runner import fragments, weights
 from runner.checkpoint import build_module
 from runner.costs import STAYS, VISITS, WALKS
+from runner.lanes import Lanes
+from runner.layers import replace_layers
 
 
 @pytest.fixture(scope="module")
@@ -12,10 +14,10 @@ def model(tmp_path_factory):
     return weights.find_model(str(tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")))
 
 
-def make(model, mode, name="unet"):
+def make(model, mode, name="unet", place=None):
     cpu = torch.device("cpu")
     module = build_module(model, name)
-    return fragments.Component(module, model.tensors[name], device=cpu, dtype=torch.float32, mode=mode)
+    return fragments.Component(module, model.tensors[name], device=cpu, dtype=torch.float32, mode=mode, place=place)
 
 
 def unet_calls(count, size=8):
@@ -72,6 +74,25 @@ def test_a_walk_gives_the_same_bits_as_the_resident_module(model):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("mode", [STAYS, VISITS, WALKS])
+def test_calls_side_by_side_give_the_same_bits(model, mode):
+    """Five calls on two lanes, and on one of them, in a module whose layers pack their weights in the first call."""
+    wanted = make(model, STAYS).call_all(list(unet_calls(5)))
+    component = make(model, mode, place=Lanes(2))
+    replace_layers(component.module, torch.float32)
+    packed = make(model, STAYS)
+    replace_layers(packed.module, torch.float32)
+    for width in (2, 1, 2):
+        component.place.width = width
+        found = component.call_all(list(unet_calls(5)))
+        for ours, same, near in zip(found, packed.call_all(list(unet_calls(5))), wanted, strict=True):
+            assert torch.equal(ours, same)
+            torch.testing.assert_close(ours, near)
+    if mode == WALKS:
+        assert set(component.walk.loads.values()) == {3}
+
+
+@torch.inference_mode()
 def test_each_unit_is_brought_once_for_all_calls(model):
     component = make(model, WALKS)
     for walk in range(1, 4):
@@ -106,8 +127,9 @@ def test_every_parameter_is_in_exactly_one_unit(model):
 
 
 @torch.inference_mode()
-def test_an_error_in_a_call_is_passed_on_and_the_next_walk_is_whole(model):
-    component = make(model, WALKS)
+@pytest.mark.parametrize("place", [None, Lanes(2)])
+def test_an_error_in_a_call_is_passed_on_and_the_next_walk_is_whole(model, place):
+    component = make(model, WALKS, place=place)
     calls = list(unet_calls(2))
 
     def broken(unet):

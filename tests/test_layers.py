@@ -1,12 +1,10 @@
-import gc
-
 import pytest
 import tiny
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from runner import fragments, layers, machine, upsampling, weights
+from runner import fragments, layers, upsampling, weights
 from runner.checkpoint import build_module
 from runner.costs import STAYS, VISITS, WALKS
 
@@ -72,61 +70,25 @@ def test_memory_of_a_weight_that_was_packed_is_given_back():
 def test_layers_of_another_kind_are_left_alone():
     padded = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
     normed = Attention(query_dim=16, heads=2, dim_head=8, norm_num_groups=4, residual_connection=True)
-    module = nn.ModuleList([padded, nn.GroupNorm(2, 4), normed])
-    layers.replace_layers(module, torch.float32)
-    assert type(padded) is nn.Conv2d
-    assert isinstance(normed.processor, AttnProcessor2_0)
+    unscaled = nn.GroupNorm(2, 4, affine=False)
+    layers.replace_layers(nn.ModuleList([padded, unscaled, normed]), torch.float32)
+    assert (type(padded), type(unscaled), type(normed)) == (nn.Conv2d, nn.GroupNorm, Attention)
 
 
-def attention(dtype, by_products=False, tokens=16, context_tokens=77):
-    torch.manual_seed(1)
-    layer = Attention(query_dim=32, cross_attention_dim=24, heads=4, dim_head=8).to(dtype).eval()
-    image, prompts = random(2, tokens, 32, dtype=dtype), random(2, context_tokens, 24, dtype=dtype, seed=2)
-    wanted = layer(image, encoder_hidden_states=prompts)
-    layer.processor = layers.KeepingAttention(by_products=by_products)
-    return layer, image, prompts, wanted
-
-
-@pytest.mark.parametrize("tokens", [16, 100])
-def test_what_a_prompt_becomes_is_kept_where_the_image_has_fewer_tokens(tokens):
-    layer, image, prompts, wanted = attention(torch.float32, tokens=tokens)
-    calls = []
-    layer.to_k.register_forward_hook(lambda *_: calls.append(1))
-    for _ in range(3):
-        assert torch.equal(layer(image, encoder_hidden_states=prompts), wanted)
-    assert len(calls) == (1 if tokens <= 77 else 3)
-    others = prompts.flip(0)
-    assert not torch.equal(layer(image, encoder_hidden_states=others), wanted)
-    del prompts, others
-    gc.collect()
-    assert len(layer.processor._kept) == 0  # nothing outlives the prompts
-
-
+@pytest.mark.parametrize("size", [2, 4, 8, 16])
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("scores", [1 << 21, 2000, 50])
-def test_attention_by_products_is_attention(monkeypatch, dtype, scores):
-    monkeypatch.setattr(layers, "SCORES", scores)
-    query = random(2, 4, 40, 16, dtype=dtype)
-    for tokens in (40, 77):
-        key, value = (random(2, 4, tokens, 16, dtype=dtype, seed=seed) for seed in (3, 4))
-        found = layers.attend_by_products(query, key, value)
-        exact = nn.functional.scaled_dot_product_attention(query.double(), key.double(), value.double())
-        allowed = 1e-5 if dtype == torch.float32 else 0.02
-        assert float((found.double() - exact).norm() / exact.norm()) < allowed
-        swapped = layers.attend_by_products(query.flip(0), key.flip(0), value.flip(0)).flip(0)
-        assert torch.equal(found, swapped)
-
-
-@pytest.mark.parametrize(
-    ("sets", "dtype", "products"),
-    [(("avx2", "avx512_bf16"), torch.bfloat16, True), (("avx512_bf16", "amx_bf16"), torch.bfloat16, False),
-     (("avx512_bf16",), torch.float32, False), ((), torch.bfloat16, False)],
-)  # fmt: skip
-def test_which_cpus_multiply_instead(monkeypatch, sets, dtype, products):
-    monkeypatch.setattr(machine, "instruction_sets", lambda: sets)
-    layer, *_ = attention(torch.float32)
-    layers.replace_layers(layer, dtype)
-    assert layer.processor._by_products == products
+def test_a_group_normalization_is_the_plain_one(dtype, size):
+    plain, short = (nn.GroupNorm(8, 24, eps=1e-6).to(dtype) for _ in range(2))
+    for number, parameter in enumerate(plain.parameters()):
+        parameter.copy_(random(24, dtype=dtype, seed=number))
+    short.load_state_dict(plain.state_dict())
+    layers.replace_layers(short, dtype)
+    sent = 3 + random(5, 24, size, size, dtype=dtype)
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        given = sent.contiguous(memory_format=memory_format)
+        torch.testing.assert_close(short(given), plain(given))
+        assert short(given).is_contiguous(memory_format=memory_format)
+        assert torch.equal(short(given.flip(0)).flip(0), short(given))
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -154,3 +154,23 @@ def test_one_name_or_none(tmp_path):
     (tmp_path / "1").write_text("Model: NVIDIA T4\n")
     assert machine._only(sorted(tmp_path.iterdir()), "Model:") is None
     assert machine._only([Path("/nowhere")], "Model:") is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "siblings", "threads"),
+    [({}, ["0,4", "1,5", "0,4", "1,5"], 2), ({}, ["0", "1", "2", "3"], 4), ({}, [], 4),
+     ({"OMP_NUM_THREADS": "3"}, [], 3), ({"MKL_NUM_THREADS": "2"}, [], 2), ({"OMP_NUM_THREADS": "2,1"}, [], 2),
+     ({"OMP_NUM_THREADS": "many"}, [], 4)],
+)  # fmt: skip
+def test_there_is_a_thread_for_each_core_unless_the_environment_says_otherwise(
+    tmp_path, monkeypatch, environment, siblings, threads
+):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for cpu, text in enumerate(siblings):
+        (tmp_path / str(cpu)).write_text(text)
+    monkeypatch.setattr(machine, "SIBLINGS", f"{tmp_path}/{{}}")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    assert machine.threads() == threads

@@ -41,6 +41,28 @@ def test_rows_depend_on_the_size_and_the_device_alone(make):
     assert make(unet_bs=5).layout(512, 512).unet_bs == make(unet_bs=5).layout(64, 64).unet_bs == 5
 
 
+def test_calls_are_side_by_side_where_a_wave_has_several(model):
+    alone, lanes = (
+        Execution(dtype="float32", costs=costs.model_costs(model, "cpu", "float32", 0, lanes=count)) for count in (1, 4)
+    )
+    for side, rows in ((64, 32), (128, 8), (256, 2), (512, 2)):
+        few, many = alone.layout(side, side), lanes.layout(side, side)
+        assert few.unet_bs == many.unet_bs == rows  # or the number of threads would change a picture
+        assert many.wave_rows == 4 * rows
+        assert few.peak < many.peak
+        assert lanes.costs.side_by_side(rows, many.wave_rows) == 4
+        tight = replace(lanes, limit=many.peak - 1).layout(side, side)
+        assert tight.unet_bs == rows and tight.turbo
+        assert lanes.costs.side_by_side(rows, tight.wave_rows) < 4
+
+
+def test_small_models_on_a_cpu_have_a_thread_for_each_call(monkeypatch):
+    monkeypatch.setattr(plan.machine, "threads", lambda: 6)
+    assert plan.choose_lanes("cpu", 41_000_000, "none") == plan.choose_lanes("cpu", 41_000_000, "openvino") == 6
+    assert plan.choose_lanes("cpu", 860_000_000, "none") == plan.choose_lanes("cuda:0", 41_000_000, "none") == 0
+    assert plan.choose_lanes("cpu", 41_000_000, "inductor") == 0
+
+
 def test_every_item_is_in_one_wave_and_waves_are_of_one_size(make):
     wanted = [
         make_item(

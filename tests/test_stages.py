@@ -8,6 +8,7 @@ from runner import costs, samplers, stages, weights
 from runner.checkpoint import build_module
 from runner.errors import ModelError
 from runner.fragments import Component
+from runner.lanes import Lanes
 from runner.spec import Part
 from runner.tokens import SHIPPED, ClipTokenizer
 
@@ -112,9 +113,21 @@ def test_pictures_are_rounded_and_the_same_among_others(components):
     assert difference.abs().max() <= 0.51
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("width", [64, 1088])
+def test_pictures_that_are_decoded_side_by_side_are_the_same(components, monkeypatch, width):
+    latents = torch.randn((3 if width > 64 else 18, 4, 8, width // 8), generator=torch.Generator().manual_seed(0))
+    wanted = list(stages.decode(components["vae"], latents))
+    monkeypatch.setattr(components["vae"], "place", Lanes(2))
+    found = list(stages.decode(components["vae"], latents))
+    assert len(found) == -(-len(wanted) // 2)
+    assert (np.concatenate([pictures for pictures, _ in found]) == np.concatenate([each for each, _ in wanted])).all()
+    assert [good for _, finite in found for good in finite] == [True] * len(latents)
+
+
 def test_large_pictures_are_decoded_one_at_a_time():
     assert costs.decode_rows(512, 512) == costs.decode_rows(2048, 2048) == 1
-    assert costs.decode_rows(64, 64) == 16
+    assert costs.decode_rows(64, 64) == costs.decode_rows(128, 128) == 4
 
 
 class FakeUnet:
