@@ -39,6 +39,7 @@ import numpy as np
 import orjson
 from PIL import Image
 
+from runner import machine
 from runner.bench_worker import FIND_BATCH, ITEMS, OFFLOADS, WARM_UP, Job, Stock
 from runner.errors import ModelError, SettingError, did_you_mean
 from runner.files import atomic_write, writing_to
@@ -145,7 +146,7 @@ class Turns:
         return Report(
             command=command,
             bench=dataclasses.asdict(self.settings.bench) | {"model": self.settings.model.path},
-            machine=_machine() | {key: self.about["run"][key] for key in ("device", "device_name", "threads")},
+            machine=_machine() | {key: self.about["run"][key] for key in ("device", "device_name")},
             versions=self.about["env"] | _accelerate(),
             rows=summarise(self.standings, self.settings),
         )
@@ -355,6 +356,7 @@ def _machine() -> dict[str, Any]:
     return {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
+        "threads": machine.threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(terse=True),
         "date": time.strftime("%Y-%m-%d"),
