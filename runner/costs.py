@@ -23,10 +23,14 @@ NONE, INDUCTOR, OPENVINO = "none", "inductor", "openvino"  # what compiles the U
 UNITS = 24  # a unit of a walk has at most about this share of the weights, unless it can't be divided
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
-PROCESS_BYTES = 480 << 20  # Python and its libraries
+PROCESS_BYTES = 432 << 20  # Python and its libraries, once they were used
 TEXT_BYTES = 24 << 20  # a call of the text encoder
+LEAST_STAGE = (
+    184 << 20
+)  # on a CPU, of any model: kernels that oneDNN makes, pages of torch that are read, gaps in the heap
 # Numbers held at once for each latent and each channel of the first block, or each pixel and channel of the last one.
 UNET_HELD, DECODER_HELD = 30, 4
+OPENVINO_BYTES = 160 << 20  # its library, and the kernels that it makes for one shape
 WIDEST_LAYER = 16  # numbers for each latent and channel of the first block: a gated feed-forward layer's
 STRIPS_IN_BURST = 8
 STRIPS_HELD = 12  # strips, while one is made from another
@@ -59,21 +63,25 @@ class Costs:
 
     def peak(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> int:
         """The most that a wave holds: `wave_rows` rows of one size, in UNet calls of `rows` rows."""
-        key = self.key(modes, width, height, rows, wave_rows)
-        if key in self.measured:
-            return self.measured[key]
-        return int(self._formula(modes, width, height, rows, wave_rows) * self._correction(modes))
+        found = self.measured.get(self.key(modes, width, height, rows, wave_rows))
+        if found is None:
+            found = int(self._formula(modes, width, height, rows, wave_rows) * self._correction(modes))
+        least = LEAST_STAGE if self.device == "cpu" else 0  # what is measured doesn't see the gaps between what is used
+        return max(found, self._staying(modes) + least)
 
     def side_by_side(self, rows: int, wave_rows: int) -> int:
         """How many calls of `rows` rows are made at a time in a wave of `wave_rows`."""
         return max(1, min(self.lanes, wave_rows // rows))
 
     def burst(self, width: int, height: int, rows: int, wave_rows: int) -> int:
-        """The most bytes that layers make at once: the UNet's widest, with what it is made from, or a strip's."""
-        latents = (width // self.latent_factor) * (height // self.latent_factor)
+        """The most bytes that layers make at once: the UNet's widest, with what it is made from, and the decoder's."""
+        latents, pixels = (width // self.latent_factor) * (height // self.latent_factor), width * height
         widest = rows * latents * int(self.unet["block_out_channels"][0]) * WIDEST_LAYER
-        one = (widest + STRIPS_IN_BURST * strip_elements(self.device)) * DTYPE_BYTES[self.dtype]
-        return one * self.side_by_side(rows, wave_rows)
+        if pixels > DECODED_PIXELS:
+            decoded = STRIPS_IN_BURST * strip_elements(self.device)
+        else:
+            decoded = decode_rows(width, height) * pixels * self.decoder_channels[0] * DECODER_HELD
+        return (widest + decoded) * DTYPE_BYTES[self.dtype] * self.side_by_side(rows, wave_rows)
 
     def key(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> str:
         """The name under which such a wave's peak is remembered."""
@@ -105,19 +113,23 @@ class Costs:
         latents = (width // self.latent_factor) * (height // self.latent_factor)
         at_once = self.side_by_side(rows, wave_rows)
         waiting = self._waiting(latents) * max(0, wave_rows - rows * at_once) if modes["unet"] == WALKS else 0
-        staying = {name: self.weights[name] if mode == STAYS else 0 for name, mode in modes.items()}
         stages = {
             "text_encoder": TEXT_BYTES,
             "unet": self._denoising(latents, rows) * at_once + waiting,
             "vae": self._decoding(width, height) * at_once,
         }
         # Between its own stage and the last one a wave keeps its latents and prompts, which are small.
-        return self.base + sum(staying.values()) + self._compiled_copy() + max(
-            stages[name] + (0 if staying[name] else self._brought(name, modes[name])) for name in COMPONENTS
-        )  # fmt: skip
+        return self._staying(modes) + max(stages[name] + self._brought(name, modes[name]) for name in COMPONENTS)
+
+    def _staying(self, modes: Mapping[str, str]) -> int:
+        """What is there in every stage."""
+        weights = sum(self.weights[name] for name, mode in modes.items() if mode == STAYS)
+        return self.base + weights + self._compiled_copy()
 
     def _brought(self, name: str, mode: str) -> int:
         """What a component that doesn't stay has there at once: units, or all that a stage needs."""
+        if mode == STAYS:
+            return 0
         if mode == WALKS:
             # This one and the next; on a CPU, where weights are packed, packed once more, and the largest one between.
             units = 4 if self.device == "cpu" else 2
@@ -126,7 +138,9 @@ class Costs:
 
     def _compiled_copy(self) -> int:
         """Compiled code on a CPU has weights of its own, in the order in which it reads them."""
-        return self.weights["unet"] if self.compiler != NONE and self.device == "cpu" else 0
+        if self.compiler == NONE or self.device != "cpu":
+            return 0
+        return self.weights["unet"] + (OPENVINO_BYTES if self.compiler == OPENVINO else 0)
 
     def _denoising(self, latents: int, rows: int) -> int:
         return rows * latents * int(self.unet["block_out_channels"][0]) * DTYPE_BYTES[self.dtype] * UNET_HELD

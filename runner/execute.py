@@ -22,7 +22,7 @@ from torch import Tensor
 from runner import compiled, costs, heap, inits, machine, plan, stages
 from runner.checkpoint import build_module
 from runner.costs import NONE, OPENVINO, VISITS, WALKS
-from runner.errors import RunnerError, show_size
+from runner.errors import RunnerError, SettingError, show_size
 from runner.events import ItemFailed, MemoryShort, Rendered, StepDone, WaveEvent, WaveStarted
 from runner.fragments import Component
 from runner.lanes import Here, Lanes
@@ -134,7 +134,7 @@ class Executor:
         yield WaveStarted(items=wave.items)
         left = list(wave.items)
         while left:
-            part = next(plan.split(left, self._layout(left[0].width, left[0].height)))
+            part = next(plan.split(left, self._layout(wave)))
             made: set[int] = set()
             for event in self._attempt(part):
                 if isinstance(event, Rendered | ItemFailed):
@@ -170,8 +170,13 @@ class Executor:
         else:
             yield from (ItemFailed(item=item, error=error) for item in wave.items)
 
-    def _layout(self, width: int, height: int) -> Layout:
-        return self._lowered.get((width, height)) or self.execution.layout(width, height)
+    def _layout(self, wave: Wave) -> Layout:
+        """The wave's own layout, or one that needs less, if it is known by now that memory is short."""
+        size = wave.items[0].width, wave.items[0].height
+        try:
+            return self._lowered.get(size) or self.execution.layout(*size)
+        except SettingError:  # by what was measured since the run began: the next one will be told
+            return wave.layout
 
     def _lower(self, wave: Wave) -> Layout | None:
         """The next layout after this one that should need no more; None if there is none."""
@@ -193,6 +198,8 @@ class Executor:
         if not peak:
             return
         needed = heap.live_bytes() or peak if execution.device == "cpu" else peak
+        if execution.limit and peak > execution.limit:
+            needed = max(needed, peak)  # so much was held though all that was free was given back
         costs.remember(key, needed)
         known = {**execution.costs.measured, key: max(needed, execution.costs.measured.get(key, 0))}
         self.execution = replace(execution, costs=replace(execution.costs, measured=known))

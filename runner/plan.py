@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from runner import machine
-from runner.costs import INDUCTOR, NONE, OPENVINO, STAYS, VISITS, WALKS, Costs, model_costs
+from runner.costs import INDUCTOR, NONE, OPENVINO, PROCESS_BYTES, STAYS, VISITS, WALKS, Costs, model_costs
 from runner.errors import SettingError, show_size
 from runner.settings import Settings
 from runner.spec import Item
@@ -177,7 +177,8 @@ class Wave:
 def decide(settings: Settings, model: ModelFiles, device: str, free: int | None, base: int | None = None) -> Execution:
     """How this machine should make pictures.
 
-    `free` is the device's free memory in bytes, and `base` what the process holds already, where these are known.
+    `free` is the device's free memory in bytes, and `base` what the process holds already, where these are known; a
+    process that has read little of its libraries yet will.
 
     Raises:
         SettingError: the UNet can't be compiled as the settings want it.
@@ -188,7 +189,7 @@ def decide(settings: Settings, model: ModelFiles, device: str, free: int | None,
     lanes = choose_lanes(device, model.parameters("unet"), compiler)
     return Execution(
         dtype=dtype,
-        costs=model_costs(model, device, dtype, base, compiler, lanes),
+        costs=model_costs(model, device, dtype, max(PROCESS_BYTES, base or 0), compiler, lanes),
         turbo=settings.turbo,
         unet_bs=settings.unet_bs,
         limit=limit,

@@ -1,5 +1,10 @@
 """End to end on the model that ships: what is asked for is drawn, and the same bytes come out however a run goes."""
 
+import os
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -86,3 +91,21 @@ def test_another_number_of_rows_changes_no_more_than_the_rounding(ask, whole):
     for record in iterate_records(request.folder):
         ours, other = (np.asarray(Image.open(run.folder / record["image"])).astype(int) for run in (request, whole))
         assert np.abs(ours - other).max() <= 2
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux, which says what a process holds")
+def test_a_ceiling_is_kept_by_the_whole_process_or_the_least_one_is_named(ask, whole, tmp_path):
+    def call(ceiling):
+        command = [sys.executable, "-m", "runner", "run", "m.yaml", f"memory={ceiling}MiB", f"out={tmp_path / 'out'}"]
+        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+            said = process.stderr.read().decode()
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        return process.returncode, said, usage.ru_maxrss >> 10
+
+    code, said, _ = call(100)
+    assert code == 2
+    least = int(re.search(r"at least memory=(\d+)MiB", said)[1])
+    code, said, held = call(least + 32)
+    assert (code, hashes(ask())) == (0, hashes(whole)), said
+    assert held <= least + 32

@@ -13,6 +13,7 @@ from transformers import CLIPTokenizer
 
 from runner import stages, weights
 from runner.costs import model_costs
+from runner.errors import SettingError
 from runner.events import ItemFailed, MemoryShort, Rendered, StepDone, WaveStarted
 from runner.execute import Executor
 from runner.plan import Execution, Wave, group
@@ -248,6 +249,16 @@ def test_a_wave_that_held_more_than_the_ceiling_says_so_and_is_planned_anew(mode
     events = list(executor.run(make_wave(executor, items)))
     assert len([event for event in events if isinstance(event, Rendered)]) == 2
     assert ["more than memory=" in event.message for event in events if isinstance(event, MemoryShort)] == [True]
+
+
+def test_what_is_learned_in_a_run_refuses_the_next_one_only(model):
+    executor = make_executor(model, turbo=None)
+    waves = list(group(many_items(), executor.execution))
+    executor.execution = replace(executor.execution, limit=1 << 20)  # as if so much more than planned was held
+    with pytest.raises(SettingError, match="at least"):
+        executor.execution.layout(64, 64)
+    done = [event for wave in waves for event in executor.run(wave) if isinstance(event, Rendered)]
+    assert len(done) == len(many_items())
 
 
 def test_half_precision_differs_by_rounding_only(model):

@@ -75,7 +75,7 @@ def test_layers_of_another_kind_are_left_alone():
     assert (type(padded), type(unscaled), type(normed)) == (nn.Conv2d, nn.GroupNorm, Attention)
 
 
-@pytest.mark.parametrize("size", [2, 4, 8, 16])
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_group_normalization_is_the_plain_one(dtype, size):
     plain, short = (nn.GroupNorm(8, 24, eps=1e-6).to(dtype) for _ in range(2))
@@ -89,6 +89,8 @@ def test_a_group_normalization_is_the_plain_one(dtype, size):
         torch.testing.assert_close(short(given), plain(given))
         assert short(given).is_contiguous(memory_format=memory_format)
         assert torch.equal(short(given.flip(0)).flip(0), short(given))
+    for given in (sent.flatten(2), sent.flatten(2).mT.contiguous().mT):  # as attention has it
+        torch.testing.assert_close(short(given), plain(given))
 
 
 @pytest.mark.parametrize("dtype", TYPES)
