@@ -93,8 +93,8 @@ class OpenVino:
         self._core, self._file = openvino.Core(), file
         self._properties = {
             "INFERENCE_PRECISION_HINT": precision,
-            "NUM_STREAMS": lanes or 1,
             "INFERENCE_NUM_THREADS": lanes or torch.get_num_threads(),
+            **({"NUM_STREAMS": lanes} if lanes else {"PERFORMANCE_HINT": "LATENCY"}),
         }
         self._compiling = threading.Lock()
         self._compiled: OrderedDict[tuple[torch.Size, ...], _Compiled] = OrderedDict()

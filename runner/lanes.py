@@ -69,5 +69,11 @@ class Lanes:
                 return task()
 
         begun = [self._lanes[place % self.width].submit(do, task) for place, task in enumerate(tasks)]
-        futures.wait(begun)
+        try:
+            futures.wait(begun)
+        except BaseException:  # Ctrl-C
+            for future in begun:
+                future.cancel()
+            futures.wait(begun)  # or the weights would leave while they are in use
+            raise
         return [future.result() for future in begun]

@@ -1,4 +1,5 @@
 import threading
+from concurrent import futures
 
 import pytest
 import torch
@@ -62,6 +63,24 @@ def test_an_error_is_raised_when_nothing_is_under_way_any_more(place):
     with pytest.raises(ValueError, match="the first"):
         place.run([take_long, fail, take_long])
     assert len(ended) == (2 if isinstance(place, Lanes) else 1)
+
+
+def test_an_interrupt_waits_for_what_is_under_way_and_begins_no_more(monkeypatch):
+    lanes, wait, ended = Lanes(1), futures.wait, []
+
+    def interrupt(begun):
+        monkeypatch.setattr(futures, "wait", wait)
+        raise KeyboardInterrupt
+
+    def take_long():
+        threading.Event().wait(0.2)
+        ended.append(1)
+
+    monkeypatch.setattr(futures, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        lanes.run([take_long] * 5)
+    assert len(ended) <= 1
+    assert lanes.run([lambda: len(ended)]) == [len(ended)]
 
 
 def test_threads_end_with_their_lanes():
