@@ -165,9 +165,9 @@ class Costs:
 
 
 def model_costs(
-    model: ModelFiles, device: str, dtype: str, base: int | None = None, compiler: str = NONE, lanes: int = 0
+    model: ModelFiles, device: str, dtype: str, base: int = PROCESS_BYTES, compiler: str = NONE, lanes: int = 0
 ) -> Costs:
-    """The costs of a model on a device; `base` is what the process holds already, where that is known."""
+    """The costs of a model on a device; `base` is what the process holds without it, and counts on a CPU."""
     number = DTYPE_BYTES[dtype]
     weights = {name: model.parameters(name) * number for name in COMPONENTS}
     largest = {
@@ -179,7 +179,7 @@ def model_costs(
     return Costs(
         device=device,
         dtype=dtype,
-        base=(PROCESS_BYTES if base is None else base) if device == "cpu" else 0,
+        base=base if device == "cpu" else 0,
         latent_factor=model.latent_factor,
         weights=weights,
         largest_units=largest,

@@ -26,7 +26,6 @@ SUPPORTED: dict[torch.dtype, Callable[[], bool]] = {
     torch.float16: lambda: bool(torch.ops.mkldnn._is_mkldnn_fp16_supported()),
 }
 FEW_PIXELS = 64  # up to which torch's group normalization is slow
-IMAGES = 4  # dimensions: rows, channels, height, width
 PLAIN: tuple[Any, ...] = ("none", [], "")  # what torch.compile fuses with a layer: nothing
 _packing = threading.Lock()  # of several calls side by side the first one packs
 
@@ -124,7 +123,8 @@ class ShortGroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
         """The same as that of `nn.GroupNorm`."""
         pixels = input[0, 0].numel()
-        if input.dtype != torch.float32 or pixels > FEW_PIXELS or input.ndim != IMAGES or input.is_contiguous():
+        channels_last = input.is_contiguous(memory_format=torch.channels_last)
+        if input.dtype != torch.float32 or pixels > FEW_PIXELS or not channels_last:
             return super().forward(input)
         share = self.num_groups / (pixels * self.num_channels)
         centred = torch.sub(input, self._sum_by_group(input), alpha=share)

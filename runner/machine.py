@@ -32,7 +32,8 @@ CGROUPS = (  # of a container: the most memory that it may take, and what it has
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-THREADING = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", *openmp.WAITING)
+THREAD_COUNTS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")  # in the environment; the first one that is set counts
+THREADING = (*THREAD_COUNTS, *openmp.WAITING)
 COMPILERS = ("c++", "g++", "clang++", "cl")
 EXTRAS = ("gradio", "accelerate", "openvino")
 
@@ -50,7 +51,7 @@ def threads() -> int:
 
     Only torch can tell for certain. Two CPUs that are one core's hyperthreads count once.
     """
-    for name in THREADING[:2]:
+    for name in THREAD_COUNTS:
         with contextlib.suppress(ValueError):
             return max(1, int(os.environ.get(name, "").partition(",")[0]))  # a list is for regions inside regions
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
