@@ -52,7 +52,7 @@ check: .venv/ready ## lint, format and types only
 	$(BIN)/mypy
 
 schema: .venv/ready ## write the manifest's JSON schema again
-	$(BIN)/python -m runner.manifest_schema > runner/schema/manifest.v1.json
+	$(BIN)/python -m runner.manifest.schema > runner/schema/manifest.v1.json
 
 clean: ## remove everything that can be made again, but no pictures
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,9 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from runner import __version__, openmp
+from runner import __version__
+from runner.engine.stops import Stop, Stopped
 from runner.errors import EXIT_FAULT, EXIT_ITEMS_FAILED, ManifestError, RunnerError, SettingError, did_you_mean
-from runner.stops import Stop, Stopped
+from runner.machine import threads
 
 USAGE = """usage: runner VERB [TARGET] [key=value ...]
 
@@ -220,10 +221,12 @@ def _code_of(verb: Callable[[], int]) -> int:
 
 
 def _run(target: Path, settings: Any) -> int:
-    openmp.settle()
+    threads.settle()
     from rich.console import Console
 
-    from runner import progress, request, run
+    from runner import request
+    from runner.report import progress
+    from runner.verbs.run import run
 
     asked = request.read_request(target, settings)
     try:
@@ -238,24 +241,27 @@ def _run(target: Path, settings: Any) -> int:
 def _plan(target: Path, settings: Any) -> int:
     import orjson
 
-    from runner import request, survey, survey_text
+    from runner import request
+    from runner.verbs.plan import survey
+    from runner.verbs.plan import text as plan_text
 
     found = survey.make_survey(request.read_request(target, settings))
     if settings.json:
         print(orjson.dumps(found.to_dict()).decode())
     else:
-        survey_text.print_survey(found)
+        plan_text.print_survey(found)
     return 0
 
 
 def _verify(target: Path, overrides: Sequence[str]) -> int:
-    openmp.settle()
+    threads.settle()
     from rich.console import Console
 
     from runner import settings
 
     chosen = settings.compose(overrides)  # before torch is loaded: a wrong setting is said at once
-    from runner import progress, verify
+    from runner.report import progress
+    from runner.verbs.verify import verify
 
     verification = verify.Verification(target, chosen, settings.given_keys(overrides))
     progress.show(verification.run(), Console(stderr=True))
@@ -264,7 +270,7 @@ def _verify(target: Path, overrides: Sequence[str]) -> int:
 
 
 def _gallery(target: Path, settings: Any) -> int:
-    from runner import gallery
+    from runner.report import gallery
 
     files = gallery.build(target, settings.n_rows)
     print(files.html, files.grid, sep="\n")
@@ -272,7 +278,7 @@ def _gallery(target: Path, settings: Any) -> int:
 
 
 def _extract(targets: Sequence[Path], settings: Any) -> int:
-    from runner import extract
+    from runner.verbs import extract
 
     found = extract.extract(targets)
     sys.stdout.buffer.write(found.manifest.encode())  # a manifest is UTF-8, whatever the screen is
@@ -283,22 +289,23 @@ def _extract(targets: Sequence[Path], settings: Any) -> int:
 
 
 def _web(target: Path, settings: Any) -> int:
-    openmp.settle()
+    threads.settle()
     try:
-        from runner import web
+        from runner.web import page
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "gradio":
             raise
         raise SettingError("the page needs Gradio: pip install 'manifest-runner[web]'") from error
 
-    web.serve(settings)
+    page.serve(settings)
     return 0
 
 
 def _bench(target: Path, settings: Any) -> int:
     from rich.console import Console
 
-    from runner import bench, bench_report
+    from runner.bench import bench
+    from runner.bench import report as bench_report
 
     folder = bench.folder_of(settings)
     report = bench.bench(settings, shlex.join(["runner", *sys.argv[1:]]), Console(stderr=True, highlight=False).print)
@@ -312,20 +319,22 @@ def _bench(target: Path, settings: Any) -> int:
 
 
 def _doctor(target: Path, settings: Any) -> int:
-    openmp.settle()
+    threads.settle()
     import dataclasses
 
     import orjson
     from rich.console import Console
 
     with Console(stderr=True).status("probing the machine"):
-        from runner import doctor, doctor_text, survey_text
+        from runner.report import table
+        from runner.verbs.doctor import doctor
+        from runner.verbs.doctor import text as doctor_text
 
         report = doctor.examine(settings)
     if settings.json:
         print(orjson.dumps(dataclasses.asdict(report)).decode())
     else:
-        survey_text.print_plainly(lambda console: doctor_text.show(report, console))
+        table.print_plainly(lambda console: doctor_text.show(report, console))
     return 0
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
+from runner.text import printable, width
+
 EXIT_FAULT = 1
 EXIT_ITEMS_FAILED = 3
 EXIT_DIFFERENCE = 5
-NAMES_SHOWN = 8
 ERRORS_SHOWN = 20
 LINE_SHOWN, LONGEST_LINE = 100, 1 << 26  # characters
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class Location(NamedTuple):
         before, after = printable(line[start:place]), printable(line[place : start + LINE_SHOWN])
         before = ("..." if start else "") + before
         after += "..." if len(line) > start + LINE_SHOWN else ""
-        return [f"    {before}{after}", f"    {' ' * _width(before)}^"]
+        return [f"    {before}{after}", f"    {' ' * width(before)}^"]
 
     def _read_line(self) -> str:
         """The line; nothing if it can't be read, or it or one before it is endless, as in what is no regular file."""
@@ -68,20 +69,6 @@ class Location(NamedTuple):
                 if len(line := file.readline(LONGEST_LINE)) == LONGEST_LINE:
                     return ""
         return line
-
-
-def printable(text: str) -> str:
-    """The text without what a terminal would obey."""
-    return "".join(
-        char if char.isprintable() else " " if char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in text
-    )
-
-
-def _width(text: str) -> int:
-    """Columns that a terminal takes for a text: two for a wide character, none for one that joins the last."""
-    from rich.cells import cell_len
-
-    return cell_len(text)
 
 
 class ManifestError(RunnerError):
@@ -201,23 +188,3 @@ def did_you_mean(wrong: object, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(str(wrong), names, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"known are: {', '.join(names)}"
-
-
-def name_some(names: Sequence[str]) -> str:
-    """A list of names for a message, the first few of them."""
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
-
-
-def shorten(text: str, length: int = 60) -> str:
-    """A text cut for a message."""
-    return text if len(text) <= length else text[: length - 3] + "..."
-
-
-def show_size(number: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("B", "KiB", "MiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}"
-        number /= 1024
-    return f"{number:.1f} GiB"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from runner.spec import Item, Model
+from runner.item import Item, Model
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,12 +14,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner import expand, json_lines, manifest, weights
-from runner.errors import Location, ManifestError, ModelError, every, shorten
+from runner.errors import Location, ManifestError, ModelError, every
+from runner.item import Item, Model
+from runner.manifest import items as manifest_items
+from runner.manifest import job as manifest_job
+from runner.manifest import lines as manifest_lines
+from runner.manifest import read as manifest_read
+from runner.model import find as model_find
+from runner.model.files import ModelFiles
+from runner.model.tokens import ROOM, ClipTokenizer, surely_fits
 from runner.settings import Settings
-from runner.spec import Item, Model
-from runner.tokens import ROOM, ClipTokenizer, surely_fits
-from runner.weights import ModelFiles
+from runner.text import shorten
 
 OUTPUTS = Path("outputs")
 RUN_FILE = "run.json"
@@ -38,7 +43,7 @@ class Request:
     folder: Path
     items: Sequence[Item]
     drawn_seeds: Mapping[int, int]
-    jobs: Sequence[manifest.Job]
+    jobs: Sequence[manifest_job.Job]
     models: Mapping[Model, ModelFiles]
     settings: Settings
 
@@ -105,7 +110,7 @@ class _Source:
     """
 
     name: str
-    jobs: Sequence[manifest.Job]
+    jobs: Sequence[manifest_job.Job]
     without_seed: Sequence[int]
     asked: Mapping[Model, Location]
     items: Callable[[Mapping[int, int], Mapping[Model, Model]], Sequence[Item]]
@@ -113,7 +118,7 @@ class _Source:
 
 
 def _read_items(target: Path, settings: Settings) -> _Source:
-    lines = json_lines.read_items(target, allow_outside=settings.allow_outside)
+    lines = manifest_lines.read_items(target, allow_outside=settings.allow_outside)
 
     def items(drawn: Mapping[int, int], found: Mapping[Model, Model]) -> Sequence[Item]:
         lines.found.update(found)
@@ -124,14 +129,14 @@ def _read_items(target: Path, settings: Settings) -> _Source:
 
 
 def _read_manifest(target: Path, settings: Settings) -> _Source:
-    checked = manifest.load(target, overrides=settings.defaults.given(), allow_outside=settings.allow_outside)
+    checked = manifest_read.load(target, overrides=settings.defaults.given(), allow_outside=settings.allow_outside)
     return _Source(
         name=checked.name,
         jobs=checked.jobs,
-        without_seed=expand.jobs_without_seed(checked),
+        without_seed=manifest_items.jobs_without_seed(checked),
         asked=checked.models,
-        items=lambda drawn, found: expand.Items(checked, drawn, found),
-        texts=(text for job in checked.jobs for text in expand.texts(job)),
+        items=lambda drawn, found: manifest_items.Items(checked, drawn, found),
+        texts=(text for job in checked.jobs for text in manifest_items.texts(job)),
     )
 
 
@@ -140,7 +145,7 @@ def _find_models(asked: Mapping[Model, Location], settings: Settings) -> dict[Mo
 
     def find(model: Model) -> tuple[Model, ModelFiles]:
         try:
-            return weights.use_model(model, settings.model)
+            return model_find.use_model(model, settings.model)
         except ModelError as error:
             if model == Model():
                 raise

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import SettingError, did_you_mean
-from runner.spec import MOST_STEPS, SIZE_STEP
+from runner.item import MOST_STEPS, SIZE_STEP
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import orjson
 
-from runner.costs import Costs
-from runner.images import encode, image_path
-from runner.plan import Execution
-from runner.records import Index
-from runner.spec import Item, Model, Part
+from runner.folder.ledger import Index
+from runner.folder.names import image_path
+from runner.images.codec import encode
+from runner.item import Item, Model, Part
+from runner.planning.costs import Costs
+from runner.planning.layouts import Execution
 
 MODEL = Model(name="emoji", fingerprints=(("unet_encode", "0123456789abcdef" * 4), ("vae", "f" * 64)))
 

@@ -9,8 +9,8 @@ import numpy as np
 from builders import make_execution
 
 from runner.events import ItemFailed, Rendered, StepDone, WaveEvent, WaveStarted
-from runner.plan import Wave
-from runner.spec import Item
+from runner.item import Item
+from runner.planning.waves import Wave
 
 
 class Painter:

@@ -7,8 +7,8 @@ from typing import Any
 
 from jsonschema import Draft7Validator
 
-from runner.manifest_schema import make_schema
-from runner.yaml_nodes import Node, parse
+from runner.manifest.nodes import Node, parse
+from runner.manifest.schema import make_schema
 
 VALIDATOR = Draft7Validator(make_schema())
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runner import run as running
 from runner import settings
 from runner.events import WaveStarted
-from runner.records import iterate_records
+from runner.folder.ledger import iterate_records
 from runner.request import read_request
+from runner.verbs.run import run as running
 
 MANIFEST = """
 version: 1

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.errors import LINE_SHOWN, Location, ManifestError, ManifestErrors, Problems, every, name_some
+from runner.errors import LINE_SHOWN, Location, ManifestError, ManifestErrors, Problems, every
+from runner.text import name_some
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from runner.records import iterate_records
+from runner.folder.ledger import iterate_records
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("RUNNER_FULL_SIZE") != "1", reason="full-size models: set RUNNER_FULL_SIZE=1"

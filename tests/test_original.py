@@ -9,11 +9,11 @@ import pytest
 import tiny
 from PIL import Image
 
-from runner import run as running
 from runner import settings
-from runner.records import iterate_records
+from runner.folder.ledger import iterate_records
+from runner.model.tokens import SHIPPED
 from runner.request import read_request
-from runner.tokens import SHIPPED
+from runner.verbs.run import run as running
 
 STEPS = 10
 SCALE = 4.0  # the embedded model's own; see docs/differences.md for more

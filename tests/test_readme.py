@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from schemas import complaints
 
-from runner import cli, expand, manifest, settings
+from runner import cli, settings
+from runner.manifest import items as manifest_items
+from runner.manifest import read as manifest_read
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -22,7 +24,7 @@ def test_the_manifests_of_the_readme_are_read(tmp_path):
     for number, text in enumerate(texts):
         whole = text if "version:" in text else f"version: 1\n{text}"
         (tmp_path / f"{number}.yaml").write_text(whole)
-        read.append(manifest.load(tmp_path / f"{number}.yaml", overrides={}, allow_outside=False))
+        read.append(manifest_read.load(tmp_path / f"{number}.yaml", overrides={}, allow_outside=False))
         assert complaints(whole) == []
     assert read[0].name == "alps"
     assert [job.size for job in read[0].jobs] == [(1 + 1 + 3 + 2) * 2 * (3 * 3 - 1) * 20, 1, 20]
@@ -31,8 +33,8 @@ def test_the_manifests_of_the_readme_are_read(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "manifests").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_manifest_is_read(path):
-    read = manifest.load(path, overrides={}, allow_outside=False)
-    items = expand.Items(read, dict.fromkeys(expand.jobs_without_seed(read), 1))
+    read = manifest_read.load(path, overrides={}, allow_outside=False)
+    items = manifest_items.Items(read, dict.fromkeys(manifest_items.jobs_without_seed(read), 1))
     assert len(items) == len({(item.prompt, item.seed, item.scale, item.sampler) for item in items})
 
 

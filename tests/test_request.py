@@ -10,8 +10,8 @@ from builders import make_item
 
 from runner import settings
 from runner.errors import ManifestError, ModelError
+from runner.item import Model, item_id
 from runner.request import RUN_FILE, read_request
-from runner.spec import Model, item_id
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_ids_are_of_the_wish_and_the_weights(ask, model, tmp_path_factory):
 
 
 def test_an_id_is_the_same_for_ever():
-    from runner.spec import item_id
+    from runner.item import item_id
 
     model = Model(fingerprints=(("text_encoder", "a"), ("unet_encode", "b"), ("unet_decode", "c"), ("vae", "d")))
     expected = "1e0b7a72aec010ddbaf0a6fa9bf2d9d89ee09f0631d6c2f44966d5ec19f08310"

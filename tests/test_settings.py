@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 
 from runner import settings
 from runner.errors import SettingError
-from runner.values import ITEM_KEYS
+from runner.manifest.rules import ITEM_KEYS
 
 
 def test_the_defaults_are_those_of_the_documentation():

@@ -19,12 +19,12 @@ import tiny
 from painter import Painter
 
 import runner
-from runner import run as running
 from runner import settings
 from runner.errors import FolderUnwritable
 from runner.events import ItemDone, ModelLoaded
-from runner.records import Ledger, iterate_records
+from runner.folder.ledger import Ledger, iterate_records
 from runner.request import read_request
+from runner.verbs.run import run as running
 
 KILLS = int(os.environ.get("RUNNER_KILLS", "10"))
 TRACES = {".lock", "runner.log", "records.torn", "records.jsonl"}  # what may tell of a disturbance
@@ -164,7 +164,7 @@ def fails(request):
 FORKER = """
 import os, signal, sys, time
 sys.argv[0] = "runner"
-import runner.run, runner.session, runner.request, runner.progress, rich.console
+import runner.verbs.run.run, runner.verbs.run.session, runner.request, runner.report.progress, rich.console
 from runner import cli
 for line in sys.stdin:
     folder, delay, *words = line.rstrip("\\n").split("\\t")
@@ -298,7 +298,7 @@ def test_the_clock_may_jump(ask, tmp_path, monkeypatch):
 
 
 def test_no_module_asks_for_the_time_of_day():
-    for module in Path(runner.__file__).parent.glob("*.py"):
+    for module in Path(runner.__file__).parent.rglob("*.py"):
         text = module.read_text()
         assert not any(call in text for call in ("time.time", "import datetime", "from datetime", "localtime")), module
 

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from runner.tokens import SHIPPED
+from runner.model.tokens import SHIPPED
 
 SCHEDULER = {
     "_class_name": "PNDMScheduler",

@@ -1,0 +1,69 @@
+"""Memory as torch sees it: the devices, what they have free, peaks, and running out of it."""
+
+from __future__ import annotations
+
+import gc
+import os
+from pathlib import Path
+
+import torch
+
+from runner.machine import describe, heap, memory
+from runner.machine.memory import status_bytes
+
+SHORT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "bad allocation", "bad_alloc")
+
+
+def available_devices() -> list[str]:
+    """The devices that torch can use, best first."""
+    cuda = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [*cuda, *(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
+
+
+def free_memory(device: str) -> int | None:
+    """The device's free memory in bytes, where it is known."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    return memory.free_main_memory() if device == "cpu" else None
+
+
+def held_memory(device: str) -> int | None:
+    """What this process holds of the device's memory already; None where that is not counted."""
+    return status_bytes("VmRSS") if device == "cpu" else None
+
+
+def device_name(device: str) -> str:
+    """What the device is called by its maker."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return describe.device_name(device) or device
+
+
+def reset_peak(device: str) -> None:
+    """Forgets the highest memory use so far."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    elif os.access("/proc/self/clear_refs", os.W_OK):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: str) -> int:
+    """The highest memory use since `reset_peak`, on a CPU the process's own; 0 where it isn't known."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    return status_bytes("VmHWM") or 0 if device == "cpu" else 0
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out: torch's own, Python's, or one of its allocator for CPUs."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in SHORT_OF_MEMORY)
+    )
+
+
+def release_memory(device: str) -> None:
+    """Gives what is not used any more back to the system."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    heap.sweep()

@@ -1,0 +1,307 @@
+"""Makes the pictures of a wave: a wave in, events out. Knows one model on one device, and nothing of files.
+
+What goes wrong with one picture is an event; what goes wrong with a whole wave is tried again picture by picture.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runner.device.component import Component
+from runner.device.lanes import Here, Lanes
+from runner.device.memory import device_name, is_out_of_memory, peak_bytes, release_memory, reset_peak
+from runner.engine import autoencoder, denoise, openvino
+from runner.engine import text as engine_text
+from runner.engine.samplers import NoiseSchedule
+from runner.errors import RunnerError, SettingError
+from runner.events import ItemFailed, MemoryShort, Rendered, StepDone, WaveEvent, WaveStarted
+from runner.images import inits
+from runner.item import Item, model_calls
+from runner.kernels.packed import replace_layers
+from runner.kernels.upsampling import merge_upsampling
+from runner.machine import heap
+from runner.model.files import AUTO, COMPONENTS, FRAGMENTS, ModelFiles
+from runner.model.modules import build_module
+from runner.model.tokens import ClipTokenizer
+from runner.planning import choices, costs, waves
+from runner.planning.costs import NONE, OPENVINO, VISITS, WALKS
+from runner.planning.layouts import Execution, Layout
+from runner.planning.waves import Wave
+from runner.text import show_size
+
+EMBEDDINGS_KEPT, PICTURES_KEPT = 4096, 256
+FULL = "float32"
+
+
+class NotFinite(RunnerError):
+    """The numbers of a picture overflowed."""
+
+
+class Executor:
+    """A model whose fragments visit the device when a wave needs them."""
+
+    def __init__(self, model: ModelFiles, execution: Execution) -> None:
+        self.model, self.execution = model, execution
+        self.tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token)
+        device, dtype = torch.device(execution.device), getattr(torch, execution.dtype)
+        if execution.device == "cpu":
+            heap.take_over(execution.limit)
+        self._lanes = Lanes(min(execution.lanes, torch.get_num_threads())) if execution.lanes else None
+        place, dtypes = self._lanes or Here(), dict.fromkeys(COMPONENTS, dtype)
+        if execution.compiler == OPENVINO:
+            dtypes["unet"] = torch.float32  # which it is converted from, and called with
+        self.components = {
+            name: Component(
+                build_module(model, name), model.tensors[name], device=device, dtype=dtype, mode=VISITS, place=place
+            )
+            for name, dtype in dtypes.items()
+        }
+        if execution.device == "cpu":
+            self._prepare_for_cpu(dtype)
+        self.schedule = self._make_schedule()
+        openvino.compile_unet(self.components["unet"], model, execution)
+        self._lowered: dict[tuple[int, int], Layout] = {}  # by size, where memory ran out
+        self._embeddings: OrderedDict[tuple[str, bool], Tensor] = OrderedDict()
+        self._pictures: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+
+    def _prepare_for_cpu(self, dtype: torch.dtype) -> None:
+        unet = self.components["unet"].module
+        merge_upsampling(unet)
+        merge_upsampling(self.components["vae"].module)
+        if self.execution.compiler == NONE:
+            replace_layers(unet, dtype)
+            heap.watch(unet)
+
+    @torch.inference_mode()
+    def _make_schedule(self) -> NoiseSchedule:
+        schedule = NoiseSchedule.from_config(self.model.configs["scheduler"])
+        if schedule.prediction == AUTO:
+            if self.execution.compiler == NONE:
+                self.components["unet"].change(WALKS)
+            schedule = replace(schedule, prediction=denoise.probe_prediction(self.components["unet"]))
+        return schedule
+
+    def in_full(self) -> Executor:
+        """The same model in full precision, after this one's weights have left the device; they come back when used."""
+        for component in self.components.values():
+            component.leave()
+        return Executor(self.model, choices.in_full_precision(self.execution))
+
+    def describe(self) -> dict[str, Any]:
+        """How all pictures are made, as the record's `run` says it."""
+        return {
+            "device": self.execution.device,
+            "device_name": device_name(self.execution.device),
+            "threads": 1 if self._lanes else torch.get_num_threads(),
+            "dtypes": dict.fromkeys(FRAGMENTS, self.execution.dtype),
+            "prediction": self.schedule.prediction,
+            "compile": self.execution.compiler,
+        }
+
+    def run(self, wave: Wave) -> Iterator[WaveEvent]:
+        """Makes the pictures of a wave, as its layout says or, where memory turned out to be short, with less."""
+        yield WaveStarted(items=wave.items)
+        left = list(wave.items)
+        while left:
+            part = next(waves.split(left, self._layout(wave)))
+            made: set[int] = set()
+            for event in self._attempt(part):
+                if isinstance(event, Rendered | ItemFailed):
+                    made.add(event.item.number)
+                yield event
+            left = [item for item in left if item.number not in made]
+
+    def _attempt(self, wave: Wave) -> Iterator[WaveEvent]:
+        """Makes the pictures of a wave; those that aren't told of when it ends are to be tried with less memory."""
+        made: set[int] = set()
+        try:
+            for event in self._render(wave):
+                if isinstance(event, Rendered | ItemFailed):
+                    made.add(event.item.number)
+                yield event
+            yield from self._learn(wave)
+        except RunnerError:
+            raise
+        except Exception as error:
+            left = [item for item in wave.items if item.number not in made]
+            yield from self._answer(error, replace(wave, items=tuple(left)))
+
+    def _answer(self, error: Exception, wave: Wave) -> Iterator[WaveEvent]:
+        """What comes of an error: a smaller plan if memory is short, else each picture by itself, else a failure."""
+        for component in self.components.values():
+            component.leave()
+        if is_out_of_memory(error) and (lower := self._lower(wave)):
+            release_memory(self.execution.device)
+            yield MemoryShort(message=f"out of memory with {wave.layout}; going on with {lower}")
+        elif len(wave.items) > 1:
+            for item in wave.items:
+                yield from self._attempt(replace(wave, items=(item,)))
+        else:
+            yield from (ItemFailed(item=item, error=error) for item in wave.items)
+
+    def _layout(self, wave: Wave) -> Layout:
+        """The wave's own layout, or one that needs less, if it is known by now that memory is short."""
+        size = wave.items[0].width, wave.items[0].height
+        try:
+            return self._lowered.get(size) or self.execution.layout(*size)
+        except SettingError:  # by what was measured since the run began: the next one will be told
+            return wave.layout
+
+    def _lower(self, wave: Wave) -> Layout | None:
+        """The next layout after this one that should need no more; None if there is none."""
+        size = wave.items[0].width, wave.items[0].height
+        # By the formula alone: what was measured is not known of the ways that weren't tried.
+        guessed = replace(self.execution, costs=replace(self.execution.costs, measured={}))
+        layouts = itertools.dropwhile(lambda layout: layout.way != wave.layout.way, guessed.layouts(*size))
+        tried = next(layouts)
+        lower = next((layout for layout in layouts if layout.peak <= tried.peak), None)
+        if lower:
+            self._lowered[size] = lower
+        return lower
+
+    def _learn(self, wave: Wave) -> Iterator[MemoryShort]:
+        """Keeps what the wave held for later plans, and says so if it was more than it should have been."""
+        peak, execution, first = peak_bytes(self.execution.device), self.execution, wave.items[0]
+        rows = sum(item.rows for item in wave.items)
+        key = execution.costs.key(wave.layout.modes, first.width, first.height, wave.unet_bs, rows)
+        if not peak:
+            return
+        needed = heap.live_bytes() or peak if execution.device == "cpu" else peak
+        if execution.limit and peak > execution.limit:
+            needed = max(needed, peak)  # so much was held though all that was free was given back
+        costs.remember(key, needed)
+        known = {**execution.costs.measured, key: max(needed, execution.costs.measured.get(key, 0))}
+        self.execution = replace(execution, costs=replace(execution.costs, measured=known))
+        if execution.limit and not execution.advice and peak > execution.limit:
+            text = f"the wave held {show_size(peak)}, more than memory={show_size(execution.limit)}"
+            yield MemoryShort(message=f"{text}; the next ones are planned with that")
+
+    def _burst(self, wave: Wave) -> int:
+        first = wave.items[0]
+        return self.execution.costs.burst(first.width, first.height, wave.unet_bs, wave.layout.wave_rows)
+
+    @torch.inference_mode()
+    def _start(self, wave: Wave) -> list[denoise.Trajectory]:
+        alike: dict[tuple[object, ...], list[Item]] = {}
+        for item in wave.items:
+            key = (item.sampler, item.steps, item.eta, item.init is None, item.skipped_steps, item.chunked)
+            alike.setdefault(key, []).append(item)
+        for chunked in (False, True):
+            self._encode([text for item in wave.items if item.chunked == chunked for text in item.texts()], chunked)
+        return [self._start_alike(items) for items in alike.values()]
+
+    def _start_alike(self, items: Sequence[Item]) -> denoise.Trajectory:
+        embeddings = self._encode([text for item in items for text in item.texts()], items[0].chunked)
+        pictures = [self._encode_init(item) for item in items if item.init is not None]
+        unet, factor = self.components["unet"], self.model.latent_factor
+        return denoise.start_trajectory(items, self.schedule, embeddings, pictures, unet, factor)
+
+    def _encode_init(self, item: Item) -> Tensor:
+        """The latents of the picture that an item begins with, encoded once as long as they are remembered."""
+        key = (item.init_sha256, item.crop, item.width, item.height)
+        if key not in self._pictures:
+            assert item.init and item.init_sha256
+            pixels = inits.load(Path(item.init), item.init_sha256, item.crop, item.width, item.height)
+            self._pictures[key] = autoencoder.encode_picture(self.components["vae"], pixels)
+            if len(self._pictures) > PICTURES_KEPT:
+                self._pictures.popitem(last=False)
+        return self._pictures[key]
+
+    def _render(self, wave: Wave) -> Iterator[WaveEvent]:
+        for name, mode in wave.layout.modes.items():
+            self.components[name].change(mode)
+        if self._lanes:
+            wanted = self.execution.costs.side_by_side(wave.unet_bs, wave.layout.wave_rows)
+            self._lanes.width = min(self._lanes.count, wanted)
+        reset_peak(self.execution.device)
+        if self.execution.device == "cpu":
+            heap.begin(self.execution.limit, self._burst(wave))
+        clock = Clock()
+        with clock.stage("encode"):
+            trajectories = self._start(wave)
+            self.components["text_encoder"].rest()
+        steps = denoise.denoise(self.components["unet"], trajectories, wave.unet_bs)
+        calls = max(model_calls(item.sampler, item.steps - item.skipped_steps) for item in wave.items)
+        for call in range(1, calls + 1):
+            with clock.stage("denoise"), torch.inference_mode():
+                next(steps)
+            yield StepDone(step=call, steps=calls)
+        self.components["unet"].rest()
+        items = [item for trajectory in trajectories for item in trajectory.items]
+        share = {name: seconds / len(items) for name, seconds in clock.seconds.items()}
+        yield from self._decode(items, trajectories, wave.layout, share)
+
+    def _decode(
+        self,
+        items: Sequence[Item],
+        trajectories: Sequence[denoise.Trajectory],
+        layout: Layout,
+        share: Mapping[str, float],
+    ) -> Iterator[WaveEvent]:
+        latents = torch.cat([trajectory.latents for trajectory in trajectories if trajectory.latents is not None])
+        decoded = autoencoder.decode(self.components["vae"], latents.nan_to_num())
+        left = zip(items, autoencoder.is_finite(latents), strict=True)
+        how = {"unet_bs": layout.unet_bs, "turbo": layout.turbo}
+        while True:
+            begun = time.perf_counter()
+            with torch.inference_mode():
+                made = next(decoded, None)
+            if made is None:
+                return
+            seconds = {**share, "decode": (time.perf_counter() - begun) / len(made[0])}
+            peak = peak_bytes(self.execution.device)
+            for picture, decoded_finite in zip(*made, strict=True):
+                item, latents_finite = next(left)
+                if problem := self._problem(latents_finite, decoded_finite, picture):
+                    error = NotFinite(f"{problem} in {self.execution.dtype}")
+                    yield ItemFailed(item=item, error=error, seconds=seconds)
+                else:
+                    yield Rendered(item=item, pixels=picture, seconds=seconds, peak_bytes=peak, how=how)
+
+    def _problem(self, latents_finite: bool, decoded_finite: bool, picture: autoencoder.Pixels) -> str:
+        """What is wrong with a picture's numbers, or nothing. In full precision one colour is what the model draws."""
+        if not latents_finite:
+            return "the latents are not finite"
+        if not decoded_finite:
+            return "the decoded picture is not finite"
+        if self.execution.dtype != FULL and autoencoder.is_one_colour(picture):
+            return "the picture is of one colour"
+        return ""
+
+    def _encode(self, texts: Sequence[str], chunked: bool) -> dict[str, Tensor]:
+        """The texts' embeddings; each text is encoded once, as long as it is remembered."""
+        wanted = dict.fromkeys([*texts, ""] if texts and chunked else texts)  # pieces that are missing are empty ones
+        new = [text for text in wanted if (text, chunked) not in self._embeddings]
+        if new:
+            encoded = engine_text.encode_texts(self.components["text_encoder"], self.tokenizer, new, chunked=chunked)
+            self._embeddings.update({(text, chunked): embedding for text, embedding in encoded.items()})
+        known = {text: self._embeddings[text, chunked] for text in wanted}
+        while len(self._embeddings) > EMBEDDINGS_KEPT:
+            self._embeddings.popitem(last=False)
+        return known
+
+
+class Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time inside to a stage."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begun

@@ -1,0 +1,4 @@
+"""The run folder: the ledger of its records, its file names, and the threads that write pictures.
+
+Begin with `ledger`. `ways` compares how pictures were made, `names` makes file names, and `writer` writes files.
+"""

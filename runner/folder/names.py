@@ -1,0 +1,48 @@
+"""Where a picture goes within its run folder: names that are safe on every system."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+import unicodedata
+from pathlib import PurePosixPath
+
+from runner.item import Item
+
+FOLDER_BYTES = 100
+RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(\..*)?", re.IGNORECASE | re.DOTALL)
+FORBIDDEN = frozenset('<>:"/\\|?*')
+INVISIBLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
+TURNING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})  # they disguise a file name
+
+
+def image_path(item: Item) -> PurePosixPath:
+    """Where the picture goes within the run folder."""
+    return PurePosixPath(image_name(item))
+
+
+def image_name(item: Item) -> str:
+    """The same as a text, which is made much faster."""
+    return f"images/{folder_name(item.prompt)}/seed_{item.seed}_{item.number:05d}.{item.format}"
+
+
+@functools.lru_cache(maxsize=1024)
+def folder_name(prompt: str) -> str:
+    """The prompt as a folder's name, as the original made it, but safe on every system and never too long."""
+    words = "_".join(re.split("[: ]", unicodedata.normalize("NFC", prompt)))
+    name = "".join("_" if _is_unsafe(character) else character for character in words).lstrip(".").rstrip(". ") or "_"
+    if RESERVED.fullmatch(name):
+        name = f"_{name}"
+    return name if len(name.encode()) <= FOLDER_BYTES else _shorten(name, prompt)
+
+
+def _is_unsafe(character: str) -> bool:
+    if character in FORBIDDEN or unicodedata.category(character) in INVISIBLE:
+        return True
+    return unicodedata.bidirectional(character) in TURNING
+
+
+def _shorten(name: str, prompt: str) -> str:
+    mark = "-" + hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return name.encode()[: FOLDER_BYTES - len(mark)].decode("utf-8", "ignore") + mark

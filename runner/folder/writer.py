@@ -1,0 +1,65 @@
+"""A few threads that encode, hash and write pictures while the next ones are made."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Self
+
+from runner.files import atomic_write, writing_to
+from runner.images.codec import Pixels, encode, pixels_hash
+from runner.item import Item
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A picture that is in its place; `path` is within the run folder, as it stands in the record."""
+
+    path: str
+    sha256: str
+    pixels_sha256: str
+    bytes: int
+
+
+class Writer:
+    """A few threads that encode, hash and write pictures while the next ones are made."""
+
+    def __init__(self, folder: Path, *, threads: int = 3, waiting: int = 16) -> None:
+        self.folder = folder
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="writer")
+        # Bounds the pictures in memory: who makes them faster than they are written has to wait.
+        self._places = threading.BoundedSemaphore(threads + waiting)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+
+    def submit(self, pixels: Pixels, item: Item, path: PurePosixPath) -> Future[Written]:
+        """Have a picture written to `path` in the folder; its pixels must stay as they are until then.
+
+        Waits while too many are waiting.
+        """
+        self._places.acquire()
+        try:
+            future = self._pool.submit(self._write, pixels, item, path)
+        except BaseException:
+            self._places.release()
+            raise
+        future.add_done_callback(lambda _: self._places.release())
+        return future
+
+    def _write(self, pixels: Pixels, item: Item, path: PurePosixPath) -> Written:
+        data = encode(pixels, item)
+        with writing_to(self.folder):
+            self.folder.stat()  # one that has vanished must not come back as a folder of pictures without records
+            atomic_write(self.folder / path, data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        return Written(path=str(path), sha256=sha256, pixels_sha256=pixels_hash(pixels), bytes=len(data))

@@ -1,0 +1,166 @@
+"""Reads the text that AUTOMATIC1111's program writes into its pictures, as an item in the form of a record.
+
+What has no counterpart here is named in notes, never dropped in silence. Files and manifests are not known here; the
+values are checked by whoever reads the record. The text is: the prompt; `Negative prompt: ...`, both of them in as many
+lines as they have; then one line of settings, `Steps: 20, Sampler: Euler a, ...`, a value with commas in JSON's quotes
+(`modules/infotext_utils.py` in stable-diffusion-webui).
+
+    record, notes, model = read("a cat\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model: sd15")
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from runner.item import SAMPLERS, SIZE_STEP, Item
+
+PAIR = re.compile(r'\s*+(?:(\w[\w /-]*+):\s*+("(?:\\.|[^"\\])*+"|[^,]*+)|[^,]*+)(?:,|$)')
+NEGATIVE = "Negative prompt:"
+NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
+NUMBERS = {"steps": "Steps", "scale": "CFG scale", "seed": "Seed", "eta": "Eta DDIM"}
+NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*+>")
+ATTENTION = re.compile(r"[()\[\]]|\b(?:AND|BREAK)\b")
+OTHER_NOISE = "from AUTOMATIC1111's program, whose noise is another: similar pictures, not the same"
+
+
+def read(text: str) -> tuple[dict[str, Any], list[str], str]:
+    """The record of an item, notes on what it leaves out, and the model's name ("" if there is none).
+
+    Raises:
+        ValueError: it is not such a text.
+    """
+    lines = text.strip().split("\n")
+    place, settings = _find_settings(lines)
+    notes = [OTHER_NOISE]
+    prompt, negative = (_without_networks(words, notes) for words in _split(lines[:place]))
+    if ATTENTION.search(prompt + negative):
+        notes.append("brackets, AND and BREAK have a meaning in its prompts; here they are plain text")
+    numbers = {key: _number(settings.pop(name)) for key, name in NUMBERS.items() if name in settings}
+    record = {
+        "prompt": prompt,
+        "parts": [{"text": prompt, "weight": 1}],
+        "negative": negative,
+        **numbers,
+        **_sampler(settings, notes),
+        **_size(settings, notes),
+        **_strength(settings, notes),
+        "long_prompts": "chunk",  # that program's only way
+    }
+    model = " ".join(settings.pop(key) for key in ("Model", "Model hash") if key in settings)
+    notes += [f"not carried over: {key}: {value}" for key, value in settings.items()]
+    notes += [f"not carried over: {line}" for line in lines[place + 1 :] if line.strip()]
+    return record, notes, model
+
+
+def _find_settings(lines: list[str]) -> tuple[int, dict[str, str]]:
+    """The last line with settings; extensions may add lines of their own below."""
+    for place in reversed(range(len(lines))):
+        settings = {key: _unquoted(value) for key, value in PAIR.findall(lines[place]) if key}
+        if "Steps" in settings and "Seed" in settings:
+            return place, settings
+    raise ValueError("it has no line with 'Steps: ..., Seed: ...'")
+
+
+def _unquoted(value: str) -> str:
+    try:
+        return str(json.loads(value)) if value.startswith('"') else value.strip()
+    except ValueError:
+        return value
+
+
+def _split(lines: list[str]) -> tuple[str, str]:
+    starts = (place for place, line in enumerate(lines) if line.strip().startswith(NEGATIVE))
+    place = next(starts, len(lines))
+    negative = "\n".join(lines[place:]).strip().removeprefix(NEGATIVE)
+    return "\n".join(lines[:place]).strip(), negative.strip()
+
+
+def _without_networks(words: str, notes: list[str]) -> str:
+    notes += [f"not carried over: {network}" for network in NETWORK.findall(words)]
+    return NETWORK.sub("", words).strip()
+
+
+def _sampler(settings: dict[str, str], notes: list[str]) -> dict[str, str]:
+    """By its name; newer versions of the program name the noise levels (Karras) apart from the sampler."""
+    known = {shown.lower(): name for name, shown in SAMPLER_NAMES.items() if name in SAMPLERS}
+    name, schedule = settings.pop("Sampler", "?"), settings.pop("Schedule type", "Automatic")
+    if name.endswith(" Karras"):
+        name, schedule = name.removesuffix(" Karras"), "Karras"
+    whole = name if schedule == "Automatic" else f"{name} {schedule}"
+    if whole.lower() in known:
+        return {"sampler": known[whole.lower()]}
+    if name.lower() in known:
+        notes.append(f"not carried over: the noise levels of '{whole}'; {known[name.lower()]} has its usual ones")
+        return {"sampler": known[name.lower()]}
+    notes.append(f"not carried over: the sampler '{whole}'; ddim stands in for it")
+    return {"sampler": "ddim"}
+
+
+def _size(settings: dict[str, str], notes: list[str]) -> dict[str, int]:
+    written = settings.pop("Size", "")
+    if not (match := re.fullmatch(r"(\d{1,6})x(\d{1,6})", written)):
+        notes.append(f"not carried over: the size '{written}'; 512x512 stands in for it")
+        return {}
+    width, height = (max(SIZE_STEP, int(side) // SIZE_STEP * SIZE_STEP) for side in match.groups())
+    if written != f"{width}x{height}":
+        notes.append(f"the size {written} becomes {width}x{height}; sizes are multiples of {SIZE_STEP} here")
+    return {"width": width, "height": height}
+
+
+def _number(written: str) -> int | float | str:
+    """The number that a value is; what is none stays as it is written, to be refused with its place later."""
+    if not NUMBER.fullmatch(written):
+        return written
+    return int(written) if written.lstrip("+-").isdigit() else float(written)
+
+
+def _strength(settings: dict[str, str], notes: list[str]) -> dict[str, Any]:
+    """That of img2img; with Hires it is that of its second pass."""
+    if "Denoising strength" not in settings or any(key.startswith("Hires") for key in settings):
+        return {}
+    notes.append("begun with a picture that isn't in the file: add 'init: ...' to the job, or it begins with noise")
+    return {"strength": _number(settings.pop("Denoising strength"))}
+
+
+# The samplers as AUTOMATIC1111 calls them, for the programs that read its text.
+SAMPLER_NAMES = {
+    "ddim": "DDIM",
+    "plms": "PLMS",
+    "heun": "Heun",
+    "euler": "Euler",
+    "euler_a": "Euler a",
+    "dpm2": "DPM2",
+    "dpm2_a": "DPM2 a",
+    "lms": "LMS",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_karras": "DPM++ 2M Karras",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_2m_sde_karras": "DPM++ 2M SDE Karras",
+    "dpmpp_sde": "DPM++ SDE",
+    "dpmpp_sde_karras": "DPM++ SDE Karras",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+}
+
+
+def parameters_text(item: Item) -> str:
+    """The text that AUTOMATIC1111's program writes into its pictures, and many programs read.
+
+    Its last line is `key: value, ...`. Few of its readers know how to unquote a value, so none is quoted here.
+    """
+    settings = {
+        "Steps": item.steps,
+        "Sampler": SAMPLER_NAMES[item.sampler],
+        "CFG scale": int(item.scale) if item.scale == int(item.scale) else item.scale,
+        "Seed": item.seed,
+        "Size": f"{item.width}x{item.height}",
+        "Model": " ".join(re.sub(r'[,:"]', " ", item.model.name).split()),
+    }
+    if item.strength is not None:
+        settings["Denoising strength"] = item.strength
+    if item.eta:
+        settings["Eta DDIM"] = item.eta
+    negative = [f"Negative prompt: {item.negative}"] if item.negative else []
+    return "\n".join([item.prompt, *negative, ", ".join(f"{key}: {value}" for key, value in settings.items())])

@@ -1,0 +1,114 @@
+"""The pictures that img2img begins with: looked at before anything is loaded, then cut and resized to an item's size.
+
+A picture is turned upright by its EXIF first, so that crops and sizes are those of the picture as it is seen.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from runner.item import SIZE_STEP
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Crop = tuple[int, int, int, int]  # left, top, right, bottom
+
+MOST_PIXELS = 100_000_000
+READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+
+
+class InitError(ValueError):
+    """A picture that can't be used, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Init:
+    """A picture that can be read: the SHA-256 of its file, and its size in pixels, upright."""
+
+    path: Path
+    sha256: str
+    width: int
+    height: int
+
+    def own_size(self, crop: Crop | None) -> tuple[int, int]:
+        """Width and height of the picture, or of its crop, rounded down to what a model can make.
+
+        Raises:
+            InitError: the crop leaves the picture, or too little is left.
+        """
+        width, height = self.width, self.height
+        if crop:
+            left, top, right, bottom = crop
+            if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+                raise InitError(f"the crop {list(crop)} isn't within the picture's {width}x{height} pixels")
+            width, height = right - left, bottom - top
+        if min(width, height) < SIZE_STEP:
+            raise InitError(f"{width}x{height} pixels are too few; {SIZE_STEP}x{SIZE_STEP} are the least")
+        return width - width % SIZE_STEP, height - height % SIZE_STEP
+
+
+@functools.lru_cache(maxsize=4096)
+def examine(path: Path) -> Init:
+    """Reads a whole picture once to know that it can be read.
+
+    Raises:
+        InitError: it is missing, broken, cut off, enormous, or no picture.
+    """
+    with _readable(path) as picture:
+        upright = ImageOps.exif_transpose(picture)
+        width, height = upright.size
+    return Init(path=path, sha256=_hash(path), width=width, height=height)
+
+
+def load(path: Path, sha256: str, crop: Crop | None, width: int, height: int) -> Pixels:
+    """The picture cut and resized, uint8 [height, width, 3]; transparent places become white.
+
+    Raises:
+        InitError: it can't be read any more, or is another one than it was.
+    """
+    with _readable(path) as picture:
+        if _hash(path) != sha256:
+            raise InitError(f"{path}: was changed since the item was made")
+        upright = ImageOps.exif_transpose(picture)
+        if upright.has_transparency_data:
+            rgba = upright.convert("RGBA")
+            upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        cut = upright.convert("RGB").crop(crop) if crop else upright.convert("RGB")
+        return np.asarray(cut.resize((width, height), Image.Resampling.LANCZOS))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[Image.Image]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=READABLE) as picture:
+                width, height = picture.size
+                if width * height > MOST_PIXELS:
+                    raise InitError(f"{path}: {width}x{height} pixels are too many; {MOST_PIXELS:,} are the most")
+                picture.load()
+                yield picture
+    except InitError:
+        raise
+    except FileNotFoundError:
+        raise InitError(f"{path}: there is no such file") from None
+    except Image.DecompressionBombError:
+        raise InitError(f"{path}: has too many pixels; {MOST_PIXELS:,} are the most") from None
+    except UnidentifiedImageError:
+        raise InitError(f"{path}: is not a picture of a known kind ({', '.join(READABLE)})") from None
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+        raise InitError(f"{path}: can't be read, it is broken or cut off ({error})") from None
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,125 @@
+"""Attention on a CPU: by matrix products where they are quicker than torch's flash kernel, and prompts' parts kept.
+
+What a prompt's tokens are turned into is kept from step to step where the image has no more tokens than the prompt
+has, since it is a large part of the work there. Torch's flash kernel multiplies for each head by itself, in small
+pieces: products of many heads at once are quicker where pictures are small, and in bfloat16 without AMX, where oneDNN
+multiplies at three times the kernel's speed, for all of them.
+
+    put_into_place(layer, most_scores(torch.bfloat16))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from runner.machine import describe
+
+SCORES = 1 << 21  # made at once: what caches hold
+FEW_SCORES = 1 << 16  # of a head; from here on flash is as quick in float32
+NARROW = 16  # channels of a head, which are less than a vector of AVX-512 then
+
+
+class KeepingAttention(Attention):  # type: ignore[misc]
+    """An attention layer (Vaswani et al. 2017) of queries, keys, values and an output, without masks and norms."""
+
+    _most_scores: float = 0  # of a head; from there on they are flash's
+    _kept: WeakTensorKeyDictionary  # keys and values by the prompts' tensor, as long as that is there
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """The layer's output [rows, tokens, C], from the image's tokens and those of the prompts, if it sees them."""
+        assert attention_mask is None, "every token is seen"
+        query = self._by_head(self.to_q(hidden_states))
+        key, value = self._keys_and_values(hidden_states, encoder_hidden_states)
+        by_products = query.shape[2] * key.shape[2] < self._most_scores
+        attend = attend_by_products if by_products else functional.scaled_dot_product_attention
+        seen = attend(query, key, value)
+        output: Tensor = self.to_out[0](seen.transpose(1, 2).flatten(2))
+        return output
+
+    def _keys_and_values(self, image: Tensor, prompts: Tensor | None) -> tuple[Tensor, Tensor]:
+        if kept := None if prompts is None else self._kept.get(prompts):
+            found: tuple[Tensor, Tensor] = kept
+            return found
+        source = image if prompts is None else prompts
+        made = self._by_head(self.to_k(source)), self._by_head(self.to_v(source))
+        if prompts is not None and image.shape[1] <= prompts.shape[1]:
+            self._kept[prompts] = made
+        return made
+
+    def _by_head(self, numbers: Tensor) -> Tensor:
+        """[rows, tokens, C] by heads, [rows, heads, tokens, C / heads]; side by side they are read more quickly."""
+        by_head: Tensor = numbers.unflatten(2, (self.heads, -1)).transpose(1, 2).contiguous()
+        return by_head
+
+
+def put_into_place(layer: Attention, most: float) -> None:
+    """Makes a layer a `KeepingAttention`, if it is as plain as that; less than `most` scores are made by products."""
+    if _is_plain(layer):
+        layer.__class__ = KeepingAttention
+        layer._most_scores, layer._kept = most, WeakTensorKeyDictionary()
+
+
+def most_scores(dtype: torch.dtype) -> float:
+    """From how many scores of a head on, a query's with a key each, products are no quicker than flash."""
+    if dtype == torch.float32:
+        return FEW_SCORES
+    sets = describe.instruction_sets()
+    return math.inf if dtype == torch.bfloat16 and "avx512_bf16" in sets and "amx_bf16" not in sets else 0
+
+
+def attend_by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query key^T / sqrt(C)) value, all [rows, heads, tokens, C], from large matrix products.
+
+    Scores have the inputs' number type, where a flash kernel's are float32 (Dao 2023). In bfloat16 that is less exact
+    by itself; in the output of a UNet, whose every layer rounds to it, no difference was found.
+    """
+    queries, keys, values = (numbers.flatten(0, 1) for numbers in (query, key, value))  # [rows * heads, tokens, C]
+    if query.shape[3] < NARROW:
+        return _attend_to_narrow_heads(queries, keys, values).view(query.shape)
+    output, nothing, scale = torch.empty_like(queries), query.new_empty(1, 1, 1), query.shape[3] ** -0.5
+    for heads, tokens in _parts(queries, keys):
+        scores = torch.baddbmm(nothing, queries[heads, tokens], keys[heads].mT, beta=0, alpha=scale)
+        torch.softmax(scores, 2, out=scores)
+        torch.bmm(scores, values[heads], out=output[heads, tokens])
+    return output.view(query.shape)
+
+
+def _attend_to_narrow_heads(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The same of [heads, tokens, C], turned round: products have a column for each token, not for each channel."""
+    output, nothing = queries.new_empty(queries.mT.shape), queries.new_empty(1, 1, 1)
+    for heads, tokens in _parts(queries, keys):
+        columns = queries[heads, tokens].mT
+        scores = torch.baddbmm(nothing, keys[heads], columns, beta=0, alpha=queries.shape[2] ** -0.5)
+        torch.softmax(scores, 1, out=scores)
+        torch.bmm(values[heads].mT, scores, out=output[heads, :, tokens])
+    return output.mT
+
+
+def _parts(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Heads and tokens whose scores are made at once."""
+    heads, tokens, seen = len(queries), queries.shape[1], keys.shape[1]
+    heads_at_once, tokens_at_once = max(1, SCORES // (tokens * seen)), max(1, SCORES // seen)
+    for head in range(0, heads, heads_at_once):
+        for token in range(0, tokens, tokens_at_once):
+            yield slice(head, head + heads_at_once), slice(token, token + tokens_at_once)
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a layer is only queries, keys, values and an output, as in Stable Diffusion's UNets."""
+    others = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj", "to_add_out")
+    changes = layer.residual_connection or layer.rescale_output_factor != 1
+    return not changes and all(getattr(layer, name, None) is None for name in others) and layer.to_out is not None

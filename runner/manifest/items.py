@@ -1,0 +1,198 @@
+"""From a checked manifest to items: lazily, in a fixed order, each with its number.
+
+The order: jobs, each with its includes behind it, then prompts, then the zip, then the matrix with its last key varying
+fastest, then seeds fastest of all. Numbers count what exclusions leave. An item is computed from its number alone, so a
+million of them cost nothing until they are asked for. What is done with the items is not known here.
+
+    items = Items(manifest, drawn_seeds={0: 1234})
+    items[999_999].seed
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from types import MappingProxyType
+from typing import Any
+
+from runner.errors import Location
+from runner.images.inits import Init
+from runner.item import Item, Model
+from runner.manifest.grid import Axis, Grid
+from runner.manifest.job import Job, shown
+from runner.manifest.lazy import Lazy
+from runner.manifest.prompts import Prompt
+from runner.manifest.read import Manifest
+from runner.manifest.rules import LARGEST_SEED, OWN_SIZE
+from runner.model.tokens import surely_fits
+
+LONGEST_CYCLE = 4096  # combinations
+BEYOND_TEXTS = slice(Item._fields.index("seed"), Item._fields.index("axes"))
+
+
+def jobs_without_seed(manifest: Manifest) -> tuple[int, ...]:
+    """The jobs, by their index, for which a seed has to be drawn."""
+    return tuple(dict.fromkeys(job.index for job in manifest.jobs if job.drawn))
+
+
+def texts(job: Job) -> Iterator[tuple[str, Location]]:
+    """Every text that the job's items may encode and must not cut, with its place; not all of those that surely fit."""
+    columns = job.columns
+    if "error" not in columns.get("long_prompts", [job.values.get("long_prompts")]):
+        return
+    prompts_of_job: Sequence[Prompt] = columns["prompt"]
+    for prompt in prompts_of_job:
+        if not surely_fits(prompt.text):  # no part has more to read than the prompt
+            yield from ((part.text, prompt.location) for part in prompt.parts())
+        if prompt.negative is not None:
+            yield prompt.negative, prompt.location
+    yield from ((text, job.location) for text in columns.get("negative", [job.values.get("negative", "")]))
+
+
+class Items(Lazy[Item]):
+    """The items of a manifest; `drawn_seeds` has the first seed of each job that says none, by the job's index.
+
+    `models` has what was found for the models that are asked for.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        drawn_seeds: Mapping[int, int],
+        models: Mapping[Model, Model] = MappingProxyType({}),
+    ) -> None:
+        jobs = (_with_models(job, models) for job in manifest.jobs)
+        self._jobs = [_JobItems(job, drawn_seeds[job.index] if job.drawn else 0) for job in jobs]
+        self._ends = list(itertools.accumulate(job.size for job in manifest.jobs))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __iter__(self) -> Iterator[Item]:
+        numbers = itertools.count()
+        for job in self._jobs:
+            yield from map(job.make, range(job.grid.size), numbers)
+
+    def _make(self, number: int) -> Item:
+        index = bisect_right(self._ends, number)
+        job = self._jobs[index]
+        return job.make(number - self._ends[index] + job.grid.size, number)
+
+
+def _with_models(job: Job, models: Mapping[Model, Model]) -> Job:
+    """The job with the models that were found in the place of those that it asks for."""
+
+    def found(column: Sequence[Any]) -> Sequence[Any]:
+        return [models.get(model, model) for model in column]
+
+    values = {key: found([value])[0] if key == "model" else value for key, value in job.values.items()}
+    columns = (
+        {key: found(each) if key == "model" else each for key, each in axis.columns.items()} for axis in job.axes
+    )
+    axes = tuple(Axis(columns=each, named=axis.named) for each, axis in zip(columns, job.axes, strict=True))
+    return dataclasses.replace(job, values=values, axes=axes)
+
+
+class _JobItems:
+    """Makes the items of a job. Neighbours share what the slower axes chose, and the faster axes choose in cycles."""
+
+    def __init__(self, job: Job, drawn: int) -> None:
+        self.grid = _grid(job, drawn)
+        choose = partial(_chosen, job.samples)
+        fixed, _ = choose([axis for axis in self.grid.axes if not axis.named], job.values, 0)  # these have one value
+        axes = [axis for axis in self.grid.axes if axis.named]
+        split, self._cycle = _split(axes)
+        self._position = self.grid.position if job.remainder else int
+        self._slow = lru_cache(maxsize=1)(partial(choose, axes[:split], fixed))
+        fast = partial(choose, axes[split:], {})
+        self._fast = lru_cache(maxsize=None)(fast) if self._cycle <= LONGEST_CYCLE else fast
+        # Nothing else of an item depends on its prompt, so that of a long list of them each is put into a copy.
+        alone = self._cycle > LONGEST_CYCLE and axes[-1].columns.keys() == {"prompt"}
+        self._prompts: Sequence[Prompt] | None = axes[-1].columns["prompt"] if alone else None
+        self._beyond_texts = lru_cache(maxsize=1)(lambda slow: tuple(self._make(slow, 0, 0))[BEYOND_TEXTS])
+
+    def make(self, place: int, number: int) -> Item:
+        """The item at a place in the job."""
+        slow, fast = divmod(self._position(place), self._cycle)
+        if self._prompts is None:
+            return self._make(slow, fast, number)
+        prompt, (values, axes) = self._prompts[fast], self._slow(slow)
+        negative = values["negative"] if prompt.negative is None else prompt.negative
+        named = (*axes, ("prompt", shown(prompt)))
+        return Item._make((number, prompt.text, prompt.parts(), negative, *self._beyond_texts(slow), named))
+
+    def _make(self, slow: int, fast: int, number: int) -> Item:
+        (values, axes), (more, also) = self._slow(slow), self._fast(fast)
+        values = {**values, **more}
+        first_noise = values.pop("first_noise")
+        values["fixed_code"] = first_noise if values["fixed_code"] else None
+        return resolve(values, number=number, axes=axes + also)
+
+
+def _grid(job: Job, drawn: int) -> Grid:
+    if not job.drawn:
+        return Grid(job.axes, job.remainder)
+    if not 0 <= drawn <= LARGEST_SEED - job.drawn + 1:
+        raise ValueError(f"{job.drawn} seeds from {drawn} leave the range from 0 to {LARGEST_SEED}")
+    seeds = Axis.of("seed", range(drawn, drawn + job.drawn), named=job.drawn > 1)
+    return Grid((*job.axes, seeds), job.remainder)
+
+
+def _split(axes: Sequence[Axis]) -> tuple[int, int]:
+    """Where the fast axes begin, and how many combinations they have: few enough to keep, but at least one axis."""
+    if not axes:
+        return 0, 1
+    split, cycle = len(axes) - 1, len(axes[-1])
+    while split and cycle * len(axes[split - 1]) <= LONGEST_CYCLE:
+        split, cycle = split - 1, cycle * len(axes[split - 1])
+    return split, cycle
+
+
+def _chosen(
+    samples: int, axes: Sequence[Axis], values: Mapping[str, Any], position: int
+) -> tuple[dict[str, Any], tuple[tuple[str, Any], ...]]:
+    """The values with those that some axes have at a position, and what an item names of these."""
+    chosen = dict(values)
+    named: tuple[tuple[str, Any], ...] = ()
+    for axis in reversed(axes):  # the position's digits, the lowest one first
+        position, place = divmod(position, axis.length)
+        names: tuple[tuple[str, Any], ...] = ()
+        for key, column in axis.columns.items():
+            value = column[place]
+            if key == "prompt":
+                _say(value, chosen)
+            else:
+                chosen[key] = value
+            if key == "seed":
+                chosen["first_noise"] = column[place % samples]
+            if axis.named:
+                names = (*names, (key, shown(value)))
+        named = names + named
+    return chosen, named
+
+
+def _say(prompt: Prompt, chosen: dict[str, Any]) -> None:
+    chosen["prompt"], chosen["parts"] = prompt.text, prompt.parts()
+    if prompt.negative is not None:
+        chosen["negative"] = prompt.negative
+
+
+def resolve(values: dict[str, Any], *, number: int, axes: tuple[tuple[str, Any], ...]) -> Item:
+    """The item of these values, each of which becomes what it is for the others' sake."""
+    init: Init | None = values["init"]
+    if init:
+        width, height = init.own_size(values["crop"])
+        values["init"] = str(init.path)
+    else:
+        width, height = OWN_SIZE, OWN_SIZE
+        values["crop"] = values["strength"] = None
+    values["width"] = values["width"] or width
+    values["height"] = values["height"] or height
+    if values["sampler"] != "ddim":
+        values["eta"] = 0.0  # the other samplers don't know it
+    if values["fixed_code"] == values["seed"]:
+        values["fixed_code"] = None
+    return Item(**values, number=number, axes=axes, init_sha256=init.sha256 if init else None)

@@ -1,0 +1,249 @@
+"""From a file of JSON lines, records or items, to items: all of them checked, none of them kept.
+
+Values are checked by the rules of `values`; what is done with the items is not known here.
+
+    items = read_items(Path("outputs/quickstart/records.jsonl"))
+    items[999].seed
+"""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from runner.errors import Location, ManifestError, Problems
+from runner.images.inits import Init, InitError
+from runner.item import Item, Model, Part
+from runner.manifest import weighted
+from runner.manifest.items import resolve
+from runner.manifest.lazy import Lazy
+from runner.manifest.nodes import wrap
+from runner.manifest.places import configured_model, find_init
+from runner.manifest.rules import ALIASES, DEFAULTS, ITEM_KEYS, check, entries, words
+from runner.model.tokens import surely_fits
+from runner.settings import PREDICTIONS
+
+LONGEST_LINE = 2**20  # bytes
+BOM = b"\xef\xbb\xbf"
+NULLABLE = (
+    "init",
+    "init_sha256",
+    "crop",
+    "strength",
+    "fixed_code",
+)  # as records of pictures from noise alone have them
+RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "init_sha256")
+RECORD_NAMES = frozenset(RECORD_KEYS)
+KEPT_VALUES, SHORT = 4096, 200  # how many checked values are kept, and of how many characters
+NOWHERE = Location(Path())
+
+
+def read_item(
+    record: object, *, number: int, location: Location, allow_outside: bool = False, model: Model = DEFAULTS["model"]
+) -> Item:
+    """The item that `Item.to_dict` wrote, or one written by hand, where all but a prompt and a seed may be missing.
+
+    What it says of its model is the business of `read_model`.
+    """
+    given = {
+        key: value for key, value in _entries(record, location).items() if value is not None or key not in NULLABLE
+    }
+    if "seed" not in given:
+        raise ManifestError("'seed' is missing; an item in a file of JSON lines needs one", location)
+    parts = _read_parts(given, location)
+    axes = _read_axes(given.get("axes", {}), location)
+    code = given.pop("fixed_code", None)  # here it is the noise's seed
+    values = {**DEFAULTS, **{key: _checked(key, given[key], location) for key in given if key in ITEM_KEYS}}
+    values["fixed_code"] = None if code is None else _checked("seed", code, location)
+    if "init" in given:
+        values["init"] = _read_init(given, location, allow_outside)
+    if "prompt" not in values:
+        values["prompt"] = weighted.to_text([part.text for part in parts], [part.weight for part in parts])
+    return resolve({**values, "parts": parts, "model": model}, number=number, axes=axes)
+
+
+def read_model(record: Mapping[str, Any], location: Location) -> Model:
+    """The model that a record asks for, by what is recorded of it; an item alone may name a file of `conf/model/`."""
+    made, run, item = (part(record, key) for key in ("model", "run", "item"))
+    if fingerprints := part(made, "fingerprints"):
+        prediction = run.get("prediction")
+        return Model(
+            name=str(made.get("name")),
+            path=str(made.get("path", "")),
+            prediction=str(prediction) if prediction in PREDICTIONS else PREDICTIONS[0],
+            fingerprints=tuple((str(fragment), str(sha256)) for fragment, sha256 in fingerprints.items()),
+        )
+    name = (item or record).get("model")
+    return Model() if name is None else configured_model(wrap(name, location))
+
+
+def part(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A mapping within a record, which may have been altered; an empty one where there is none."""
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _entries(record: object, location: Location) -> dict[str, Any]:
+    """The entries of a record under their real names."""
+    if isinstance(record, dict) and record.keys() <= RECORD_NAMES:
+        return record
+    entries(wrap(record, location), RECORD_KEYS)
+    assert isinstance(record, dict)
+    return {ALIASES.get(str(key), str(key)): value for key, value in record.items()}
+
+
+def _checked(key: str, value: object, location: Location) -> Any:
+    """The value by the key's rule. Most values are those of the line before: only seeds and long texts are new."""
+    try:
+        if key == "seed" or not isinstance(value, str | int | float) or (isinstance(value, str) and len(value) > SHORT):
+            return check(key, wrap(value, location))
+        return _checked_before(key, value)
+    except ManifestError as error:
+        raise ManifestError(error.message, location) from None
+
+
+@lru_cache(maxsize=KEPT_VALUES, typed=True)
+def _checked_before(key: str, value: str | int | float) -> Any:
+    return check(key, wrap(value, NOWHERE))
+
+
+def _read_init(given: Mapping[str, Any], location: Location, allow_outside: bool) -> Init:
+    node = wrap(given["init"], location)
+    init = find_init(node, location.path.parent, allow_outside)
+    if "init_sha256" in given and given["init_sha256"] != init.sha256:
+        raise node.error(f"init: {init.path} is another picture than the one that the item was made with")
+    try:
+        init.own_size(_checked("crop", given["crop"], location) if "crop" in given else None)
+    except InitError as error:
+        raise node.error(f"{init.path}: {error}") from None
+    return init
+
+
+def _read_parts(given: Mapping[str, Any], location: Location) -> tuple[Part, ...]:
+    if "parts" not in given and "prompt" not in given:
+        raise ManifestError("'prompt' is missing", location)
+    try:
+        if "parts" not in given:
+            return weighted.parse(_checked("prompt", given["prompt"], location))
+        written = _written(given["parts"])
+        return _parts_before(written) if 0 < len(written) <= SHORT else _parts(given["parts"])
+    except ManifestError as error:
+        raise ManifestError(error.message, location) from None
+    except ValueError as error:
+        raise ManifestError(f"prompt: {error}", location) from None
+
+
+def _written(value: object) -> bytes:
+    """The value as JSON; nothing for what is no JSON or is nested too deep."""
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        return b""
+
+
+@lru_cache(maxsize=KEPT_VALUES)
+def _parts_before(written: bytes) -> tuple[Part, ...]:
+    return _parts(orjson.loads(written))
+
+
+def _parts(value: object) -> tuple[Part, ...]:
+    parts = [part.mapping(("text", "weight")) for part in wrap(value, NOWHERE).items()]
+    if any(len(part) < 2 for part in parts):
+        raise ManifestError("parts: each needs a 'text' and a 'weight'", NOWHERE)
+    weights = [part["weight"].number(-weighted.LARGEST_WEIGHT, weighted.LARGEST_WEIGHT) for part in parts]
+    return weighted.combine([words(part["text"]) for part in parts], weights)
+
+
+def _read_axes(axes: object, location: Location) -> tuple[tuple[str, Any], ...]:
+    # A crop is the only single value that is a list.
+    if not isinstance(axes, dict) or any(isinstance(axes[key], list | dict) for key in axes if key != "crop"):
+        raise ManifestError("axes: expected a mapping of keys to single values", location)
+    return tuple((key, _checked(key, value, location) if key == "crop" else value) for key, value in axes.items())
+
+
+class Lines(Lazy[Item]):
+    """The items in a file of JSON lines, of which only the places are kept.
+
+    `asked` are the models that they ask for, each with its first line; `found` is for what was found for these.
+    `texts` are those that must not be cut and might be, each with the place where it stands first.
+    """
+
+    def __init__(self, path: Path, allow_outside: bool) -> None:
+        self.asked: dict[Model, Location] = {}
+        self.found: dict[Model, Model] = {}
+        self._path, self._allow_outside = path, allow_outside
+        self._places, self._lines = array("Q"), array("Q")
+        self.texts: dict[str, Location] = {}
+        problems = Problems()
+        for place, line, text in _json_lines(path):
+            with problems:
+                item = self._read(text, len(self._places), line)
+                self.asked.setdefault(item.model, Location(path, line, 1))
+                self._note_texts(item, line)
+            self._places.append(place)
+            self._lines.append(line)
+        problems.raise_all()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Item]:
+        for number, (_, line, text) in zip(range(len(self)), _json_lines(self._path), strict=False):
+            yield self._read(text, number, line)
+
+    def _note_texts(self, item: Item, line: int) -> None:
+        for text in item.texts() if item.long_prompts == "error" else ():
+            if not surely_fits(text):
+                self.texts.setdefault(text, Location(self._path, line, 1))
+
+    def _make(self, number: int) -> Item:
+        with self._path.open("rb") as file:
+            file.seek(self._places[number])
+            return self._read(file.readline(LONGEST_LINE), number, self._lines[number])
+
+    def _read(self, text: bytes, number: int, line: int) -> Item:
+        location = Location(self._path, line, 1)
+        try:
+            record = orjson.loads(text)
+        except orjson.JSONDecodeError as error:
+            raise ManifestError(f"not valid JSON: {error.msg}", Location(self._path, line, error.colno)) from None
+        if not isinstance(record, dict):
+            raise ManifestError("each line is one JSON object: a record, or an item", location)
+        asked, item = read_model(record, location), record.get("item", record)
+        model = self.found.get(asked, asked)
+        return read_item(item, number=number, location=location, allow_outside=self._allow_outside, model=model)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Place in bytes, number of the line, and text, of each line that is not blank."""
+    place = 0
+    with path.open("rb") as file:
+        for line in itertools.count(1):
+            if not (text := file.readline(LONGEST_LINE + 1)):
+                return
+            if len(text) > LONGEST_LINE:
+                raise ManifestError(f"a line of more than {LONGEST_LINE // 2**20} MiB", Location(path, line, 1))
+            start, place = place, place + len(text)
+            if line == 1 and text.startswith(BOM):
+                start, text = start + len(BOM), text[len(BOM) :]
+            if text.strip():
+                yield start, line, text
+
+
+def read_items(path: Path, *, allow_outside: bool = False) -> Lines:
+    """The items of a file of JSON lines, all of them checked, none of them kept."""
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise ManifestError("can't read it, since it is not a file", Location(path))
+    try:
+        items = Lines(path, allow_outside)
+    except OSError as error:
+        raise ManifestError(f"can't read the file: {error.strerror or error}", Location(path)) from None
+    if not items:
+        raise ManifestError("the file holds no items", Location(path))
+    return items

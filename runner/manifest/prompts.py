@@ -1,0 +1,158 @@
+"""The prompts of a manifest: texts, weighted parts, and lines of files."""
+
+from __future__ import annotations
+
+import itertools
+from array import array
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from runner.errors import Location, ManifestError, Problems, every
+from runner.item import Part
+from runner.manifest.lazy import Lazy, join
+from runner.manifest.nodes import Node, read_text
+from runner.manifest.places import Frame, find_inside
+from runner.manifest.rules import words
+from runner.manifest.weighted import LARGEST_WEIGHT, combine, parse, to_text
+
+PROMPT_KEYS = {  # the kind of prompt, and what may stand beside it
+    "text": ("weighted", "id", "negative"),
+    "prompt": ("weighted", "id", "negative"),
+    "parts": ("weights", "id", "negative"),
+    "file": ("weighted", "negative"),
+}
+QUOTE_HINT = "; a prompt that holds a colon and a space needs quotes"
+MOST_PROMPTS = 5 * 10**6
+
+
+class Prompt(NamedTuple):
+    """A prompt as it was written, a tuple, since there may be millions.
+
+    `label` is what an axis shows for it, `negative` its own, if it has one, and `id` is what it was
+    called, alone or with others that differ in weights.
+    """
+
+    text: str
+    label: str
+    id: str | None
+    weighted: bool
+    negative: str | None
+    location: Location
+
+    def parts(self) -> tuple[Part, ...]:
+        return parse(self.text) if self.weighted else (Part(self.text, 1.0),)
+
+
+class _Lines(Lazy[Prompt]):
+    """The prompts in the lines of a file, of which the texts alone are kept; `lines` are the lines' numbers."""
+
+    def __init__(self, path: Path, negative: str | None, weighted: bool) -> None:
+        self.path, self.negative, self.weighted = path, negative, weighted
+        self.texts, self.lines = list[str](), array("I")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def _make(self, place: int) -> Prompt:
+        # Without the constructors, which take more time than all the rest.
+        text, location = self.texts[place], tuple.__new__(Location, (self.path, self.lines[place], 1))
+        return tuple.__new__(Prompt, (text, text, None, self.weighted, self.negative, location))
+
+
+def read_prompts(nodes: Sequence[Node], frame: Frame) -> Sequence[Prompt]:
+    found: list[Sequence[Prompt]] = []
+    count, problems = 0, Problems()
+    for node in nodes:
+        with problems:
+            found.append(_prompt(node, frame))
+            count += len(found[-1])
+        if count > MOST_PROMPTS:
+            raise node.error(f"more than {MOST_PROMPTS} prompts in one list")
+    problems.raise_all()
+    if any(isinstance(each, _Lines) for each in found):
+        return join(found)
+    return tuple(itertools.chain.from_iterable(found))
+
+
+def _prompt(node: Node, frame: Frame) -> Sequence[Prompt]:
+    if not isinstance(node.value, dict):
+        return (_checked(words(node), node.location),)
+    given = node.mapping(
+        dict.fromkeys(key for kind in PROMPT_KEYS for key in (kind, *PROMPT_KEYS[kind])), hint=QUOTE_HINT
+    )
+    kinds = [kind for kind in PROMPT_KEYS if kind in given]
+    if len(kinds) != 1:
+        raise node.error("a prompt is made of exactly one of text, parts (with weights) or file")
+    kind = kinds[0]
+    for key in given:
+        if key != kind and key not in PROMPT_KEYS[kind]:
+            raise given[key].error(f"'{key}' can't stand beside '{kind}'")
+    negative = words(given["negative"]) if "negative" in given else None
+    id = given["id"].text() if "id" in given else None
+    weighted = given["weighted"].flag() if "weighted" in given else True
+    if kind == "file":
+        return _from_file(given["file"], frame, negative, weighted)
+    if kind == "parts":
+        return _from_parts(given, negative, id)
+    return (_checked(words(given[kind]), given[kind].location, negative, weighted, id=id),)
+
+
+def _checked(
+    text: str,
+    location: Location,
+    negative: str | None = None,
+    weighted: bool = True,
+    *,
+    id: str | None = None,
+    variant: str = "",
+) -> Prompt:
+    if weighted:
+        _check_weights(text, location)
+    label = text if id is None else f"{id}{variant}"
+    return Prompt(text=text, label=label, id=id, weighted=weighted, negative=negative, location=location)
+
+
+def _check_weights(text: str, location: Location) -> None:
+    try:
+        parse(text)
+    except ValueError as error:
+        raise ManifestError(f"{error}; or set 'weighted: false' on the prompt", location) from None
+
+
+def _from_parts(given: Mapping[str, Node], negative: str | None, id: str | None) -> list[Prompt]:
+    parts = every(words, given["parts"].items())
+    if "weights" not in given:
+        raise given["parts"].error(f"'weights' is missing; {len(parts)} parts need {len(parts)} weights")
+    rows = given["weights"].items()
+    swept = isinstance(rows[0].value, list)
+
+    def prompt(row: Node) -> Prompt:
+        weights = [node.number(-LARGEST_WEIGHT, LARGEST_WEIGHT) for node in row.items()]
+        try:
+            combine(parts, weights)
+        except ValueError as error:
+            raise row.error(str(error)) from None
+        variant = f" ({', '.join(f'{weight:g}' for weight in weights)})" if swept else ""
+        return _checked(to_text(parts, weights), row.location, negative, id=id, variant=variant)
+
+    return every(prompt, rows if swept else [given["weights"]])
+
+
+def _from_file(node: Node, frame: Frame, negative: str | None, weighted: bool) -> _Lines:
+    path = find_inside(node, frame.folder, frame.allow_outside)
+    found, problems = _Lines(path, negative, weighted), Problems()
+    for number, line in enumerate(read_text(path, node.location).split("\n"), 1):
+        if not (text := line.strip()):
+            continue
+        if weighted and ":" in text:
+            with problems:
+                _check_weights(text, Location(path, number, 1))
+        found.texts.append(text)
+        found.lines.append(number)
+        if len(found.texts) > MOST_PROMPTS:
+            break
+    problems.raise_all()
+    if not found:
+        raise node.error(f"the file {node} holds no prompts")
+    return found

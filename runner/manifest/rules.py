@@ -1,0 +1,264 @@
+"""The rules that every value of an item obeys, wherever it is written: in a manifest, on a line of JSON, as a setting.
+
+Here are the keys of an item, their defaults and limits, and the forms of seeds and of ranges, each with its JSON
+schema beside it. A value is read from a node, which knows its place, so that an error can name it. Files and jobs, and
+what makes an item complete, are not known here.
+
+    check("width", wrap(512, Location(path)))
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import partial
+from typing import Any, TypeVar
+
+from runner.errors import ManifestError, Problems, every
+from runner.item import FORMATS, LONG_PROMPTS, MOST_STEPS, SAMPLERS, SIZE_STEP, Model
+from runner.manifest.lazy import join
+from runner.manifest.nodes import Node, wrap
+
+DEFAULTS: Mapping[str, Any] = {
+    "negative": "",
+    "width": None,  # the init picture's own, or else OWN_SIZE
+    "height": None,
+    "steps": 50,
+    "scale": 7.5,
+    "sampler": "ddim",
+    "eta": 0.0,
+    "format": "png",
+    "long_prompts": "error",
+    "init": None,
+    "crop": None,
+    "strength": 0.75,
+    "fixed_code": False,
+    "model": Model(),  # the one of the settings
+}
+OWN_SIZE = 512  # pixels
+ITEM_KEYS = ("prompt", "seed", *DEFAULTS)
+ALIASES = {"W": "width", "H": "height", "ddim_steps": "steps", "ddim_eta": "eta"}
+T = TypeVar("T")
+Schema = Mapping[str, Any]
+
+LARGEST_SEED = 2**63 - 1  # of torch's generators
+LARGEST_NUMBER, LEAST_STEP = 1e9, 1e-9
+LARGEST_SIZE, LARGEST_EDGE = 64 * SIZE_STEP, 10**6  # pixels
+MOST_ITEMS, MOST_VALUES = 10**9, 10**5
+SEEDS = re.compile(r"\s*([0-9]{1,19})\s*(?:-\s*([0-9]{1,19})\s*)?")
+
+
+def entries(
+    node: Node, known: Sequence[str], refused: Mapping[str, str] | None = None, problems: Problems | None = None
+) -> dict[str, Node]:
+    """The entries of a mapping of item keys, under their real names; wrong keys as in `Node.mapping`."""
+    aliases = [alias for alias, real in ALIASES.items() if real in known]
+    given = node.mapping((*known, *aliases), refused=refused, problems=problems)
+    for alias in aliases:
+        if alias in given and ALIASES[alias] in given:
+            raise given[alias].error(
+                f"'{alias}' is another name of '{ALIASES[alias]}'; only one of them can stand here"
+            )
+    return {ALIASES.get(key, key): value for key, value in given.items()}
+
+
+def read_entries(
+    node: Node, known: Sequence[str], read: Callable[[str, Node], T], refused: Mapping[str, str] | None = None
+) -> dict[str, T]:
+    """What `read` makes of each entry of a mapping; wrong keys and wrong values are raised together."""
+    problems = Problems()
+    found: dict[str, T] = {}
+    for key, value in entries(node, known, refused, problems).items():
+        with problems:
+            found[key] = read(key, value)
+    problems.raise_all()
+    return found
+
+
+def check(key: str, node: Node) -> Any:
+    """The value of an item key by its rule."""
+    return _named(key, RULES[key].read, node)
+
+
+def read_axis(key: str, node: Node) -> Sequence[Any]:
+    """The values of an item key: a list of them, or a range of numbers."""
+    if isinstance(node.value, list):
+        return tuple(every(partial(check, key), node.items()))
+    if not isinstance(node.value, dict):
+        raise node.error(f"{key}: expected a list or a range {{start, stop, step}}, not {node}")
+    start, step, count = _span(node, _any_number)
+    if count > MOST_VALUES:
+        raise node.error(f"{key}: a range of {count} values; the most is {MOST_VALUES}")
+    return tuple(check(key, wrap(_number(start + n * step), node.location)) for n in range(count))
+
+
+def read_seeds(key: str, node: Node) -> Sequence[int]:
+    return _named(key, _seeds, node)
+
+
+def read_count(key: str, node: Node) -> int:
+    """How many items, or how many of something that items are made of."""
+    return _named(key, lambda node: node.integer(1, MOST_ITEMS), node)
+
+
+def _named(key: str, read: Callable[[Node], T], node: Node) -> T:
+    """What `read` reads, with the key before the message of its error."""
+    try:
+        return read(node)
+    except ManifestError as error:
+        raise error.within(key) from None
+
+
+# ---- single values
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How a value is read, the same as a JSON schema (which sees `1984` and `NO` as YAML does), and what it is."""
+
+    read: Callable[[Node], Any]
+    schema: Schema
+    help: str
+
+
+def words(node: Node) -> str:
+    """The text of a prompt."""
+    text = node.text().strip()
+    if node.doubtful_comment:
+        raise node.error(
+            f"a '#' after a space begins a comment, which cuts this text to {node}; "
+            "quote the whole text, or put two spaces before the comment"
+        )
+    return text
+
+
+def _size(node: Node) -> int:
+    value = node.integer(SIZE_STEP, LARGEST_SIZE)
+    if rest := value % SIZE_STEP:
+        raise node.error(f"{node} is not a multiple of {SIZE_STEP}; {value - rest} and {value - rest + SIZE_STEP} are")
+    return value
+
+
+def _crop(node: Node) -> tuple[int, ...]:
+    edges = tuple(edge.integer(0, LARGEST_EDGE) for edge in node.items())
+    if len(edges) != 4:
+        raise node.error("should be four numbers: [left, top, right, bottom]")
+    return edges
+
+
+def _sampler(node: Node) -> str:
+    return node.choice(SAMPLERS, likely=node.text().removeprefix("k_"))
+
+
+def _whole_number(low: int, high: int, help: str) -> Rule:
+    return Rule(lambda node: node.integer(low, high), {"type": "integer", "minimum": low, "maximum": high}, help)
+
+
+def _real_number(low: float, high: float, help: str) -> Rule:
+    return Rule(lambda node: node.number(low, high), {"type": "number", "minimum": low, "maximum": high}, help)
+
+
+def _choice(known: Sequence[str], help: str) -> Rule:
+    return Rule(lambda node: node.choice(known), {"enum": list(known)}, help)
+
+
+TEXT: Schema = {"type": ["string", "number", "boolean", "null"]}
+SIZE: Schema = {"type": "integer", "minimum": SIZE_STEP, "maximum": LARGEST_SIZE, "multipleOf": SIZE_STEP}
+EDGE: Schema = {"type": "integer", "minimum": 0, "maximum": LARGEST_EDGE}
+RULES: Mapping[str, Rule] = {
+    "prompt": Rule(words, TEXT, "What the picture shows; `words:number` makes a weighted part."),
+    "negative": Rule(words, TEXT, "What the picture should not show; a plain text."),
+    "seed": _whole_number(0, LARGEST_SEED, "The seed of the picture's noise; without one it is drawn, and kept."),
+    "width": Rule(_size, SIZE, "Pixels; by default the init picture's own, or else 512."),
+    "height": Rule(_size, SIZE, "Pixels; by default the init picture's own, or else 512."),
+    "steps": _whole_number(1, MOST_STEPS, "Denoising steps."),
+    "scale": _real_number(0, 100, "Guidance: how closely the prompt is followed; 1 switches it off, twice as fast."),
+    "sampler": Rule(_sampler, {"enum": list(SAMPLERS)}, "The method of denoising."),
+    "eta": _real_number(0, 1, "Noise added in each step of ddim; other samplers don't know it."),
+    "format": _choice(FORMATS, "The kind of the picture's file."),
+    "long_prompts": _choice(LONG_PROMPTS, "What is done with more than 75 tokens: refused, cut, or read in pieces."),
+    "init": Rule(lambda node: node.text(), TEXT, "A picture to begin with (img2img); relative to this file."),
+    "crop": Rule(
+        _crop,
+        {"type": "array", "items": EDGE, "minItems": 4, "maxItems": 4},
+        "What is cut out of `init`, in pixels: [left, top, right, bottom].",
+    ),
+    "strength": _real_number(0, 1, "How much of `init` is made anew: 0 gives it back, 1 begins with noise alone."),
+    "fixed_code": Rule(
+        lambda node: node.flag(), {"type": "boolean"}, "Every iteration begins with the noise of the first one's seeds."
+    ),
+    "model": Rule(lambda node: node.text(), TEXT, "Whose weights: a name in `models`, or a file of conf/model/."),
+}
+
+
+# ---- seeds
+
+
+def _seeds(node: Node) -> Sequence[int]:
+    return join(_seed_spans(node))
+
+
+def _seed_spans(node: Node) -> tuple[range, ...]:
+    if isinstance(node.value, list):
+        return tuple(itertools.chain.from_iterable(every(_seed_spans, node.items())))
+    if isinstance(node.value, dict):
+        start, step, count = _span(node, _whole)
+        return (_seed_range(node, int(start), int(step), count),)
+    return tuple(_piece(node, piece) for piece in node.written.split(","))
+
+
+def _piece(node: Node, piece: str) -> range:
+    if not (match := SEEDS.fullmatch(piece)):
+        forms = "7, 27-46, [1, 5, 9], {start: 27, count: 20} or {start: 0, stop: 100, step: 5}"
+        raise node.error(f"{node} are not seeds; write {forms}")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last < first:
+        raise node.error(f"'{piece.strip()}' runs backwards; write {last}-{first}")
+    return _seed_range(node, first, 1, last - first + 1)
+
+
+def _seed_range(node: Node, start: int, step: int, count: int) -> range:
+    last = start + (count - 1) * step
+    if min(start, last) < 0 or max(start, last) > LARGEST_SEED:
+        raise node.error(f"the seeds from {start} to {last} leave the range from 0 to {LARGEST_SEED}")
+    if count > MOST_ITEMS:
+        raise node.error(f"{count} seeds; the most is {MOST_ITEMS}")
+    return range(start, start + count * step, step)
+
+
+def _whole(node: Node) -> int:
+    return node.integer(-LARGEST_SEED, LARGEST_SEED)
+
+
+# ---- ranges of numbers
+
+
+def _span(node: Node, read: Callable[[Node], float]) -> tuple[Decimal, Decimal, int]:
+    """Start, step and count of a range. Decimals are exact in what people write: no drift, no missed stop."""
+    given = node.mapping(("start", "stop", "step", "count"))
+    if "start" not in given or ("stop" in given) == ("count" in given):
+        raise node.error(
+            "a range is written {start: 0, stop: 100, step: 5}, its stop included, or {start: 27, count: 20}"
+        )
+    numbers = {key: Decimal(str(_named(key, read, given[key]))) for key in ("start", "stop", "step") if key in given}
+    start, step = numbers["start"], numbers.get("step", Decimal(1))
+    if abs(step) < Decimal(str(LEAST_STEP)):
+        raise given["step"].error(f"the step {given['step']} is too small; the least is {LEAST_STEP:g}")
+    if "count" in given:
+        return start, step, read_count("count", given["count"])
+    count = math.floor((numbers["stop"] - start) / step) + 1
+    if count < 1:
+        raise given["stop"].error(f"the stop {given['stop']} is never reached from {start} in steps of {step}")
+    return start, step, count
+
+
+def _any_number(node: Node) -> float:
+    return node.number(-LARGEST_NUMBER, LARGEST_NUMBER)
+
+
+def _number(exact: Decimal) -> int | float:
+    return int(exact) if exact == exact.to_integral_value() else float(exact)

@@ -1,0 +1,43 @@
+"""Finds the weights that an item or a record asks for, by path, by name or by fingerprint."""
+
+from __future__ import annotations
+
+import contextlib
+
+from runner.errors import ModelError
+from runner.item import Model
+from runner.model.files import AUTO, BUILTIN, ModelFiles, find_model
+from runner.model.fingerprints import fingerprints
+from runner.settings import ModelSettings, group_names, named_model
+
+
+def use_model(asked: Model, settings: ModelSettings, *, remembered: bool = True) -> tuple[Model, ModelFiles]:
+    """The model that is asked for, with its place and its fingerprints; the settings' own where none is named.
+
+    One with recorded fingerprints is the first of the settings' model, what lies at its recorded place, and the file of
+    `conf/model/` with its name, that has the same ones.
+
+    Raises:
+        ModelError: it isn't there, isn't a model, or has other weights than the recorded ones.
+    """
+    if not asked.fingerprints:
+        path, prediction = (asked.path, asked.prediction) if asked.path else (settings.path, settings.prediction)
+        return identify(asked._replace(path=path, prediction=prediction), remembered=remembered)
+    places: list[Model | ModelSettings] = [settings, asked]
+    places += [named_model(asked.name)] if asked.name in group_names("model") else []
+    for place in places:
+        prediction = asked.prediction if place.prediction == AUTO else place.prediction
+        with contextlib.suppress(ModelError):  # the next one may be it
+            found, files = identify(asked._replace(path=place.path, prediction=prediction), remembered=remembered)
+            if dict(found.fingerprints) == dict(asked.fingerprints):
+                return found, files
+    where = f"not at {asked.path}" if asked.path else "nobody knows where"
+    raise ModelError(f"these weights are {where} and are not those of model=: {asked}; name them with model.path=")
+
+
+def identify(asked: Model, *, remembered: bool = True) -> tuple[Model, ModelFiles]:
+    """What lies at a model's place, whatever was recorded of it; the paths of files become whole ones."""
+    files = find_model(asked.path, asked.prediction)
+    path = asked.path if asked.path.startswith(BUILTIN) else str(files.path.resolve())
+    hashes = tuple(fingerprints(files, remembered=remembered).items())
+    return asked._replace(name=asked.name or files.name, path=path, fingerprints=hashes), files

@@ -1,0 +1,261 @@
+"""Reads the pickle inside a file of `torch.save`, without torch, and without running anything of it.
+
+A pickle is a program that may call anything. The interpreter here follows its stack but calls nothing: a global is a
+name, only the few names that describe tensors have a meaning, those that old checkpoints bring along become inert
+objects, and any other is refused.
+
+    document = interpret(pickle)  # {"state_dict": {"model.diffusion_model.out.2.bias": PickledTensor(...), ...}, ...}
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+from dataclasses import dataclass
+from typing import Any
+
+from runner.text import shorten
+
+INSTRUCTION_LIMIT = 2_000_000  # Stable Diffusion with its moving averages has about 55,000
+MOST_DIMENSIONS = 8
+LARGEST_NUMBER = 1 << 48  # of a tensor's shape, strides and offset
+
+
+class Meant:
+    """The globals that describe a table of tensors."""
+
+    TENSOR = "torch._utils._rebuild_tensor_v2"
+    PARAMETER = "torch._utils._rebuild_parameter"
+    DICT = "collections.OrderedDict"
+    SIZE = "torch.Size"
+
+
+MEANT = {Meant.TENSOR, Meant.PARAMETER, Meant.DICT, Meant.SIZE}
+STORAGES = {
+    "torch.DoubleStorage": "F64", "torch.FloatStorage": "F32", "torch.HalfStorage": "F16",
+    "torch.BFloat16Storage": "BF16", "torch.LongStorage": "I64", "torch.IntStorage": "I32", "torch.ShortStorage": "I16",
+    "torch.CharStorage": "I8", "torch.ByteStorage": "U8", "torch.BoolStorage": "BOOL",
+}  # fmt: skip
+DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+INERT = {
+    *(f"torch.{name}" for name in DTYPES), "torch.device",
+    "builtins.set", "__builtin__.set", "_codecs.encode", "argparse.Namespace", "numpy.dtype", "numpy.ndarray",
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+}  # fmt: skip
+INERT_PACKAGES = ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf")
+KNOWN = {*MEANT, *STORAGES, *INERT}
+
+LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+WITH_VALUE = {
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+    "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES",
+}  # fmt: skip
+
+
+class Damaged(ValueError):
+    """The file isn't what torch.save writes; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """A name that a pickle asks for; nothing is looked up."""
+
+    name: str
+
+
+class Inert:
+    """Stands for an object of no interest, and takes anything that is done to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """The numbers of one or several tensors: an entry `data/KEY` of the archive."""
+
+    dtype: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class PickledTensor:
+    """A tensor as a pickle describes it."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.shape) == len(self.strides) <= MOST_DIMENSIONS:
+            raise Damaged("a tensor's shape and strides don't agree")
+        numbers = (self.offset, *self.shape, *self.strides)
+        if not all(type(number) is int and 0 <= number < LARGEST_NUMBER for number in numbers):
+            raise Damaged("a tensor's shape, strides or offset are not numbers that a tensor can have")
+
+    def is_contiguous(self) -> bool:
+        """Whether its numbers lie one after the other."""
+        if not math.prod(self.shape):
+            return True
+        step = 1
+        wanted: list[int] = []
+        for length in reversed(self.shape):
+            wanted.insert(0, step)
+            step *= length
+        pairs = zip(self.shape, self.strides, wanted, strict=True)
+        return all(length == 1 or found == right for length, found, right in pairs)
+
+
+def interpret(pickle: bytes) -> Any:
+    """The object that a pickle describes: dictionaries, lists, tuples, plain values and the classes above.
+
+    Raises:
+        Damaged: it isn't what torch.save writes, or asks for anything that weights don't need.
+    """
+    try:
+        return _Interpreter().run(pickle)
+    except Damaged:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+        raise Damaged(f"its pickle is damaged ({shorten(str(error))})") from error
+
+
+class _Interpreter:
+    """A pickle's stack machine that calls nothing and looks nothing up."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, pickle: bytes) -> Any:
+        for number, (instruction, value, _) in enumerate(pickletools.genops(pickle)):
+            if number >= INSTRUCTION_LIMIT:
+                raise Damaged(f"its pickle has more than {INSTRUCTION_LIMIT:,} instructions")
+            self._step(instruction.name, value)
+        return self.stack[-1]
+
+    def _step(self, instruction: str, value: Any) -> None:
+        push, pop = self.stack.append, self.stack.pop
+        match instruction:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "MARK":
+                self.marks.append(len(self.stack))
+            case "POP":
+                pop()
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[value] = self.stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = self.stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                push(self.memo[value])
+            case "EMPTY_DICT":
+                push({})
+            case "EMPTY_LIST":
+                push([])
+            case "EMPTY_SET":
+                push(Inert())
+            case "TUPLE":
+                push(tuple(self._pop_marked()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                push(tuple([pop() for _ in range(int(instruction[-1]))][::-1]))
+            case "FROZENSET":
+                self._pop_marked()
+                push(Inert())
+            case "GLOBAL":
+                push(find_global(*value.split(" ", 1)))
+            case "STACK_GLOBAL":
+                name, module = pop(), pop()
+                push(find_global(module, name))
+            case "INST":
+                push(make(find_global(*value.split(" ", 1)), tuple(self._pop_marked())))
+            case "OBJ":
+                wanted, *arguments = self._pop_marked()
+                push(make(wanted, tuple(arguments)))
+            case "REDUCE" | "NEWOBJ":
+                arguments, wanted = pop(), pop()
+                push(make(wanted, arguments))
+            case "NEWOBJ_EX":
+                _, arguments, wanted = pop(), pop(), pop()
+                push(make(wanted, arguments))
+            case "BINPERSID":
+                push(find_storage(pop()))
+            case "BUILD":
+                pop()  # an object's state: of no interest
+            case "APPEND":
+                _extend(self.stack[-2], [pop()])
+            case "APPENDS" | "ADDITEMS":
+                values = self._pop_marked()
+                _extend(self.stack[-1], values)
+            case "SETITEM":
+                values = [pop(), pop()][::-1]
+                _set_items(self.stack[-1], values)
+            case "SETITEMS":
+                values = self._pop_marked()
+                _set_items(self.stack[-1], values)
+            case _ if instruction in LITERALS:
+                push(LITERALS[instruction])
+            case _ if instruction in WITH_VALUE:
+                push(value)
+            case _:
+                raise Damaged(f"its pickle has the instruction {instruction}, which torch.save doesn't write")
+
+    def _pop_marked(self) -> list[Any]:
+        mark = self.marks.pop()
+        values = self.stack[mark:]
+        del self.stack[mark:]
+        return values
+
+
+def find_global(module: Any, name: Any) -> Global:
+    """A global by its name, if it is one that checkpoints have."""
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise Damaged("its pickle asks for a global whose name is not text")
+    full = f"{module}.{name}"
+    if full in KNOWN or full.partition(".")[0] in INERT_PACKAGES:
+        return Global(full)
+    raise Damaged(
+        f"its pickle asks for {shorten(full)}, which no weights need; it may be hostile, and nothing of it was run"
+    )
+
+
+def find_storage(key: Any) -> Storage:
+    """A storage by its persistent id: `("storage", type, key, device, length)`."""
+    match key:
+        case ("storage", Global(name), str(entry), _, int()) if name in STORAGES:
+            return Storage(STORAGES[name], entry)
+    raise Damaged("a tensor's storage is described in an unknown way")
+
+
+def make(wanted: Any, arguments: Any) -> Any:
+    """What calling a global would have given, made here."""
+    if not isinstance(wanted, Global) or not isinstance(arguments, tuple):
+        raise Damaged("its pickle calls something that is not a global")
+    match wanted.name, arguments:
+        case Meant.TENSOR, (Storage() as storage, offset, tuple(shape), tuple(strides), *_):
+            return PickledTensor(storage, offset, shape, strides)
+        case Meant.PARAMETER, (PickledTensor() as tensor, *_):
+            return tensor
+        case Meant.DICT, ():
+            return {}
+        case Meant.SIZE, (tuple(shape),):
+            return shape
+        case name, _ if name not in MEANT:
+            return Inert()
+    raise Damaged(f"its pickle calls {wanted.name} with wrong arguments")
+
+
+def _extend(target: Any, values: list[Any]) -> None:
+    if isinstance(target, list):
+        target.extend(values)
+    elif not isinstance(target, Inert):
+        raise Damaged("its pickle appends to something that is not a list")
+
+
+def _set_items(target: Any, values: list[Any]) -> None:
+    """Keeps what has a plain key: others name no tensor, and to hash a deeply nested one would overflow the C stack."""
+    if isinstance(target, dict):
+        pairs = zip(values[::2], values[1::2], strict=True)
+        target.update({key: value for key, value in pairs if isinstance(key, str | int)})
+    elif not isinstance(target, Inert):
+        raise Damaged("its pickle sets items of something that is not a dictionary")

@@ -1,0 +1,115 @@
+"""Turns a prompt into CLIP's tokens, without torch, so that `plan` and `run` see the same ones.
+
+The vocabulary is the model's own (`tokenizer/vocab.json` and `merges.txt`, or `tokenizer.json`), and the one that
+ships with the package where a model has none.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from runner.errors import ModelError
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+LENGTH = 77  # tokens, the start and the end among them
+ROOM = LENGTH - 2
+SHIPPED = Path(__file__).parents[1] / "models" / "emoji" / "tokenizer"
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+def surely_fits(text: str) -> bool:
+    """Whether a prompt fits whatever the vocabulary, as most do: no token is of less than a byte of what is read."""
+    if text.isascii():
+        return len(text) <= ROOM
+    return len(unicodedata.normalize("NFC", text).lower().encode()) <= ROOM  # which may be longer than the text itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """`ids` has `LENGTH` numbers; `lost` is the text beyond them, empty where all of the prompt fits."""
+
+    ids: tuple[int, ...]
+    lost: str
+
+
+class ClipTokenizer:
+    """CLIP's byte-pair encoding (Radford et al. 2021), by the `tokenizers` library."""
+
+    def __init__(self, tokenizer_folder: Path, pad_token: str | None = None) -> None:
+        self._tokenizer = _load(tokenizer_folder if _has_vocabulary(tokenizer_folder) else SHIPPED)
+        special = (START, END, pad_token or _pad_token(tokenizer_folder))
+        self._start, self._end, self._pad = (_token_id(self._tokenizer, token) for token in special)
+
+    def encode(self, text: str) -> Tokens:
+        """A prompt's tokens, cut or padded to `LENGTH`."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        lost = text[encoding.offsets[ROOM][0] :] if len(encoding.ids) > ROOM else ""
+        return Tokens(ids=self._framed(encoding.ids[:ROOM]), lost=lost)
+
+    def encode_chunks(self, text: str) -> list[tuple[int, ...]]:
+        """All of a prompt's tokens, in as many pieces of `LENGTH` as they need, each with a start and an end."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return [self._framed(ids[place : place + ROOM]) for place in range(0, max(len(ids), 1), ROOM)]
+
+    def _framed(self, ids: list[int]) -> tuple[int, ...]:
+        framed = [self._start, *ids, self._end]
+        return tuple(framed + [self._pad] * (LENGTH - len(framed)))
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
+
+
+def _pad_token(folder: Path) -> str:
+    """What the tokenizer's files say, the old one first: v1 is padded with the end token, v2 with `!`."""
+    settings = _read_settings(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in settings:
+        settings |= _read_settings(folder / "special_tokens_map.json")
+    token = settings.get("pad_token") or END
+    return str(token.get("content", END) if isinstance(token, dict) else token)
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: can't be read ({error})") from error
+    return settings if isinstance(settings, dict) else {}
+
+
+def _token_id(tokenizer: Tokenizer, token: str) -> int:
+    number = tokenizer.token_to_id(token)
+    if number is None:
+        raise ModelError(f"the tokenizer has no token {token}: it is not CLIP's")
+    return number
+
+
+def _load(folder: Path) -> Tokenizer:
+    if not (folder / "vocab.json").is_file():
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+    model = models.BPE.from_file(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), end_of_word_suffix="</w>", unk_token=END
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer

@@ -1,0 +1,224 @@
+"""What making pictures costs in memory: from a model's configuration, before anything is loaded; never imports torch.
+
+The numbers of the formulas were measured with Stable Diffusion v1. `measured` corrects them: what earlier runs on this
+machine held in fact, which `remember` keeps in a small file of the user's cache folder. Which way of working these
+costs lead to is the business of `plan`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from runner.files import atomic_write
+from runner.machine.cache import cache_folder
+from runner.model.files import COMPONENTS, ModelFiles
+
+STAYS, VISITS, WALKS = "stays", "visits", "walks"  # what a component does on the device, see `fragments`
+NONE, INDUCTOR, OPENVINO = "none", "inductor", "openvino"  # what compiles the UNet, see `compiled`
+UNITS = 24  # a unit of a walk has at most about this share of the weights, unless it can't be divided
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+PROCESS_BYTES = 480 << 20  # Python and its libraries, once they were used, with the kernels that they make
+TEXT_BYTES = 24 << 20  # a call of the text encoder
+LEAST_STAGE = 152 << 20  # on a CPU, of the smallest model: more kernels, gaps between blocks in use
+# Numbers held at once for each latent and each channel of the first block, or each pixel and channel of the last one.
+UNET_HELD, DECODER_HELD = 30, 4
+OPENVINO_BYTES = 160 << 20  # its library, and the kernels that it makes for one shape
+WIDEST_LAYER = 16  # numbers for each latent and channel of the first block: a gated feed-forward layer's
+STRIPS_IN_BURST = 8
+STRIPS_HELD = 12  # strips, while one is made from another
+STRIP_ELEMENTS = {"cpu": 1 << 20}  # numbers in a strip of a large picture: on a CPU about what its caches hold
+OTHER_STRIP_ELEMENTS = 1 << 24
+DECODED_PIXELS = 1 << 16  # in one call of the decoder; a larger picture is decoded in strips
+MOST_DECODED_ROWS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """A model's costs on a device, in bytes. `base` is what the process holds without it, 0 where that doesn't count.
+
+    `lanes` is how many calls of a module are made side by side, each on one thread; 0 where one call has all threads.
+    `measured` are peaks of earlier waves by their `key`.
+    """
+
+    device: str
+    dtype: str
+    base: int
+    latent_factor: int
+    weights: Mapping[str, int]
+    largest_units: Mapping[str, int]
+    unet: Mapping[str, Any]
+    decoder_channels: tuple[int, ...]
+    model: str = ""
+    compiler: str = NONE
+    lanes: int = 0
+    measured: Mapping[str, int] = field(default_factory=dict)
+
+    def peak(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> int:
+        """The most that a wave holds: `wave_rows` rows of one size, in UNet calls of `rows` rows."""
+        found = self.measured.get(self.key(modes, width, height, rows, wave_rows))
+        if found is None:
+            found = int(self._formula(modes, width, height, rows, wave_rows) * self._correction(modes))
+        least = LEAST_STAGE if self.device == "cpu" else 0  # what is measured doesn't see the gaps between what is used
+        return max(found, self._staying(modes) + least)
+
+    def side_by_side(self, rows: int, wave_rows: int) -> int:
+        """How many calls of `rows` rows are made at a time in a wave of `wave_rows`."""
+        return max(1, min(self.lanes, wave_rows // rows))
+
+    def burst(self, width: int, height: int, rows: int, wave_rows: int) -> int:
+        """The most bytes that layers make at once: the UNet's widest, with what it is made from, and the decoder's."""
+        latents, pixels = (width // self.latent_factor) * (height // self.latent_factor), width * height
+        widest = rows * latents * int(self.unet["block_out_channels"][0]) * WIDEST_LAYER
+        if pixels > DECODED_PIXELS:
+            decoded = STRIPS_IN_BURST * strip_elements(self.device)
+        else:
+            decoded = decode_rows(width, height) * pixels * self.decoder_channels[0] * DECODER_HELD
+        return (widest + decoded) * DTYPE_BYTES[self.dtype] * self.side_by_side(rows, wave_rows)
+
+    def key(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> str:
+        """The name under which such a wave's peak is remembered."""
+        return f"{self._group(modes)} {width}x{height} {rows} {wave_rows}"
+
+    def in_dtype(self, dtype: str) -> Costs:
+        """The costs in another number type."""
+        old, new = DTYPE_BYTES[self.dtype], DTYPE_BYTES[dtype]
+        weights = {name: size // old * new for name, size in self.weights.items()}
+        largest = {name: size // old * new for name, size in self.largest_units.items()}
+        return replace(self, dtype=dtype, weights=weights, largest_units=largest)
+
+    def _group(self, modes: Mapping[str, str]) -> str:
+        device = self.device.partition(":")[0] + ("" if self.compiler == NONE else f"+{self.compiler}")
+        device += f"*{self.lanes}" if self.lanes else ""
+        return " ".join((device, self.model, self.dtype, *(modes[name] for name in COMPONENTS)))
+
+    def _correction(self, modes: Mapping[str, str]) -> float:
+        """How far the formula was off for the waves that were measured, at worst."""
+        group, ratios = self._group(modes), [1.0]
+        for key, found in self.measured.items():
+            if key.startswith(f"{group} "):
+                size, rows, wave_rows = key.removeprefix(f"{group} ").split()
+                width, height = map(int, size.split("x"))
+                ratios.append(found / self._formula(modes, width, height, int(rows), int(wave_rows)))
+        return max(ratios[1:], default=1.0)
+
+    def _formula(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> int:
+        latents = (width // self.latent_factor) * (height // self.latent_factor)
+        at_once = self.side_by_side(rows, wave_rows)
+        waiting = self._waiting(latents) * max(0, wave_rows - rows * at_once) if modes["unet"] == WALKS else 0
+        stages = {
+            "text_encoder": TEXT_BYTES,
+            "unet": self._denoising(latents, rows) * at_once + waiting,
+            "vae": self._decoding(width, height) * at_once,
+        }
+        # Between its own stage and the last one a wave keeps its latents and prompts, which are small.
+        return self._staying(modes) + max(stages[name] + self._brought(name, modes[name]) for name in COMPONENTS)
+
+    def _staying(self, modes: Mapping[str, str]) -> int:
+        """What is there in every stage."""
+        weights = sum(self.weights[name] for name, mode in modes.items() if mode == STAYS)
+        return self.base + weights + self._compiled_copy()
+
+    def _brought(self, name: str, mode: str) -> int:
+        """What a component that doesn't stay has there at once: units, or all that a stage needs."""
+        if mode == STAYS:
+            return 0
+        if mode == WALKS:
+            # This one and the next; on a CPU, where weights are packed, packed once more, and the largest one between.
+            units = 4 if self.device == "cpu" else 2
+            return min(self.weights[name], units * self.largest_units[name])
+        return self.weights[name] * 2 // 3 if name == "vae" else self.weights[name]  # the larger half is the decoder
+
+    def _compiled_copy(self) -> int:
+        """Compiled code on a CPU has weights of its own, in the order in which it reads them."""
+        if self.compiler == NONE or self.device != "cpu":
+            return 0
+        return self.weights["unet"] + (OPENVINO_BYTES if self.compiler == OPENVINO else 0)
+
+    def _denoising(self, latents: int, rows: int) -> int:
+        return rows * latents * int(self.unet["block_out_channels"][0]) * DTYPE_BYTES[self.dtype] * UNET_HELD
+
+    def _waiting(self, latents: int) -> int:
+        """What a row that waits for its next unit holds: the skip connections, and the hidden states."""
+        channels = [int(number) for number in self.unet["block_out_channels"]]
+        layers = int(self.unet.get("layers_per_block", 2))
+        held = 2 * channels[0] * latents
+        for level, number in enumerate(channels):
+            held += layers * number * (latents >> 2 * level)
+            if level < len(channels) - 1:
+                held += number * (latents >> 2 * (level + 1))
+        return held * DTYPE_BYTES[self.dtype]
+
+    def _decoding(self, width: int, height: int) -> int:
+        pixels, number = width * height, DTYPE_BYTES[self.dtype]
+        if pixels <= DECODED_PIXELS:
+            rows = decode_rows(width, height)
+            return rows * pixels * self.decoder_channels[0] * number * DECODER_HELD * 2
+        widest = max(self.decoder_channels[min(1, len(self.decoder_channels) - 1)], self.decoder_channels[0])
+        strips = STRIPS_HELD * strip_elements(self.device) * number
+        return pixels * widest * number + strips
+
+
+def model_costs(
+    model: ModelFiles, device: str, dtype: str, base: int = PROCESS_BYTES, compiler: str = NONE, lanes: int = 0
+) -> Costs:
+    """The costs of a model on a device; `base` is what the process holds without it, and counts on a CPU."""
+    number = DTYPE_BYTES[dtype]
+    weights = {name: model.parameters(name) * number for name in COMPONENTS}
+    largest = {
+        name: max(
+            weights[name] // UNITS, *(math.prod(tensor.shape) * number for tensor in model.tensors[name].values())
+        )
+        for name in COMPONENTS
+    }
+    return Costs(
+        device=device,
+        dtype=dtype,
+        base=base if device == "cpu" else 0,
+        latent_factor=model.latent_factor,
+        weights=weights,
+        largest_units=largest,
+        unet=model.configs["unet"],
+        decoder_channels=tuple(int(number) for number in model.configs["vae"]["block_out_channels"]),
+        model=model.name,
+        compiler=compiler,
+        lanes=lanes,
+        measured=recall(),
+    )
+
+
+def decode_rows(width: int, height: int) -> int:
+    """How many pictures of this size are decoded in one call."""
+    return min(MOST_DECODED_ROWS, max(1, DECODED_PIXELS // (width * height)))
+
+
+def strip_elements(device: str) -> int:
+    """Numbers in a strip of a large picture."""
+    return STRIP_ELEMENTS.get(device.partition(":")[0], OTHER_STRIP_ELEMENTS)
+
+
+def recall() -> dict[str, int]:
+    """The peaks that were measured on this machine, in bytes; none where there are none or they can't be read."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found = json.loads(_file().read_text(encoding="utf-8"))
+        return {str(key): int(value) for key, value in found.items()}
+    return {}
+
+
+def remember(key: str, peak: int) -> None:
+    """Keeps the peak that a wave held, the highest one; that it can't is no reason to stop a run."""
+    known = recall()
+    if peak > known.get(key, 0):
+        with contextlib.suppress(OSError):
+            _file().parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(_file(), json.dumps(known | {key: peak}, indent=1).encode())
+
+
+def _file() -> Path:
+    return cache_folder() / "memory.json"

@@ -1,0 +1,109 @@
+"""A run's items as its reports show them: each with its picture, or with the reason why there is none.
+
+Everything is read from the records, and nothing is changed; no picture is opened, only looked for. How a report is laid
+out is not known here, but what all reports share is: in which sizes they show pictures, and how they write a value.
+
+    for picture in read_pictures(Path("outputs/alps")):
+        print(picture.file or picture.problem, picture.settings())
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from runner.folder.ledger import iterate_records
+
+SMALL = 128  # pixels; up to it a picture is enlarged in whole multiples, each of its pixels a square
+LARGE_SHOWN = 224  # pixels of the longer side of any other
+UNSHOWN = frozenset({"prompt", "parts", "seed", "number", "axes"})  # shown in their own way, or of no interest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One item as a report shows it; `file` is None where there is no picture, and `problem` says why."""
+
+    item: dict[str, Any]
+    model: str
+    path: str
+    file: Path | None
+    problem: str
+    failed: bool
+
+    @property
+    def prompt(self) -> str:
+        return str(self.item.get("prompt", ""))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        sides = (self.item.get("width"), self.item.get("height"))
+        width, height = (side if isinstance(side, int) and side > 0 else 512 for side in sides)
+        return width, height
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        return _mapping(self.item.get("axes"))
+
+    def settings(self) -> dict[str, str]:
+        """What a reader wants to know of it beside prompt and seed."""
+        values = {key: value for key, value in self.item.items() if key not in UNSHOWN and value not in ("", None)}
+        width, height = values.pop("width", "?"), values.pop("height", "?")
+        return {"model": self.model, "size": f"{width}x{height}", **{key: as_text(values[key]) for key in values}}
+
+
+def read_pictures(folder: Path) -> list[Picture]:
+    """The newest record of each item, in the order of the manifest."""
+    newest = {record["id"]: _picture(folder, record) for record in iterate_records(folder)}
+    return sorted(newest.values(), key=lambda picture: _number(picture.item))
+
+
+def common_settings(pictures: Sequence[Picture]) -> dict[str, str]:
+    """What all pictures share, so that it is said once."""
+    if not pictures:
+        return {}
+    settings = [picture.settings() for picture in pictures]
+    return {key: value for key, value in settings[0].items() if all(other.get(key) == value for other in settings)}
+
+
+def as_text(value: object) -> str:
+    """A value of an item as people write it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(as_text(part) for part in value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _picture(folder: Path, record: dict[str, Any]) -> Picture:
+    item, model, error = (_mapping(record.get(key)) for key in ("item", "model", "error"))
+    path, failed = str(record.get("image") or ""), record["status"] == "failed"
+    file = None if failed else file_within(folder, path)
+    problem = "" if file else "missing: " + (path or "no file was recorded")
+    if failed:
+        problem = f"failed: {error.get('class', 'error')}: {error.get('message', 'unknown')}"
+    model_name = str(model.get("name", "?"))
+    return Picture(item=item, model=model_name, path=path, file=file, problem=problem, failed=failed)
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def file_within(folder: Path, path: str) -> Path | None:
+    """The picture's file, if it is there; a path that leaves the run folder is nobody's picture."""
+    parts = PurePosixPath(path)
+    if not path or "\0" in path or parts.is_absolute() or ".." in parts.parts:
+        return None
+    file = folder / parts
+    return file if file.is_file() else None
+
+
+def _number(item: dict[str, Any]) -> float:
+    number = item.get("number")
+    return number if isinstance(number, int) else math.inf

@@ -1,0 +1,196 @@
+"""Readers of a run's events for people: a progress bar on a terminal, plain lines elsewhere, and the log file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from runner.events import (
+    ItemDone,
+    ItemFailed,
+    MemoryShort,
+    ModelLoaded,
+    RunEvent,
+    RunFinished,
+    RunStarted,
+    StepDone,
+    WaveStarted,
+)
+from runner.files import writing_to
+from runner.item import Item
+from runner.text import name_some, shorten, show_size
+
+LINE_SECONDS = 5.0  # between two plain lines
+SHOWN_FAILURES = 10
+NAME_LENGTH = 80
+log = logging.getLogger("runner")
+
+
+def watch(events: Iterable[RunEvent], folder: Path, console: Console) -> RunFinished:
+    """Shows a run's events on `console` until its last one, which is returned."""
+    seen = logged(events, folder)
+    finished = show(seen, console)
+    for line in summary(finished, folder):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return finished
+
+
+def show(events: Iterable[RunEvent], console: Console) -> RunFinished:
+    """Shows how far a run is until its last event, which is returned; it writes no log."""
+    return _show_bar(events, console) if console.is_terminal else _show_lines(events, console)
+
+
+def summary(finished: RunFinished, folder: Path) -> list[str]:
+    """What is said at the end."""
+    lines = []
+    if finished.hopeless:
+        lines.append(f"stopped early: {finished.hopeless}")
+    if finished.done or finished.failed:
+        pace = finished.done / finished.seconds if finished.seconds else 0.0
+        where = f", see {folder}/gallery.html" if (folder / "gallery.html").exists() else ""
+        memory = f", at most {show_size(finished.peak_bytes)} of memory" if finished.peak_bytes else ""
+        lines.append(f"{finished.done} pictures in {finished.seconds:.1f} s ({pace:.2f} a second){memory}{where}")
+    else:
+        lines.append(f"nothing to render: all pictures are in {folder}")
+    given_up = {item.number for item in finished.given_up}
+    failed = [item for item in finished.failed if item.number not in given_up]
+    if failed:
+        lines.append(f"{len(failed)} failed, see {folder}/records.jsonl; run again to try them again:")
+        lines += _name_items(failed)
+    if finished.given_up:
+        lines.append(
+            f"{len(finished.given_up)} were given up, they failed before; a larger attempts= tries them again:"
+        )
+        lines += _name_items(finished.given_up)
+    if finished.unwanted:
+        names = name_some([shorten(path, NAME_LENGTH) for path in finished.unwanted])
+        lines.append(f"{len(finished.unwanted)} pictures are no longer in the manifest and were kept: {names}")
+    return lines
+
+
+def _name_items(items: Sequence[Item]) -> list[str]:
+    lines = [f"  {item.number}: {item.prompt}, seed {item.seed}" for item in items[:SHOWN_FAILURES]]
+    return lines + ([f"  and {len(items) - SHOWN_FAILURES} more"] if len(items) > SHOWN_FAILURES else [])
+
+
+class _Pace(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Images a second since the start."""
+        pace = task.completed / task.elapsed if task.elapsed else 0.0
+        return Text(f"{pace:.2f} images/s")
+
+
+def _show_bar(events: Iterable[RunEvent], console: Console) -> RunFinished:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Pace(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("loading", total=None)
+        for event in events:
+            match event:
+                case RunStarted():
+                    progress.update(task, total=event.missing)
+                case ModelLoaded():
+                    _print_notes(event.notes, console)
+                    progress.update(task, description="rendering")
+                case StepDone():
+                    progress.update(task, description=f"step {event.step}/{event.steps}")
+                case MemoryShort():
+                    _print_notes([event.message], console)
+                case ItemDone() | ItemFailed():
+                    progress.advance(task)
+                case RunFinished():
+                    return event
+    raise AssertionError("a run's last event is RunFinished")
+
+
+def _show_lines(events: Iterable[RunEvent], console: Console) -> RunFinished:
+    total = done = 0
+    begun = said = time.monotonic()
+    for event in events:
+        match event:
+            case ModelLoaded():
+                _print_notes(event.notes, console)
+            case RunStarted():
+                total, begun = event.missing, time.monotonic()
+                if total:
+                    console.print(f"{event.missing} of {event.wanted} pictures to render", highlight=False)
+            case MemoryShort():
+                _print_notes([event.message], console)
+            case ItemDone() | ItemFailed():
+                done += 1
+            case RunFinished():
+                return event
+        now = time.monotonic()
+        if done and now - said >= LINE_SECONDS:
+            said, pace = now, done / (now - begun)
+            line = f"{done}/{total} images, {pace:.2f} images/s, {(total - done) / pace:.0f} s left"
+            console.print(line, highlight=False)
+    raise AssertionError("a run's last event is RunFinished")
+
+
+def _print_notes(notes: Iterable[str], console: Console) -> None:
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def logged(events: Iterable[RunEvent], folder: Path) -> Generator[RunEvent, None, None]:
+    """Passes the events on and writes `runner.log` as soon as there is a run folder."""
+    handler: logging.Handler | None = None
+    try:
+        for event in events:
+            if handler is None and isinstance(event, RunStarted) and event.missing and folder.exists():
+                handler = _open_log(folder)
+            _log(event)
+            yield event
+    finally:
+        if handler:
+            log.removeHandler(handler)
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk cuts off, and nothing else: what matters is in the records."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+def _open_log(folder: Path) -> logging.Handler:
+    with writing_to(folder):
+        handler = _LogFile(folder / "runner.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    return handler
+
+
+def _log(event: RunEvent) -> None:
+    match event:
+        case RunStarted():
+            log.info("started: %d of %d pictures to render", event.missing, event.wanted)
+        case ModelLoaded():
+            log.info("model %s", event.model.name)
+            for note in event.notes:
+                log.warning("%s", note)
+        case WaveStarted():
+            log.info("wave of %d: items %s", len(event.items), [item.number for item in event.items])
+        case ItemFailed():
+            log.error("item %d failed: %s", event.item.number, event.error, exc_info=event.error)
+        case RunFinished():
+            log.info("finished: %d done, %d failed, %.1f s", event.done, len(event.failed), event.seconds)
+            if event.hopeless:
+                log.error("stopped early: %s", event.hopeless)
+            if event.unwanted:
+                log.info(
+                    "%d pictures are no longer in the manifest: %s", len(event.unwanted), name_some(event.unwanted)
+                )

@@ -1,0 +1,227 @@
+"""From picture files to the manifest that makes the pictures again, by what stands in the files alone.
+
+Pictures of this program say everything; those of AUTOMATIC1111's program are read as far as they go, and the manifest's
+comments name the rest. Nothing in a file is executed, no pixel is decoded, and no model is looked for.
+
+    extraction = extract([Path("outputs/alps")])
+    print(extraction.manifest, *extraction.notes, *extraction.problems)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from runner.errors import Location, ManifestError
+from runner.folder.ledger import RECORDS
+from runner.images import infotext, metadata
+from runner.item import Item, Model
+from runner.manifest import write
+from runner.manifest.lines import part, read_item
+from runner.manifest.nodes import wrap
+from runner.manifest.rules import MOST_ITEMS, check
+from runner.settings import group_names
+from runner.text import name_some, shorten
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+OF_IMG2IMG = ("init", "init_sha256", "crop", "strength")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+WEIGHTS = "weights"  # where the files of several models are to be put
+MARK = 8  # digits of a fingerprint, behind a name that several models have
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extraction:
+    """A manifest ("" where no picture could be read), what it doesn't carry over, and the files that can't be read."""
+
+    manifest: str
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """What one file says; `own` says whether it was made by this program."""
+
+    path: Path
+    item: Item
+    notes: Sequence[str]
+    own: bool
+
+
+def extract(targets: Sequence[Path]) -> Extraction:
+    """The manifest of these pictures, and of all in these folders; its paths are relative to the current folder."""
+    sources, problems = list[_Source](), list[str]()
+    for path in _files(targets):
+        try:
+            sources.append(_read(path))
+        except ManifestError as error:
+            problems.append(_one_line(str(error)))
+    notes = tuple(_notes(sources))
+    return Extraction(manifest=_manifest(sources, notes) if sources else "", notes=notes, problems=tuple(problems))
+
+
+def _files(targets: Sequence[Path]) -> Iterator[Path]:
+    for target in targets:
+        yield from _within(target) if target.is_dir() else [target]
+
+
+def _within(folder: Path) -> list[Path]:
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    # In a run folder the contact sheet and the init pictures aren't results.
+    return [path for path in found if not _is_aside(path)] or [folder]
+
+
+def _is_aside(path: Path) -> bool:
+    run = path.parent.parent if path.parent.name == "inits" else path.parent
+    return (run / RECORDS).exists()
+
+
+def _wish(item: Item, **changes: Any) -> Item:
+    """The item without what has no say in its picture."""
+    return item._replace(number=0, axes=(), **changes)
+
+
+# ---- one file
+
+
+def _read(path: Path) -> _Source:
+    place = Location(path)
+    try:
+        if path.is_dir() or (path.exists() and not path.is_file()):
+            raise ManifestError("holds no PNG or JPEG pictures" if path.is_dir() else "is not a file", place)
+        found = metadata.read_metadata(path)
+        if found.item is not None:
+            return _read_own(path, found.item, found.model or {}, place)
+        if found.parameters is None:
+            raise ManifestError("says nothing of its making: no text of runner or AUTOMATIC1111 is in it", place)
+        return _read_infotext(path, found.parameters, place)
+    except OSError as error:
+        raise ManifestError(f"can't be read: {error.strerror or error}", place) from None
+    except metadata.PictureError as error:
+        raise ManifestError(str(error), place) from None
+
+
+def _read_own(path: Path, given: Mapping[str, Any], model: Mapping[str, Any], place: Location) -> _Source:
+    number = wrap(given.get("number", 0), place).integer(0, MOST_ITEMS)
+    noise_only = {key: value for key, value in given.items() if key not in OF_IMG2IMG}
+    item = read_item(noise_only, number=number, location=place, model=_model(model))
+    notes: list[str] = []
+    if given.get("init") is not None:
+        item = item._replace(**_img2img(path, given, notes, place))
+    return _Source(path=path, item=item, notes=notes, own=True)
+
+
+def _model(model: Mapping[str, Any]) -> Model:
+    fingerprints = tuple((name, str(sha256)) for name, sha256 in part(model, "fingerprints").items())
+    return Model(name=_one_line(str(model.get("name"))), fingerprints=fingerprints)
+
+
+def _img2img(path: Path, given: Mapping[str, Any], notes: list[str], place: Location) -> dict[str, Any]:
+    sha256 = str(given.get("init_sha256"))
+    if not SHA256.fullmatch(sha256):
+        raise ManifestError("init_sha256: expected the SHA-256 of the init picture, 64 hexadecimal digits", place)
+    crop = given.get("crop")
+    return {
+        "init": _find_init(path, PurePosixPath(str(given["init"])), sha256, notes),
+        "init_sha256": sha256,
+        "crop": None if crop is None else check("crop", wrap(crop, place)),
+        "strength": check("strength", wrap(given.get("strength"), place)),
+    }
+
+
+def _find_init(path: Path, recorded: PurePosixPath, sha256: str, notes: list[str]) -> str:
+    """The run folder's copy, relative to the current folder; where it is gone, a path that says what is missing."""
+    suffix = recorded.suffix if recorded.suffix.isprintable() else ""
+    name = f"inits/{sha256}{suffix}"
+    copy = path.resolve().parent.parent.parent / name
+    if not copy.is_file() or _hash(copy) != sha256:
+        notes.append(f"the init picture isn't in the run folder; put the file with this SHA-256 at {name}")
+        return name
+    found = Path(os.path.relpath(copy)).as_posix()
+    if found.startswith(os.pardir):
+        notes.append("the init picture is outside the current folder: the manifest needs allow_outside=true")
+    return found
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_infotext(path: Path, text: str, place: Location) -> _Source:
+    try:
+        record, notes, model = infotext.read(text)
+    except ValueError as error:
+        raise ManifestError(f"its text is not AUTOMATIC1111's: {error}", place) from None
+    strength = record.pop("strength", None)
+    item = read_item(record, number=0, location=place, model=Model(name=_one_line(model)))
+    if strength is not None:
+        item = item._replace(strength=check("strength", wrap(strength, place)))
+    return _Source(path=path, item=item, notes=notes, own=False)
+
+
+# ---- the manifest
+
+
+def _notes(sources: Sequence[_Source]) -> Iterator[str]:
+    """Each note once, with the files that it is about."""
+    about: dict[str, list[Path]] = {}
+    for source in sources:
+        for note in source.notes:
+            about.setdefault(note, []).append(source.path)
+    for note, paths in about.items():
+        files = name_some([str(path) for path in paths]) if len(paths) < len(sources) else "all pictures"
+        yield _one_line(f"{shorten(note, 200)} ({files})")
+    if paths_of_models := _paths(_names(sources)):
+        yield f"say under 'models' where the weights are: {', '.join(paths_of_models)}"
+    there = {_wish(source.item) for source in sources}
+    for source in sources:
+        lender = source.item.fixed_code
+        if lender is not None and _wish(source.item, seed=lender, fixed_code=None) not in there:
+            yield _one_line(f"a picture with seed {lender} is added: {source.path} (fixed_code) begins with its noise")
+
+
+def _in_order(sources: Sequence[_Source]) -> list[_Source]:
+    """Each wish once, by the items' numbers, as in their own manifest; where these say nothing, as they were named."""
+    once: dict[Item, _Source] = {}
+    for source in sources:
+        once.setdefault(_wish(source.item), source)
+    found = list(once.values())
+    numbers = {source.item.number for source in found if source.own}
+    return sorted(found, key=lambda source: source.item.number) if len(numbers) == len(found) else found
+
+
+def _names(sources: Sequence[_Source]) -> dict[Model, str]:
+    """What each model is called in the manifest: nothing where there is one only, and no two the same."""
+    models = list(dict.fromkeys(source.item.model for source in sources))
+    shared = Counter(model.name for model in models)
+    marks = {model: "".join(sha256[:MARK] for _, sha256 in model.fingerprints[:1]) for model in models}
+    named = {model: model.name if shared[model.name] == 1 else f"{model.name}-{marks[model]}" for model in models}
+    return named if len(models) > 1 else dict.fromkeys(models, "")
+
+
+def _paths(names: Mapping[Model, str]) -> dict[str, str]:
+    """Where the files of the named models are to be put, save for those that `conf/model/` knows."""
+    listed = [name for name in names.values() if name and name not in group_names("model")]
+    return {name: f"{WEIGHTS}/" + re.sub(r"[^\w.-]", "_", name) for name in listed}
+
+
+def _manifest(sources: Sequence[_Source], notes: Sequence[str]) -> str:
+    names = _names(sources)
+    items = [each.item._replace(model=Model(name=names[each.item.model])) for each in _in_order(sources)]
+    pictures = "1 picture" if len(items) == 1 else f"{len(items)} pictures"
+    models = [_one_line(shorten(f"model: {model}", 200)) for model in names if model.name]
+    comments = "".join(f"# {line}\n" for line in (f"from {pictures}", *models, *notes))
+    return comments + write.to_yaml(items, _paths(names))
+
+
+def _one_line(text: str) -> str:
+    """A text from a file for a comment or the screen: nothing in it ends the line or steers a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)

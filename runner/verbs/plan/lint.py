@@ -1,0 +1,271 @@
+"""Warnings about a manifest that is right, but perhaps not what was meant: cut prompts, other tools' syntax, odd sizes.
+
+Each check is a small function that says what is odd about one prompt, one kind of picture or one job; the tables join
+it with what is wrong about that and what would be right. A warning changes neither a picture nor an exit code.
+
+    linter = Linter(request)
+    for item in request.wanted():
+        linter.read(item)
+    linter.warnings()
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from runner.errors import Location
+from runner.item import Item, Model, steps_made
+from runner.manifest.job import Job
+from runner.manifest.rules import DEFAULTS
+from runner.model.files import ModelFiles
+from runner.model.tokens import ROOM, ClipTokenizer, surely_fits
+from runner.request import Request
+from runner.text import name_some, shorten
+from runner.verbs.plan.forecast import Kind
+
+EXAMPLES = 3
+LEAST_WEIGHT = 0.02  # of a prompt's part; below it nothing of the part is seen
+# Below these the embedded model's pictures differ from those of 100 steps by more than 15 levels of 255 (RMS; 40 for
+# plms and lms, which converge unevenly: 20 steps may be worse than 4).
+FEWEST_STEPS: Mapping[str, int] = {"lcm": 2, "plms": 20, "lms": 20, "heun": 8, "dpm2": 8, "dpm2_a": 10}
+FEWEST_STEPS_ELSE = 6
+USES_ETA = ("ddim",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """A thing to warn of: its name, what is counted, and what is wrong and would be right."""
+
+    name: str
+    unit: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One case of it: what is odd, the item, and where that is written; each as far as it is known."""
+
+    text: str
+    item: int | None
+    place: Location | None
+
+
+@dataclass(slots=True)
+class Warned:
+    """A check that found something: how often, and the first cases."""
+
+    check: Check
+    count: int = 0
+    examples: list[Example] = field(default_factory=list)
+
+    def note(self, text: str, *, count: int = 1, item: int | None = None, place: Location | None = None) -> None:
+        """Counts another case, and keeps it while there are few."""
+        self.count += count
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(Example(text=text, item=item, place=place))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        check = {"kind": self.check.name, "count": self.count, "unit": self.check.unit, "message": self.check.message}
+        places = ((each, str(each.place) if each.place else None) for each in self.examples)
+        return check | {"examples": [{"text": each.text, "item": each.item, "place": place} for each, place in places]}
+
+
+# ---- what is odd about a text or a prompt
+
+FOREIGN = (  # other tools' syntax, what it is, and what says the same here
+    (re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)"), "emphasis in AUTOMATIC1111 and ComfyUI; here words:number is a part"),
+    (re.compile(r"\({2,}[^()]+\){2,}"), "emphasis in AUTOMATIC1111; here words:number is a part"),
+    (re.compile(r"(?<!\S)\[+[^\[\]]+\]+"), "less emphasis, or a change on the way, in AUTOMATIC1111"),
+    (re.compile(r"\{[^{}]*\|[^{}]*\}"), "a choice in Dynamic Prompts; here each is a prompt of its own"),
+    (re.compile(r"\{+[^{}|]+\}+"), "emphasis in NovelAI; here words:number is a part"),
+    (re.compile(r"(?<!\w)__[\w*/-]+__(?!\w)"), "a wildcard; here 'file: NAME.txt' is one prompt a line"),
+    (re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE), "a LoRA or a hypernetwork, not known here"),
+    (re.compile(r"\bembedding:\s?[\w.-]+"), "an embedding in ComfyUI, not known here"),
+    (re.compile(r"(?<![A-Z]\s)\bBREAK\b(?!\s[A-Z]{2})"), "a new piece in AUTOMATIC1111; here long_prompts: chunk"),
+    (re.compile(r"(?<=[^\WA-Z]\s)AND(?=\s+[^\WA-Z])"), "two prompts at once in AUTOMATIC1111; here words:1 words:1"),
+    (re.compile(r"[^\s:]*::\s?-?\d*\.?\d*(?!\S)"), "a weight in Midjourney; here with one colon, words:number"),
+    (re.compile(r"(?<!\S)--[a-z]+(?:\s+[^\s-]\S*)?"), "a parameter in Midjourney; here a key of the manifest"),
+)
+# Stands in all of these, and in every weighted prompt; a search for one of a set of characters is quick.
+SUSPECT = re.compile(r"[(\[{<:_BA-](?:(?<=[(\[{<:])|(?<=_)_|(?<=-)-|(?<=B)REAK|(?<=A)ND)")
+LIKE_A_TIME = re.compile(r"(?<!\S)(\d+):(\d+)(?!\S)")
+
+
+def foreign_syntax(text: str) -> Iterator[str]:
+    """Other tools' syntax, each kind of it once."""
+    for pattern, meaning in FOREIGN if SUSPECT.search(text) else ():
+        if found := pattern.search(text):
+            yield f"'{shorten(found[0].strip(), 40)}' is {meaning}"
+
+
+def numbers_as_weights(item: Item) -> Iterator[str]:
+    """Ratios and times of day that were read as weights."""
+    if item.parts[0].text != item.prompt:  # so it was read as a weighted prompt
+        for number, weight in LIKE_A_TIME.findall(item.prompt):
+            yield f"'{number}:{weight}' is '{number}' with the weight {weight}"
+
+
+def odd_weights(item: Item) -> Iterator[str]:
+    """Parts that push away from what they say, and parts too light to be seen; a zero is meant."""
+    for part in item.parts:
+        if part.weight < 0 or 0 < part.weight < LEAST_WEIGHT:
+            yield f"'{shorten(part.text, 40)}' weighs {part.weight:.2g} of 1"
+
+
+# ---- what is odd about a kind of picture
+
+
+def odd_size(kind: Kind, model: ModelFiles) -> Iterator[str]:
+    """Sides below half or above twice of what the model was made for."""
+    native = model.native_size
+    if 2 * min(kind.size) < native or max(kind.size) > 2 * native:
+        yield f"{kind.width}x{kind.height}; {model.name} was made for {native}x{native}"
+
+
+def unused_negative(kind: Kind, model: ModelFiles) -> Iterator[str]:
+    """A negative prompt without guidance."""
+    if kind.negative and not kind.guided:
+        yield "scale 1 and a negative prompt"
+
+
+def few_steps(kind: Kind, model: ModelFiles) -> Iterator[str]:
+    """Fewer steps than a sampler needs for a picture."""
+    if kind.steps < FEWEST_STEPS.get(kind.sampler, FEWEST_STEPS_ELSE):
+        yield f"{kind.steps} steps of {kind.sampler}"
+
+
+def no_steps(kind: Kind, model: ModelFiles) -> Iterator[str]:
+    """An init picture that is given back as it is, where something else was asked for."""
+    if kind.strength and not steps_made(kind.steps, kind.strength):
+        yield f"strength {kind.strength:g} of {kind.steps} steps"
+
+
+# ---- what is odd about a job
+
+
+def unused_eta(job: Job) -> Iterator[str]:
+    """An eta for samplers that have none."""
+    without = [sampler for sampler in _values(job, "sampler") if sampler not in USES_ETA]
+    if any(_values(job, "eta")) and without:
+        yield f"eta with {name_some(without)}"
+
+
+def unused_strength(job: Job) -> Iterator[str]:
+    """A strength where all pictures begin with noise."""
+    if not any(_values(job, "init")) and any(value != DEFAULTS["strength"] for value in _values(job, "strength")):
+        yield "strength without init"
+
+
+def _values(job: Job, key: str) -> Sequence[Any]:
+    return job.columns.get(key, [job.values.get(key)])
+
+
+# ---- the tables
+
+CUT = Check(
+    name="cut_prompt",
+    unit="text",
+    message=f"words beyond {ROOM} tokens are lost, as long_prompts: truncate allows; long_prompts: chunk keeps them",
+)
+OTHER_SYNTAX = Check(name="other_syntax", unit="text", message="another tool's syntax, which is plain text here")
+SAME_PICTURE = Check(name="same_picture", unit="picture", message="wished for by another item as well, and made once")
+NAME_TAKEN = Check(
+    name="name_taken",
+    unit="picture",
+    message="an older picture of another item has the name and keeps it; the new one's name will end in its id",
+)
+PROMPT_CHECKS: Sequence[tuple[Callable[[Item], Iterable[str]], Check]] = (
+    (lambda item: foreign_syntax(item.prompt), OTHER_SYNTAX),
+    (numbers_as_weights, Check(name="number_as_weight", unit="prompt", message=r"a plain colon is written \:")),
+    (odd_weights, Check(name="odd_weight", unit="prompt", message="a weight is negative, or too small to be seen")),
+)
+KIND_CHECKS: Sequence[tuple[Callable[[Kind, ModelFiles], Iterable[str]], Check]] = (
+    (odd_size, Check(name="odd_size", unit="picture", message="a size that the model was not made for")),
+    (unused_negative, Check(name="unused_negative", unit="picture", message="a negative prompt needs a scale above 1")),
+    (few_steps, Check(name="few_steps", unit="picture", message="too few steps for more than a quick look")),
+    (no_steps, Check(name="no_steps", unit="picture", message="the strength leaves no step to be made")),
+)
+JOB_CHECKS: Sequence[tuple[Callable[[Job], Iterable[str]], Check]] = (
+    (unused_eta, Check(name="unused_eta", unit="job", message=f"eta has an effect with {', '.join(USES_ETA)} only")),
+    (unused_strength, Check(name="unused_strength", unit="job", message="strength has an effect with an init only")),
+)
+
+
+class Linter:
+    """Reads items one after the other and gathers what there is to warn of; it remembers texts, and no items."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._warned: dict[str, Warned] = {}
+        self._prompts: set[str] = set()
+        self._negatives, self._measured = {""}, set[tuple[Model, str]]()
+        self._tokenizers: dict[Model, ClipTokenizer] = {}
+        for job in request.jobs:
+            for find, check in JOB_CHECKS:
+                self._note(check, find(job), job)
+
+    @property
+    def prompts(self) -> int:
+        """How many different prompts were read."""
+        return len(self._prompts)
+
+    def read(self, item: Item) -> bool:
+        """Checks what is new in an item's texts; returns whether the prompt is."""
+        new = item.prompt not in self._prompts
+        if new:
+            self._prompts.add(item.prompt)
+            if len(item.parts) > 1 or SUSPECT.search(item.prompt):
+                for find, check in PROMPT_CHECKS:
+                    self._note(check, find(item), item)
+        if item.negative not in self._negatives:
+            self._negatives.add(item.negative)
+            self._note(OTHER_SYNTAX, foreign_syntax(item.negative), item)
+        if item.long_prompts == "truncate":
+            self._measure(item)
+        return new
+
+    def read_kinds(self, kinds: Mapping[tuple[Model, Kind], int], samples: Mapping[tuple[Model, Kind], Item]) -> None:
+        """Checks the kinds of pictures by each model, of which there are so many, and an item of each."""
+        for (model, kind), count in kinds.items():
+            for find, check in KIND_CHECKS:
+                for text in find(kind, self._request.models[model]):
+                    self.note(check, text, count=count, item=samples[model, kind].number)
+
+    def warnings(self) -> list[Warned]:
+        """Everything that was found, by check."""
+        return list(self._warned.values())
+
+    def note(self, check: Check, text: str, *, count: int = 1, item: int | None = None) -> None:
+        """Adds what was found elsewhere."""
+        self._warned.setdefault(check.name, Warned(check)).note(text, count=count, item=item)
+
+    def _note(self, check: Check, found: Iterable[str], of: Item | Job) -> None:
+        """One case, however much was found in it."""
+        if text := "; ".join(found):
+            warned = self._warned.setdefault(check.name, Warned(check))
+            place = self._place(of) if len(warned.examples) < EXAMPLES else None
+            warned.note(text, item=of.number if isinstance(of, Item) else None, place=place)
+
+    def _measure(self, item: Item) -> None:
+        for text in item.texts():
+            if not surely_fits(text) and (item.model, text) not in self._measured:
+                self._measured.add((item.model, text))
+                lost = self._tokenizer(item.model).encode(text).lost
+                self._note(CUT, [f"lost: '{shorten(lost)}'"] if lost else [], item)
+
+    def _tokenizer(self, model: Model) -> ClipTokenizer:
+        if model not in self._tokenizers:
+            files = self._request.models[model]
+            self._tokenizers[model] = ClipTokenizer(files.path / "tokenizer", files.pad_token)
+        return self._tokenizers[model]
+
+    def _place(self, of: Item | Job) -> Location | None:
+        """Where the job or the item's prompt is written."""
+        if isinstance(of, Job):
+            return of.location
+        prompts = (prompt for job in self._request.jobs for prompt in _values(job, "prompt"))
+        return next((prompt.location for prompt in prompts if prompt.text == of.prompt), None)

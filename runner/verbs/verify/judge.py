@@ -1,0 +1,180 @@
+"""Says what has become of a recorded picture: holds its record, its file and a new rendering against each other.
+
+Two of the three that agree show which one has changed. It renders nothing itself, and it writes nothing.
+
+    item = read_back(folder, line, record)                     # or what is wrong with the record
+    finding = judge(folder, record, item, pixels, now)         # `now`: `run`, `env` and `model`, as a record has them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runner.errors import Location, ManifestError
+from runner.folder.ledger import RECORDS
+from runner.images import codec, metadata
+from runner.images.codec import Pixels
+from runner.item import Item, item_id
+from runner.manifest.lines import part, read_item, read_model
+from runner.report.pictures import file_within
+
+SAME, DIFFERS, DAMAGED, MISSING, ALTERED, FAILED = "same", "differs", "damaged", "missing", "altered", "failed"
+STATES = (SAME, DIFFERS, DAMAGED, MISSING, ALTERED, FAILED)
+ASKED = (
+    "precision",
+    "memory",
+    "engine",
+    "turbo",
+    "lowered_from",
+)  # of a record's `run`, none of which changes a byte by itself
+WEIGHTS = "weights of "
+WHITE = 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distance:
+    """How far two pictures are apart: PSNR in dB, None where they are equal; the greatest difference in levels, 0 to
+    255; the share of pixels that differ, 0 to 1."""
+
+    psnr: float | None
+    greatest: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What has become of the record on a line.
+
+    `reproduced` says whether the rendering is as recorded, None where there is none; `distance` is from the file to
+    the rendering; `changed` are the recorded factors that are different now, as (then, now), where it isn't.
+    """
+
+    line: int
+    image: str
+    state: str
+    message: str = ""
+    reproduced: bool | None = None
+    distance: Distance | None = None
+    changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+
+def read_back(folder: Path, line: int, record: Mapping[str, Any]) -> Item | Finding:
+    """The record's item, numbered by its line; or why it can't be rendered again."""
+    finding = Finding(line=line, image=record["image"], state=ALTERED)
+    wish = part(record, "item")
+    if isinstance(init := wish.get("init"), str) and (
+        state := _file_state(_read(folder, init), wish.get("init_sha256"))
+    ):
+        return replace(finding, state=state, message=f"the picture that it begins with, {init}")
+    try:
+        place = Location(folder / RECORDS, line, 1)
+        item = read_item(wish, number=line, location=place, model=read_model(record, place))
+    except ManifestError as error:
+        return replace(finding, message=error.message)
+    if item_id(item) != record["id"]:
+        return replace(finding, message="the id is not that of the item and the weights")
+    return item
+
+
+def judge(
+    folder: Path, record: Mapping[str, Any], item: Item, made: Pixels | Exception, now: Mapping[str, Any]
+) -> Finding:
+    """What a rendering of the item (uint8 [H, W, 3], or why there is none) says of record and file."""
+    file = _read(folder, record["image"])
+    state = _file_state(file, record.get("sha256"))
+    finding = Finding(line=item.number, image=record["image"], state=state or FAILED)
+    if isinstance(made, Exception):
+        return replace(finding, message=f"it can't be rendered again: {made}")
+    item = item._replace(number=record["item"].get("number"), init=record["item"].get("init"))
+    new = codec.encode(made, item)
+    recorded = (record.get("pixels"), record.get("sha256"), record["bytes"])
+    as_recorded = (codec.pixels_hash(made), _sha256(new), len(new)) == recorded
+    if (file == new and not as_recorded) or (not state and _says_otherwise(folder / record["image"], record["item"])):
+        return replace(finding, state=ALTERED, message="the file is as it was made, and the record says otherwise")
+    changed = _changed(record, now)
+    reproduced = as_recorded and not any(name.startswith(WEIGHTS) for name in changed)
+    if reproduced and not state:
+        return replace(finding, state=SAME, reproduced=True)
+    distance = _distance(file, new, item)
+    return replace(
+        finding,
+        state=state or DIFFERS,
+        message=_message(state, reproduced, distance),
+        reproduced=reproduced,
+        distance=distance,
+        changed={} if reproduced else changed,
+    )
+
+
+def _message(state: str | None, reproduced: bool, distance: Distance | None) -> str:
+    rendering = "its rendering is " + ("as recorded" if reproduced else "not as recorded")
+    if state == MISSING:
+        return rendering
+    if distance is None:
+        return f"it is no picture any more; {rendering}"
+    equal = "the pixels are those of the rendering" if not distance.greatest else ""
+    return "; ".join(filter(None, [equal, rendering if state == DAMAGED else ""]))
+
+
+def measure(one: Pixels, other: Pixels) -> Distance:
+    """How far two pictures of one size, uint8 [H, W, 3], are apart."""
+    levels = np.abs(one.astype(np.int16) - other)
+    error = float(np.square(levels.astype(np.float32)).mean(dtype=np.float64))
+    return Distance(
+        psnr=10 * math.log10(WHITE**2 / error) if error else None,
+        greatest=int(levels.max()),
+        share=float(levels.any(axis=2).mean()),
+    )
+
+
+def _changed(record: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    then, today = _factors(record), _factors(now)
+    names = [*then, *(today.keys() - then.keys())]
+    return {name: (then.get(name), today.get(name)) for name in names if then.get(name) != today.get(name)}
+
+
+def _factors(record: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a record names that has a say in a picture's bytes, beside the item."""
+    run = {key: value for key, value in part(record, "run").items() if key not in ASKED}
+    dtypes = {f"dtype of {fragment}": dtype for fragment, dtype in part(run, "dtypes").items()}
+    hashes = part(part(record, "model"), "fingerprints")
+    weights = {WEIGHTS + fragment: str(sha256)[:12] for fragment, sha256 in hashes.items()}
+    return weights | part(record, "env") | {key: run[key] for key in run if key != "dtypes"} | dtypes
+
+
+def _distance(file: bytes | None, new: bytes, item: Item) -> Distance | None:
+    """From a file to the rendering's, as they are decoded; None where the file holds no picture of this size."""
+    one, other = (codec.decode(data or b"", item.width, item.height) for data in (file, new))
+    return None if one is None or other is None else measure(one, other)
+
+
+def _says_otherwise(image: Path, wish: Mapping[str, Any]) -> bool:
+    """Whether a file was made of another item than the record's; few files say nothing of it."""
+    written = metadata.read_metadata(image).item
+    return written is not None and written != {key: value for key, value in wish.items() if key != "model"}
+
+
+def _file_state(file: bytes | None, sha256: object) -> str | None:
+    if file is None:
+        return MISSING
+    return None if _sha256(file) == sha256 else DAMAGED
+
+
+def _read(folder: Path, path: str) -> bytes | None:
+    """A file of the run folder: None where there is none, empty where it can't be read."""
+    file = file_within(folder, path)
+    try:
+        return file.read_bytes() if file else None
+    except OSError:
+        return b""
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

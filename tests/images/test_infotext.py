@@ -1,0 +1,99 @@
+"""AUTOMATIC1111's text is read by its own rules, and what it loses on the way is named."""
+
+from __future__ import annotations
+
+import pytest
+
+from runner.images.infotext import OTHER_NOISE, SAMPLER_NAMES, read
+from runner.item import SAMPLERS
+
+SETTINGS = "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 965400086, Size: 512x512, Model hash: 45dee52b"
+
+
+def test_a_text_is_read() -> None:
+    record, notes, model = read(f"a house, by (a lake)\nin two lines\nNegative prompt: ugly, fat\nblurry\n{SETTINGS}")
+    prompt = "a house, by (a lake)\nin two lines"
+    assert record == {
+        "prompt": prompt,
+        "parts": [{"text": prompt, "weight": 1}],
+        "negative": "ugly, fat\nblurry",
+        "steps": 20,
+        "scale": 7,
+        "seed": 965400086,
+        "sampler": "euler_a",
+        "width": 512,
+        "height": 512,
+        "long_prompts": "chunk",
+    }
+    assert model == "45dee52b"
+    assert notes == [OTHER_NOISE, "brackets, AND and BREAK have a meaning in its prompts; here they are plain text"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sampler", "note"),
+    [
+        *((f"Sampler: {SAMPLER_NAMES[name]}", name, None) for name in SAMPLERS),
+        ("Sampler: DPM++ 2M, Schedule type: Automatic", "dpmpp_2m", None),
+        ("Sampler: LMS Karras", "lms", "the noise levels of 'LMS Karras'; lms has its usual ones"),
+        ("Sampler: Euler, Schedule type: SGM Uniform", "euler", "the noise levels of 'Euler SGM Uniform'"),
+        ("Sampler: DPM adaptive", "ddim", "the sampler 'DPM adaptive'; ddim stands in for it"),
+    ],
+)
+def test_samplers(settings: str, sampler: str, note: str | None) -> None:
+    record, notes, _ = read(f"cat\nSteps: 4, {settings}, Seed: 1, Size: 64x64")
+    assert record["sampler"] == sampler
+    assert notes[1:] == [] if note is None else notes[1].startswith(f"not carried over: {note}")
+
+
+def test_karras_is_a_sampler_of_its_own_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runner.images.infotext.SAMPLERS", ("dpmpp_2m", "dpmpp_2m_karras"))
+    for settings in ("Sampler: DPM++ 2M Karras", "Sampler: DPM++ 2M, Schedule type: Karras"):
+        record, notes, _ = read(f"cat\nSteps: 4, {settings}, Seed: 1, Size: 64x64")
+        assert (record["sampler"], notes) == ("dpmpp_2m_karras", [OTHER_NOISE])
+
+
+@pytest.mark.parametrize(
+    ("more", "notes"),
+    [
+        ("Clip skip: 2, Face restoration: CodeFormer", ["Clip skip: 2", "Face restoration: CodeFormer"]),
+        ('Lora hashes: "a: 12ab, b: 34cd", ENSD: 31337', ["Lora hashes: a: 12ab, b: 34cd", "ENSD: 31337"]),
+        (
+            "Denoising strength: 0.6, Hires upscale: 2, Hires upscaler: Latent",
+            ["Denoising strength: 0.6", "Hires upscale: 2", "Hires upscaler: Latent"],
+        ),
+        ('X: "never closed, Y: 1', ['X: "never closed', "Y: 1"]),
+        ("Version: v1.6.0\nTemplate: {a|b}", ["Version: v1.6.0", "Template: {a|b}"]),
+    ],
+)
+def test_what_has_no_place_here_is_named(more: str, notes: list[str]) -> None:
+    record, found, _ = read(f"cat\nSteps: 4, Sampler: DDIM, Seed: 1, Size: 64x64, {more}")
+    assert found[1:] == [f"not carried over: {note}" for note in notes]
+    assert "strength" not in record
+
+
+def test_networks_leave_the_prompt_and_sizes_become_ours() -> None:
+    record, notes, _ = read("cat <lora:fur:0.8>\nNegative prompt: <hypernet:x:1> dog\nSteps: 4, Seed: 1, Size: 520x40")
+    assert (record["prompt"], record["negative"]) == ("cat", "dog")
+    assert (record["width"], record["height"]) == (512, 64)
+    assert "not carried over: <lora:fur:0.8>" in notes
+    assert "not carried over: <hypernet:x:1>" in notes
+    assert "the size 520x40 becomes 512x64; sizes are multiples of 64 here" in notes
+
+
+def test_img2img_and_eta() -> None:
+    record, notes, _ = read(f"cat\n{SETTINGS}, Denoising strength: 0.6, Eta DDIM: 0.3")
+    assert (record["strength"], record["eta"]) == (0.6, 0.3)
+    assert "add 'init: ...' to the job" in notes[1]
+
+
+@pytest.mark.parametrize("text", ["", "a cat", "cat\nSteps: 20", "Negative prompt: dog", "{}"])
+def test_other_texts_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no line with 'Steps"):
+        read(text)
+
+
+@pytest.mark.parametrize("bomb", ["a" * 300_000, "a:" * 150_000, 'a:"' * 100_000, '\\"' * 150_000, " " * 300_000])
+def test_long_texts_are_read_once_through(bomb: str) -> None:
+    """A reader that starts anew at each character would be at it for many minutes."""
+    record, _, _ = read(f"cat\n{bomb}\nSteps: 4, Seed: 1, Size: 64x64, {bomb}")
+    assert (record["steps"], record["seed"]) == (4, 1)

@@ -1,0 +1,250 @@
+import hashlib
+import shlex
+import shutil
+
+import hypothesis
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from runner import cli, settings
+from runner.engine import start
+from runner.errors import ManifestError, SettingError
+from runner.folder.ledger import iterate_records
+from runner.manifest import read as manifest_read
+from runner.web import jobs as web_jobs
+from runner.web.jobs import Studio, flatten, to_manifest
+
+USUAL = settings.compose([])
+QUICK = {"prompt": "a red apple", "steps": 2, "n_samples": 2, "seed": "7"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def open_studio(tmp_path, model):
+    return lambda *overrides: Studio(
+        settings.compose([f"model.path={model}", f"out={tmp_path / 'web'}", "unet_bs=4", *overrides])
+    )
+
+
+def hashes(folder):
+    """Each picture's path and the SHA-256 of its file."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "images").rglob("seed_*")}
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_a_form_begins_with_the_models_own_size_and_the_settings(open_studio):
+    form = open_studio("defaults.steps=9", "turbo=false").usual_form()
+    assert (form["width"], form["height"], form["steps"], form["turbo"], form["unet_bs"]) == (64, 64, 9, "false", "4")
+    assert set(web_jobs.ITEM_FIELDS) <= set(form)
+
+
+def test_a_press_makes_a_run_folder_with_its_manifest_and_pictures(open_studio, tmp_path):
+    with open_studio() as here:
+        job = here.press(here.usual_form() | QUICK)
+        job.wait()
+    assert (job.state, job.message, job.share) == (web_jobs.DONE, "", 1.0)
+    assert job.folder == tmp_path / "web/0001-a-red-apple"
+    assert [seed for _, seed in job.pictures] == [7, 8]
+    assert [pixels(path).shape for path, _ in job.pictures] == [(64, 64, 3)] * 2
+    assert (job.folder / "manifest.yaml").read_text() == job.manifest
+    assert {path.name for path in job.folder.iterdir()} >= {"run.json", "records.jsonl", "gallery.html", "runner.log"}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"seed": "", "format": "jpg"}, {"sampler": "ddim", "eta": 0.5, "unet_bs": "2", "precision": "full"}],
+    ids=["plain", "drawn seed", "other settings"],
+)
+def test_the_manifest_renders_the_same_bytes_from_the_command_line(open_studio, tmp_path, monkeypatch, changed):
+    with open_studio() as here:
+        job = here.press(here.usual_form() | QUICK | changed)
+        job.wait()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "manifest.yaml").write_text(job.manifest)
+    program, *words = shlex.split(job.manifest.splitlines()[0].removeprefix("# "))
+    assert program == "runner"
+    assert cli.main([*words, "out=again"]) == 0
+    assert len(hashes(job.folder)) == 2
+    assert hashes(tmp_path / "again") == hashes(job.folder)
+
+
+def test_one_model_serves_all_presses_until_a_setting_changes(open_studio, monkeypatch):
+    loaded = []
+    original = start.start_executor
+    monkeypatch.setattr(
+        start, "start_executor", lambda request, model: loaded.append(request) or original(request, model)
+    )
+    with open_studio() as here:
+        jobs = [here.press(here.usual_form() | QUICK | {"seed": str(seed)}) for seed in (1, 3)]
+        jobs.append(here.press(here.usual_form() | QUICK | {"turbo": "false"}))
+        for job in jobs:
+            job.wait()
+    assert [job.state for job in jobs] == [web_jobs.DONE] * 3
+    assert len({job.folder for job in jobs}) == 3
+    assert [request.settings.turbo for request in loaded] == [None, False]
+
+
+def test_a_job_waits_for_the_others_and_can_be_cancelled_meanwhile(open_studio):
+    with open_studio() as here:
+        first = here.press(here.usual_form() | QUICK | {"n_samples": 2000, "steps": 50})
+        second, third = (here.press(here.usual_form() | QUICK) for _ in range(2))
+        assert [here.ahead(job) for job in (first, second, third)] == [0, 1, 2]
+        assert second.state == web_jobs.WAITING
+        second.stop.set()
+        first.stop.set()
+        for job in (first, second, third):
+            job.wait()
+        assert here.ahead(third) == 0
+    assert [job.state for job in (first, second, third)] == [web_jobs.STOPPED, web_jobs.STOPPED, web_jobs.DONE]
+    assert not second.pictures
+    assert not (second.folder / "records.jsonl").exists()
+    assert len(third.pictures) == 2
+
+
+def test_a_cancelled_job_keeps_what_is_finished(open_studio):
+    with open_studio() as here:
+        job = here.press(here.usual_form() | QUICK | {"n_samples": 500})
+        while not job.pictures and not job.over:
+            pass
+        assert job.seconds_left() >= 0
+        job.stop.set()
+        job.wait()
+    records = list(iterate_records(job.folder))
+    assert 0 < len(job.pictures) <= len(records) < 500
+    assert all((job.folder / record["image"]).exists() for record in records)
+    assert (job.folder / "gallery.html").exists()
+    assert job.seconds_left() is None
+
+
+def test_leaving_stops_what_is_under_way(open_studio):
+    with open_studio() as here:
+        job = here.press(here.usual_form() | QUICK | {"n_samples": 2000, "steps": 50})
+    assert job.over
+    assert job.state == web_jobs.STOPPED
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "said"),
+    [
+        ({"seed": "abc"}, ManifestError, "seed: 'abc' is not a whole number"),
+        ({"seed": "-1"}, ManifestError, "seed: '-1' is not a whole number"),
+        ({"width": None}, ManifestError, "width: 'null' is not a whole number"),
+        ({"width": 100}, ManifestError, "not a multiple of 64"),
+        ({"n_samples": 0}, ManifestError, "n_samples: "),
+        ({"prompt": "cat " * 100}, ManifestError, "more than 75 tokens"),
+        ({"prompt": "cat:-1"}, ManifestError, "sum"),
+        ({"unet_bs": "0"}, SettingError, "unet_bs=0: should be"),
+        ({"unet_bs": "many"}, SettingError, "unet_bs=many: should be"),
+        ({"precision": "half"}, SettingError, "precision=half"),
+    ],
+)
+def test_a_wrong_value_is_refused_and_leaves_nothing_behind(open_studio, tmp_path, changed, error, said):
+    with open_studio() as here:
+        with pytest.raises(error, match=said.replace("(", r"\(")):
+            here.press(here.usual_form() | QUICK | changed)
+        assert list((tmp_path / "web").iterdir()) == []
+
+
+def test_a_missing_device_breaks_the_job_with_the_message(open_studio):
+    with open_studio() as here:
+        job = here.press(here.usual_form() | QUICK | {"device": "cuda:9"})
+        job.wait()
+    assert job.state == web_jobs.BROKEN
+    assert "this machine has no such device" in job.message
+
+
+def test_a_fault_breaks_the_job_and_the_next_one_works(open_studio, monkeypatch):
+    def broken(request, model):
+        raise RuntimeError("unexpected")
+
+    with open_studio() as here:
+        monkeypatch.setattr(start, "start_executor", broken)
+        job = here.press(here.usual_form() | QUICK)
+        job.wait()
+        monkeypatch.undo()
+        after = here.press(here.usual_form() | QUICK)
+        after.wait()
+    assert job.state == web_jobs.BROKEN
+    assert "a fault of the runner itself: RuntimeError: unexpected" in job.message
+    assert after.state == web_jobs.DONE
+
+
+def test_failed_pictures_are_told_by_their_seeds(open_studio, monkeypatch):
+    from runner.engine import denoise
+
+    def draw(*_):
+        raise ValueError("no noise today")
+
+    monkeypatch.setattr(denoise, "draw_noise", draw)
+    with open_studio() as here:
+        job = here.press(here.usual_form() | QUICK)
+        job.wait()
+    assert job.state == web_jobs.DONE
+    assert job.failed == ["seed 7: no noise today", "seed 8: no noise today"]
+
+
+def test_numbers_of_run_folders_go_on(open_studio, tmp_path):
+    (tmp_path / "web/0041-old").mkdir(parents=True)
+    (tmp_path / "web/notes").mkdir()
+    with open_studio() as here:
+        jobs = [here.press(here.usual_form() | QUICK | {"prompt": prompt}) for prompt in ("../../x", "", "猫")]
+        for job in jobs:
+            job.wait()
+    assert [job.folder.name for job in jobs] == ["0042-x", "0043-picture", "0044-picture"]
+    assert all(job.folder.parent == tmp_path / "web" for job in jobs)
+
+
+def test_the_manifest_of_img2img_names_the_picture_beside_it(open_studio):
+    here = open_studio()
+    text = to_manifest(here.usual_form() | QUICK | {"strength": 0.4}, here.settings, name="x", picture=True)
+    assert "\n  init: init.png\n  strength: 0.4\n" in text
+
+
+def test_img2img_makes_pictures_of_a_picture(open_studio):
+    with open_studio() as here:
+        picture = Image.effect_noise((100, 80), 80).convert("RGBA")
+        job = here.press(here.usual_form() | QUICK | {"strength": 0.5}, picture)
+        job.wait()
+    assert job.state == web_jobs.DONE
+    assert pixels(job.folder / "init.png").shape == (80, 100, 3)
+    assert len(job.pictures) == 2
+    shutil.copytree(job.folder, job.folder.with_name("copy"), ignore=shutil.ignore_patterns("images", "*.json*"))
+    words = ["run", str(job.folder.with_name("copy") / "manifest.yaml"), f"out={job.folder.with_name('again')}"]
+    assert cli.main([*words, f"model.path={here.settings.model.path}", "unet_bs=4"]) == 0
+    assert hashes(job.folder.with_name("again")) == hashes(job.folder)
+
+
+def test_transparent_pixels_become_white():
+    picture = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    picture.putpixel((1, 0), (0, 0, 0, 0))
+    flat = flatten(picture)
+    assert flat.mode == "RGB"
+    assert [flat.getpixel((x, 0)) for x in (0, 1)] == [(255, 0, 0), (255, 255, 255)]
+
+
+@hypothesis.settings(deadline=None)
+@given(prompt=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30))
+def test_every_prompt_survives_the_manifest(tmp_path_factory, prompt):
+    form = web_jobs.GOOD | web_jobs.DEFAULTS | QUICK | {"prompt": prompt, "width": 64, "height": 64}
+    text = to_manifest(form, USUAL, name="x", picture=False)
+    path = tmp_path_factory.getbasetemp() / "survives.yaml"
+    path.write_bytes(text.encode())
+    try:
+        read = manifest_read.load(path, overrides={}, allow_outside=False)
+    except ManifestError as error:
+        assert error.message.startswith("prompt: ")  # weights that can't be
+    else:
+        (job,) = read.jobs
+        assert job.columns["prompt"][0].text == " ".join(prompt.split())

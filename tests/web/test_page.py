@@ -1,0 +1,372 @@
+"""The page, in a browser. The browser's tests need Chromium: without it they are skipped, and fail where CI is set."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from urllib.parse import urlsplit
+
+import pytest
+import tiny
+from PIL import Image, ImageDraw
+from playwright.sync_api import expect, sync_playwright
+
+from runner import cli, settings
+from runner.errors import SettingError
+from runner.web import jobs
+from runner.web import page as web_page
+
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+)
+PATIENCE = 60_000  # ms
+FRAMES = 500  # ms; the editor draws and reads the mouse by frames
+MARGIN, TOOLBAR = 27, 40  # pixels of the picture editor: left of the handle, and below the picture
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("web")
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    model = tiny.save_model(folder / "tiny")
+    given = [f"model.path={model}", f"out={folder / 'runs'}", "defaults.steps=2", "unet_bs=4"]
+    with web_page.open_page(settings.compose(given)) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None and not os.environ.get("CI"):
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM or "/usr/bin/chromium", args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """The page in a tab of its own, which may ask this machine only."""
+    outside = []
+    context = browser.new_context(viewport={"width": 1440, "height": 1000}, accept_downloads=True)
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    own = urlsplit(address).netloc
+    page.on("request", lambda it: outside.append(it.url) if urlsplit(it.url).netloc not in ("", own) else None)
+    page.goto(address)
+    yield page
+    context.close()
+    assert outside == []
+
+
+@pytest.fixture(autouse=True)
+def patience():
+    expect.set_options(timeout=PATIENCE)
+
+
+def form(page, kind="txt2img"):
+    """The visible tab's part of the page."""
+    page.get_by_role("tab", name=kind).click()
+    part = page.locator(f"#{kind}")
+    expect(part.get_by_role("button", name="Make pictures")).to_be_visible()
+    return part
+
+
+def make(part, *, prompt="a red apple", **fields):
+    for label, value in {"Prompt": prompt, **fields}.items():
+        part.get_by_label(label, exact=True).fill(value)
+    part.get_by_role("button", name="Make pictures").click()
+
+
+def seeds(part):
+    return part.locator(".seeds").locator("input, textarea")
+
+
+def run_folders(folder):
+    return sorted((folder / "runs").glob("*"))
+
+
+def test_a_picture_is_made_and_shown_with_its_seed_and_manifest(page, folder, tmp_path):
+    part = form(page)
+    make(part, Pictures="2", Seed="41")
+    expect(part.get_by_role("status")).to_contain_text(re.compile("2 of 2 pictures in .*-a-red-apple"))
+    pictures = part.locator(".grid-container img")
+    expect(pictures).to_have_count(2)
+    for number in range(2):
+        assert pictures.nth(number).evaluate("it => it.decode().then(() => it.naturalWidth)") == 64
+    expect(seeds(part)).to_have_value("41-42")
+    made = run_folders(folder)[-1]
+    text = (made / "manifest.yaml").read_text()
+    shown = part.locator(".cm-content").inner_text()
+    assert shown.split() == text.split()
+    with page.expect_download() as download:
+        part.get_by_role("button", name="Download manifest.yaml").click()
+    assert download.value.suggested_filename == "manifest.yaml"
+    download.value.save_as(tmp_path / "manifest.yaml")
+    assert (tmp_path / "manifest.yaml").read_text() == text
+    expect(part.get_by_role("button", name="Make pictures")).to_be_enabled()
+    expect(part.get_by_role("button", name="Cancel")).to_be_disabled()
+    with page.context.expect_page() as opened:
+        part.get_by_role("link", name="gallery.html").click()
+    expect(opened.value.locator("figure")).to_have_count(2)
+    source = opened.value.locator("figure img").first
+    assert source.evaluate("it => it.decode().then(() => it.naturalWidth)") == 64
+
+
+def test_an_empty_seed_is_drawn_and_shown(page):
+    part = form(page)
+    make(part, Pictures="1")
+    expect(seeds(part)).to_have_value(re.compile(r"^\d+$"))
+    expect(part.locator(".cm-content")).to_contain_text(f"seed: {seeds(part).input_value()}")
+
+
+def test_a_wrong_value_is_a_message(page, folder):
+    part, before = form(page), run_folders(folder)
+    make(part, Seed="twelve")
+    expect(part.get_by_role("alert")).to_have_text(re.compile("^seed: 'twelve' is not a whole number"))
+    expect(part.get_by_role("button", name="Make pictures")).to_be_enabled()
+    assert run_folders(folder) == before
+    make(part, Seed="12", Pictures="1")
+    expect(part.get_by_role("status")).to_contain_text("1 of 1 pictures")
+    expect(part.get_by_role("alert")).to_have_count(0)
+
+
+def test_a_run_is_cancelled_and_another_tab_waits_meanwhile(page, browser, address, folder):
+    part = form(page)
+    make(part, prompt="long", Pictures="5000")
+    expect(part.get_by_role("status")).to_contain_text(re.compile(r"of 5000 pictures.* left"))
+    made = run_folders(folder)[-1]
+    with browser.new_context() as context:
+        other = context.new_page()
+        other.goto(address)
+        patient = form(other)
+        make(patient, Pictures="1")
+        expect(patient.get_by_role("status")).to_contain_text("waiting for 1 other")
+        part.get_by_role("button", name="Cancel").click()
+        expect(part.get_by_role("status")).to_contain_text(re.compile(r"cancelled: \d+ of 5000 pictures"))
+        expect(patient.get_by_role("status")).to_contain_text("1 of 1 pictures")
+    finished = len((made / "records.jsonl").read_text().splitlines())
+    assert 0 <= finished < 5000
+    expect(part.get_by_role("button", name="Make pictures")).to_be_enabled()
+
+
+def test_closing_the_tab_stops_its_run(page, browser, address, folder):
+    with browser.new_context() as context:
+        other = context.new_page()
+        other.goto(address)
+        part = form(other)
+        make(part, prompt="left alone", Pictures="20000")
+        expect(part.get_by_role("status")).to_contain_text("of 20000 pictures")
+    part = form(page)
+    make(part, Pictures="1")
+    expect(part.get_by_role("status")).to_contain_text("1 of 1 pictures")
+
+
+def test_the_scheme_of_the_system_is_followed(browser, address):
+    colours = {}
+    for scheme in ("light", "dark"):
+        with browser.new_context(color_scheme=scheme) as context:
+            page = context.new_page()
+            page.goto(address)
+            form(page)
+            colours[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert sum(map(int, re.findall(r"\d+", colours["light"])[:3])) > 700
+    assert sum(map(int, re.findall(r"\d+", colours["dark"])[:3])) < 100
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """Left half red, right half green."""
+    image = Image.new("RGB", (320, 200), (20, 200, 20))
+    ImageDraw.Draw(image).rectangle((0, 0, 159, 199), fill=(200, 60, 60))
+    image.save(tmp_path / "halves.png")
+    return tmp_path / "halves.png"
+
+
+def upload(page, part, picture):
+    # Gradio's editor loses a picture given before its two canvases, the picture's and the crop's, are drawn.
+    expect(part.locator(".pixi-target canvas, .pixi-target-crop canvas")).to_have_count(2)
+    part.locator("input[type=file]").first.set_input_files(picture)
+    expect(part.get_by_label("Image", exact=True)).to_be_visible()
+    expect(part.get_by_label("Undo", exact=True)).to_be_enabled()
+
+
+def crop_to_the_right_half(page, part):
+    part.get_by_label("Image", exact=True).click()
+    part.get_by_label("Crop", exact=True).click()
+    expect(part.get_by_label("Confirm crop")).to_be_visible()
+    box = part.locator(".pixi-target-crop").bounding_box()
+    left, middle = box["x"], box["y"] + box["height"] / 2 - TOOLBAR / 2
+    page.mouse.move(left + 2 * MARGIN, middle)
+    page.mouse.move(left + MARGIN, middle, steps=4)
+    expect(part.locator(".pixi-target-crop canvas")).to_have_css("cursor", "ew-resize")
+    page.mouse.down()
+    page.wait_for_timeout(FRAMES)
+    page.mouse.move(left + box["width"] / 2, middle, steps=12)
+    page.wait_for_timeout(FRAMES)
+    page.mouse.up()
+    page.wait_for_timeout(FRAMES)
+    part.get_by_label("Confirm crop").click()
+    expect(part.get_by_label("Confirm crop")).to_be_hidden()
+    page.wait_for_timeout(FRAMES)
+
+
+def pressed_with(monkeypatch):
+    """What `Studio.press` is given from now on; nothing is made of it."""
+    given = []
+
+    def press(self, form, picture=None):
+        given.append((form, picture))
+        raise SettingError(f"noted {len(given)}")
+
+    monkeypatch.setattr(jobs.Studio, "press", press)
+    return given
+
+
+def test_img2img_needs_a_picture(page):
+    part = form(page, "img2img")
+    make(part)
+    expect(part.get_by_role("alert")).to_contain_text("there is no picture yet")
+
+
+def test_a_picture_is_uploaded_and_cropped(page, picture, monkeypatch):
+    given = pressed_with(monkeypatch)
+    part = form(page, "img2img")
+    upload(page, part, picture)
+    make(part, prompt="whole")
+    expect(part.get_by_role("alert")).to_have_text("noted 1")
+    crop_to_the_right_half(page, part)
+    make(part, prompt="half")
+    expect(part.get_by_role("alert")).to_have_text("noted 2")
+    (whole_form, whole), (half_form, half) = given
+    assert [whole_form["prompt"], half_form["prompt"], half_form["strength"]] == ["whole", "half", 0.75]
+    assert whole.size == (320, 200)
+    assert (whole.getpixel((10, 100))[:3], whole.getpixel((300, 100))[:3]) == ((200, 60, 60), (20, 200, 20))
+    assert abs(half.width - 160) <= 6
+    assert half.height == 200
+    assert half.getpixel((20, 100))[:3] == half.getpixel((half.width - 5, 100))[:3] == (20, 200, 20)
+
+
+def test_img2img_makes_a_picture(page, folder, picture):
+    part = form(page, "img2img")
+    upload(page, part, picture)
+    make(part, Pictures="1", Seed="5")
+    expect(part.get_by_role("status")).to_contain_text("1 of 1 pictures")
+    expect(part.locator(".grid-container img")).to_have_count(1)
+    expect(part.locator(".cm-content")).to_contain_text("init: init.png")
+    expect(part.get_by_role("button", name="Download init.png")).to_be_visible()
+    assert (run_folders(folder)[-1] / "init.png").exists()
+
+
+# ---- without a browser
+
+
+def answer(url, **headers):
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as response:
+            return response.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_no_file_outside_the_run_folders_is_served(address, folder):
+    (folder / "runs/inside.txt").write_text("inside")
+    (folder / "outside.txt").write_text("outside")
+    assert answer(f"{address}gradio_api/file={folder}/runs/inside.txt") == 200
+    for path in (
+        "/etc/passwd",
+        f"{folder}/outside.txt",
+        f"{folder}/runs/../outside.txt",
+        f"{folder}/runs/%2e%2e/outside.txt",
+        f"{folder}/tiny/unet/config.json",
+        "README.md",
+        "pyproject.toml",
+        "file:///etc/passwd",
+        "http://127.0.0.1:1/",
+    ):
+        assert answer(f"{address}gradio_api/file={path}") == 403
+        assert answer(f"{address}file={path}") in (403, 404)
+
+
+def test_only_this_machine_is_answered(address):
+    assert urlsplit(address).hostname == "127.0.0.1"
+    assert answer(address) == 200
+    assert answer(address, Host="elsewhere.example") == 400
+
+
+def test_the_page_names_no_font_or_script_from_elsewhere(address):
+    with urllib.request.urlopen(address) as response:
+        text = response.read().decode()
+    with urllib.request.urlopen(f"{address}theme.css") as response:
+        theme = response.read().decode()
+    sources = re.findall(r"<(?:script|link)[^>]+(?:src|href)=[\"']([^\"']+)", text)
+    assert sources
+    assert not [source for source in sources if "//" in source]
+    assert "@import" not in theme
+    assert not re.findall(r"url\((?![\"']?data:)", theme)
+    assert '"analytics_enabled":false' in text.replace(" ", "").lower()
+
+
+def test_a_device_can_be_chosen_where_there_is_more_than_one(address, folder):
+    here = jobs.Studio(settings.compose([f"model.path={folder / 'tiny'}"]))
+    for devices, there in ((["cpu"], False), (["cuda:0", "cpu"], True)):
+        with web_page.gr.Blocks(analytics_enabled=False) as blocks:
+            fields, _, _ = web_page._build_form("txt2img", here.usual_form(), devices)
+        assert ("device" in fields) is there
+        blocks.close(verbose=False)
+
+
+def test_a_busy_port_is_a_message(address, folder, monkeypatch):
+    monkeypatch.setenv("GRADIO_SERVER_PORT", str(urlsplit(address).port))
+    with (
+        pytest.raises(SettingError, match="GRADIO_SERVER_PORT"),
+        web_page.open_page(settings.compose([f"model.path={folder / 'tiny'}", f"out={folder / 'busy'}"])),
+    ):
+        pytest.fail("two pages on one port")
+
+
+def test_a_port_that_is_none_is_a_message(folder, monkeypatch):
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "http")
+    with pytest.raises(SettingError, match="GRADIO_SERVER_PORT=http"):
+        web_page.choose_port()
+
+
+def test_without_gradio_the_verb_says_what_to_install(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name == "runner.web.page"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("runner.web.page", raising=False)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert cli.main(["web"]) == 2
+    assert "pip install 'manifest-runner[web]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["web", "m.yaml"], ["web", "-m", "unet_bs=2,4"]])
+def test_the_verb_takes_settings_only(words, capsys):
+    assert cli.main(words) == 2
+    assert "takes settings only" in capsys.readouterr().err
+
+
+def test_the_verb_serves_until_it_is_stopped(address, folder):
+    words = ["web", f"model.path={folder / 'tiny'}", f"out={folder / 'served'}"]
+    process = subprocess.Popen([sys.executable, "-m", "runner", *words], stdout=subprocess.PIPE, text=True)
+    with process:
+        said = process.stdout.readline()
+        try:
+            served = re.search(r"http://127\.0\.0\.1:\d+/", said)
+            assert served, said
+            assert answer(served[0]) == 200
+        finally:
+            process.terminate()
+    assert process.returncode == 143
