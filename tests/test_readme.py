@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from schemas import complaints
 
-from runner import cli, settings
+from runner import settings
+from runner.cli.verbs import VERBS
 from runner.manifest import items as manifest_items
 from runner.manifest import read as manifest_read
 
@@ -44,7 +45,7 @@ def test_every_command_of_the_readme_is_known():
     )
     commands += re.findall(r"`runner ([a-z]+) ", README)
     assert commands
-    assert set(commands) <= set(cli.VERBS)
+    assert set(commands) <= set(VERBS)
 
 
 def test_every_setting_of_the_readme_exists_and_the_other_way_round():

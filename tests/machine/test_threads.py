@@ -27,6 +27,6 @@ def test_what_the_environment_says_stays(environment, said):
 
 
 def test_it_can_be_settled_before_torch_is_there():
-    script = "import sys; from runner import cli; cli.threads.settle(); print('torch' in sys.modules)"
+    script = "import sys; from runner.cli import verbs; verbs.threads.settle(); print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -10,7 +11,8 @@ import builders
 import pytest
 import tiny
 
-from runner import __version__, cli
+from runner import __version__, cli, settings
+from runner.cli.verbs import VERBS
 
 MANIFEST = "version: 1\nname: small\njobs: [{prompts: [cat, dog], seeds: 1-3, width: 64, height: 64, steps: 2}]\n"
 
@@ -30,16 +32,27 @@ def manifest(tmp_path, monkeypatch):
 def test_help_names_every_verb(capsys):
     assert cli.main(["--help"]) == cli.main([]) == 0
     text = capsys.readouterr().out
-    assert all(f"\n  {verb} " in text for verb in cli.VERBS)
-    assert set(cli.VERB_HELP) == set(cli.VERBS)
+    assert all(f"\n  {verb} " in text for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", list(cli.VERBS))
-def test_a_verbs_help_shows_the_settings(capsys, verb):
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_a_verbs_help_shows_its_own_settings(capsys, verb):
     assert cli.main([verb, "--help"]) == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: runner {verb} ")
-    assert "unet_bs: auto" in text
+    assert "\n  debug: false " in text
+    assert ("\n  unet_bs: auto " in text) == ("unet_bs" in VERBS[verb].uses)
+
+
+def test_every_setting_is_used_by_a_verb_and_a_verb_uses_only_settings():
+    used = {key for verb in VERBS.values() for key in verb.uses.split()} | {"debug"}
+    assert used == {field.name for field in dataclasses.fields(settings.Settings)}
+
+
+def test_the_help_of_bench_lists_the_values_of_its_file(capsys):
+    assert cli.main(["bench", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  bench.{field.name}: " in text for field in dataclasses.fields(settings.BenchSettings))
 
 
 def test_version(capsys):
@@ -88,10 +101,10 @@ def test_debug_shows_where(manifest, capsys):
 
 
 def test_a_fault_of_the_runner_is_code_1(manifest, monkeypatch, capsys):
-    def broken(target, settings):
+    def broken(call):
         raise RuntimeError("unexpected")
 
-    monkeypatch.setitem(cli.VERBS, "run", broken)
+    monkeypatch.setitem(VERBS, "run", dataclasses.replace(VERBS["run"], run=broken))
     assert cli.main(["run", "m.yaml"]) == 1
     assert "RuntimeError: unexpected; debug=true" in capsys.readouterr().err
 
