@@ -18,7 +18,7 @@ PACKAGE = Path(runner.__file__).parent
 DECLARATION = PACKAGE.parent / "docs/architecture.md"
 ROWS = [re.findall(r"[\w/]+", row) for row in re.findall(r"^\| `([\w/ ]+)` \|", DECLARATION.read_text(), re.MULTILINE)]
 RANKS = {room.rstrip("/"): rank for rank, row in enumerate(ROWS) for room in row}
-TO_CUT = ("_step", "_build_tab", "_build_form", "run")  # functions that are still above 40 lines
+TO_CUT = ("_build_tab", "_build_form", "run")  # functions that are still above 40 lines
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 
 

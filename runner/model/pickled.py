@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,9 @@ class Global:
 
 class Inert:
     """Stands for an object of no interest, and takes anything that is done to it."""
+
+
+EMPTY: Mapping[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": Inert}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,70 +139,69 @@ class _Interpreter:
         return self.stack[-1]
 
     def _step(self, instruction: str, value: Any) -> None:
+        """Does what an instruction does to the stack and the memo; `pickletools` explains each of them."""
         push, pop = self.stack.append, self.stack.pop
         match instruction:
+            case _ if instruction in LITERALS:
+                push(LITERALS[instruction])
+            case _ if instruction in WITH_VALUE:
+                push(value)
+            case _ if instruction in EMPTY:
+                push(EMPTY[instruction]())
             case "PROTO" | "FRAME" | "STOP":
                 pass
             case "MARK":
                 self.marks.append(len(self.stack))
-            case "POP":
-                pop()
+            case "POP" | "BUILD":
+                pop()  # after BUILD this is an object's state, which doesn't matter here
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[value] = self.stack[-1]
             case "MEMOIZE":
                 self.memo[len(self.memo)] = self.stack[-1]
             case "BINGET" | "LONG_BINGET":
                 push(self.memo[value])
-            case "EMPTY_DICT":
-                push({})
-            case "EMPTY_LIST":
-                push([])
-            case "EMPTY_SET":
-                push(Inert())
             case "TUPLE":
                 push(tuple(self._pop_marked()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 push(tuple([pop() for _ in range(int(instruction[-1]))][::-1]))
-            case "FROZENSET":
-                self._pop_marked()
-                push(Inert())
-            case "GLOBAL":
-                push(find_global(*value.split(" ", 1)))
-            case "STACK_GLOBAL":
-                name, module = pop(), pop()
-                push(find_global(module, name))
-            case "INST":
-                push(make(find_global(*value.split(" ", 1)), tuple(self._pop_marked())))
-            case "OBJ":
-                wanted, *arguments = self._pop_marked()
-                push(make(wanted, tuple(arguments)))
-            case "REDUCE" | "NEWOBJ":
-                arguments, wanted = pop(), pop()
-                push(make(wanted, arguments))
-            case "NEWOBJ_EX":
-                _, arguments, wanted = pop(), pop(), pop()
-                push(make(wanted, arguments))
-            case "BINPERSID":
-                push(find_storage(pop()))
-            case "BUILD":
-                pop()  # an object's state: of no interest
             case "APPEND":
                 _extend(self.stack[-2], [pop()])
-            case "APPENDS" | "ADDITEMS":
-                values = self._pop_marked()
-                _extend(self.stack[-1], values)
             case "SETITEM":
                 values = [pop(), pop()][::-1]
                 _set_items(self.stack[-1], values)
-            case "SETITEMS":
+            case "APPENDS" | "ADDITEMS" | "SETITEMS":
+                fill = _set_items if instruction == "SETITEMS" else _extend
                 values = self._pop_marked()
-                _set_items(self.stack[-1], values)
-            case _ if instruction in LITERALS:
-                push(LITERALS[instruction])
-            case _ if instruction in WITH_VALUE:
-                push(value)
+                fill(self.stack[-1], values)
             case _:
-                raise Damaged(f"its pickle has the instruction {instruction}, which torch.save doesn't write")
+                push(self._construct(instruction, value))
+
+    def _construct(self, instruction: str, value: Any) -> Any:
+        """The class, the object or the storage that an instruction asks for."""
+        pop = self.stack.pop
+        match instruction:
+            case "GLOBAL":
+                return find_global(*value.split(" ", 1))
+            case "STACK_GLOBAL":
+                name, module = pop(), pop()
+                return find_global(module, name)
+            case "INST":
+                return make(find_global(*value.split(" ", 1)), tuple(self._pop_marked()))
+            case "OBJ":
+                wanted, *arguments = self._pop_marked()
+                return make(wanted, tuple(arguments))
+            case "REDUCE" | "NEWOBJ":
+                arguments, wanted = pop(), pop()
+                return make(wanted, arguments)
+            case "NEWOBJ_EX":
+                _, arguments, wanted = pop(), pop(), pop()
+                return make(wanted, arguments)
+            case "FROZENSET":
+                self._pop_marked()
+                return Inert()
+            case "BINPERSID":
+                return find_storage(pop())
+        raise Damaged(f"its pickle has the instruction {instruction}, which torch.save doesn't write")
 
     def _pop_marked(self) -> list[Any]:
         mark = self.marks.pop()
