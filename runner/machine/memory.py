@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 CGROUPS = (  # of a container: the most memory that it may take, and what it has taken (version 2 and 1)
@@ -22,9 +22,9 @@ def free_main_memory() -> int | None:
     return min([available, *(most - used for most, used in container_limits())])
 
 
-def container_limits() -> Iterator[tuple[int, int]]:
+def container_limits(cgroups: Iterable[tuple[str, str]] = CGROUPS) -> Iterator[tuple[int, int]]:
     """The most bytes that a container may take, and what it has taken; none outside of containers."""
-    for most, used in CGROUPS:
+    for most, used in cgroups:
         with contextlib.suppress(OSError, ValueError):  # `max` is no number
             yield int(Path(most).read_text()), int(Path(used).read_text())
 

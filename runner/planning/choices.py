@@ -10,13 +10,13 @@ import platform
 import shutil
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from runner.errors import SettingError
-from runner.machine import describe
+from runner.machine import describe, speeds
 from runner.model.files import ModelFiles
 from runner.planning.costs import INDUCTOR, NONE, OPENVINO, PROCESS_BYTES, model_costs
 from runner.planning.layouts import Execution
@@ -25,6 +25,7 @@ from runner.settings import Settings
 # Parameters; below, a CPU's bfloat16 loses more by converting than it gains by multiplying, and threads that share a
 # layer wait for each other.
 LARGE_UNET = 100_000_000
+BFLOAT16_SETS = {"avx512_bf16", "amx_bf16", "bf16"}  # of CPUs that multiply it
 LEAST_CPU_GAIN = 1.1  # how many times as fast as float32 half precision has to be to be chosen
 LEAST_GAIN = 0.8  # elsewhere, where half the memory is a gain as well
 SPARED = 0.85  # of the memory that is free, where nobody names a ceiling
@@ -95,20 +96,26 @@ def _can_build() -> bool:
     return bool(shutil.which(compiler)) and Path(sysconfig.get_paths()["include"], "Python.h").exists()
 
 
-def choose_dtype(precision: str, device: str, unet_parameters: int, measured: Mapping[str, float] | None = None) -> str:
+def choose_dtype(
+    precision: str,
+    device: str,
+    unet_parameters: int,
+    measured: Mapping[str, float] | None = None,
+    sets: Collection[str] | None = None,
+) -> str:
     """The number type of all fragments.
 
-    `measured` are a large layer's seconds by number type, or else those that `doctor` kept; where there are none, a
-    CPU's flags say whether it is good at bfloat16, and other devices are taken to be good at float16.
+    `measured` are a large layer's seconds by number type, by default those that `doctor` kept. Without them a CPU's
+    instruction `sets` decide about bfloat16, and other devices get float16.
     """
     if precision == "full" or (device == "cpu" and unet_parameters < LARGE_UNET):
         return "float32"
     half = half_type(device)
-    seconds = describe.recall(device) if measured is None else measured
+    seconds = speeds.recall(device) if measured is None else measured
     if seconds.keys() >= {half, "float32"}:
         good = seconds["float32"] >= seconds[half] * (LEAST_CPU_GAIN if device == "cpu" else LEAST_GAIN)
     else:
-        good = device != "cpu" or _cpu_multiplies_bfloat16()
+        good = device != "cpu" or not BFLOAT16_SETS.isdisjoint(describe.instruction_sets() if sets is None else sets)
     return half if good else "float32"
 
 
@@ -138,7 +145,3 @@ def check_device(setting: str, available: Sequence[str]) -> str:
     if wanted not in available:
         raise SettingError(f"device={setting}: this machine has no such device; it has {', '.join(available)}")
     return wanted
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(describe.instruction_sets())

@@ -111,22 +111,6 @@ def test_waves_come_early_where_pictures_are_large(make):
     assert len(next(planning_waves.group(items(50, width=512, height=512), make(turbo=False))).items) == 8
 
 
-@pytest.mark.parametrize(
-    ("precision", "device", "parameters", "bfloat16", "wanted"),
-    [
-        ("full", "cuda:0", 10**9, True, "float32"),
-        ("full", "cpu", 10**9, True, "float32"),
-        ("autocast", "cuda:0", 10**6, False, "float16"),
-        ("autocast", "cpu", 10**9, True, "bfloat16"),
-        ("autocast", "cpu", 10**9, False, "float32"),
-        ("autocast", "cpu", 10**6, True, "float32"),
-    ],
-)
-def test_precision(monkeypatch, precision, device, parameters, bfloat16, wanted):
-    monkeypatch.setattr(choices, "_cpu_multiplies_bfloat16", lambda: bfloat16)
-    assert choices.choose_dtype(precision, device, parameters) == wanted
-
-
 def test_the_unet_stays_where_it_fits(model):
     def turbo(*overrides, device="cpu", free=None):
         return choices.decide(settings.compose([*overrides]), model, device, free).layout(64, 64).turbo

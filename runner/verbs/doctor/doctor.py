@@ -1,7 +1,7 @@
 """The verb `doctor`: what this machine has, what its device makes of each number type, and what `auto` will choose.
 
-How fast layers of a large model's size are is kept for `plan`, which decides by it from then on. Nothing is rendered;
-what the report looks like is the business of `doctor_text`.
+It keeps how fast layers of a large model's size are; from then on `planning.choices` decides by that. It renders
+nothing, and `text` prints its report.
 
     report = examine(settings.compose(["device=cpu"]))
     report.probes[0].finite, report.choice["dtype"]
@@ -9,7 +9,7 @@ what the report looks like is the business of `doctor_text`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from runner.device import memory
 from runner.engine.start import environment
 from runner.errors import SettingError
-from runner.machine import describe
+from runner.machine import describe, speeds
 from runner.machine import memory as machine_memory
 from runner.machine.cache import cache_folder
 from runner.model.files import ModelFiles, find_model
@@ -44,8 +44,10 @@ class Report:
     kept: str | None
 
 
-def examine(settings: Settings) -> Report:
+def examine(settings: Settings, probe_large: Callable[[str], Iterable[Probe]] = probe_large_layers) -> Report:
     """Looks at the machine, probes the model's fragments, and keeps how fast large layers are.
+
+    `probe_large` measures a large layer on a device in each number type.
 
     Raises:
         SettingError: the machine has no such device, or the model isn't one.
@@ -55,10 +57,10 @@ def examine(settings: Settings) -> Report:
     free, held = memory.free_memory(device), memory.held_memory(device)  # as a run finds them, with nothing loaded
     before = choices.choose_dtype("autocast", device, LARGE_UNET)
     with torch.inference_mode():
-        large = list(probe_large_layers(device))
+        large = list(probe_large(device))
         probes = [*probe_model(model, device, free), *large]
     usable = {probe.dtype: probe.seconds for probe in large if probe.finite}
-    kept = describe.keep(device, {probe.dtype: usable.get(probe.dtype) for probe in large})
+    kept = speeds.keep(device, {probe.dtype: usable.get(probe.dtype) for probe in large})
     return Report(
         machine=describe_machine(settings),
         probes=probes,
@@ -90,17 +92,17 @@ def describe_choice(settings: Settings, execution: Execution, model: ModelFiles)
 
 
 def _notes(device: str, before: str) -> Iterator[str]:
-    """What people should know of the choice for large models: that it isn't, or is no more, what one would think."""
+    """Where the choice for large models is not what the device's kind suggests, or not what it was."""
     rule = choices.choose_dtype("autocast", device, LARGE_UNET, measured={})
     now = choices.choose_dtype("autocast", device, LARGE_UNET)
     if now != rule:
-        yield f"large models: {now}, as measured; by what is known of the device alone it would be {rule}"
+        yield f"large models: {now}, as measured; without the measurement it would be {rule}"
     if now != before:
-        yield f"large models were made in {before} until now: a run won't go on in their folders unless mixed=true"
+        yield f"large models were made in {before} until now: to go on in their folders a run needs mixed=true"
 
 
 def describe_machine(settings: Settings) -> dict[str, Any]:
-    """What is there: sizes are in bytes, and None stands for what isn't there or isn't known."""
+    """The machine as the report has it. Sizes are in bytes; None stands for what is absent or unknown."""
     folders = {"outputs": Path(settings.out) if settings.out else OUTPUTS, "cache": cache_folder()}
     return {
         **describe.describe(),

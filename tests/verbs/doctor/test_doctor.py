@@ -7,7 +7,7 @@ import torch
 
 from runner import __version__, cli, settings
 from runner.errors import SettingError
-from runner.machine import describe
+from runner.machine import speeds
 from runner.planning import choices
 from runner.verbs.doctor import doctor, probes, text
 from runner.verbs.doctor.probes import TYPES, Probe
@@ -28,16 +28,15 @@ def quick(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def examine(model, *overrides):
-    return doctor.examine(settings.compose([f"model.path={model}", "device=cpu", *overrides]))
+def examine(model, *overrides, **seconds):
+    """A report; `seconds` are those of large layers by number type, 0 where it is not finite."""
+    chosen = settings.compose([f"model.path={model}", "device=cpu", *overrides])
+    large = [Probe(fragment="large layers", dtype=key, finite=took > 0, seconds=took) for key, took in seconds.items()]
+    return doctor.examine(chosen, lambda device: large) if large else doctor.examine(chosen)
 
 
-def measured(monkeypatch, **seconds):
-    """As if large layers took so long."""
-    found = [
-        Probe(fragment="large layers", dtype=key, finite=value > 0, seconds=value) for key, value in seconds.items()
-    ]
-    monkeypatch.setattr(doctor, "probe_large_layers", lambda device: iter(found))
+def large_dtype(**more):
+    return choices.choose_dtype("autocast", "cpu", choices.LARGE_UNET, **more)
 
 
 def test_the_json_is_one_document_and_true(model, tmp_path, capsys):
@@ -62,7 +61,7 @@ def test_the_json_is_one_document_and_true(model, tmp_path, capsys):
     assert (choice["model"], choice["device"], choice["dtype"]) == ("tiny", "cpu", "float32")
     assert [(layout["size"], layout["unet_bs"]) for layout in choice["layouts"]] == [("64x64", 32), ("512x512", 2)]
     assert choice["large_dtype"] == choices.choose_dtype("autocast", "cpu", choices.LARGE_UNET)
-    kept = describe.recall("cpu")
+    kept = speeds.recall("cpu")
     assert kept == {
         probe["dtype"]: probe["seconds"] for probe in found["probes"] if probe["fragment"] == "large layers"
     }
@@ -78,29 +77,26 @@ def test_for_people(model, capsys):
     assert len(said.splitlines()) < 40
 
 
-def test_what_is_measured_decides_from_then_on_and_is_said(model, monkeypatch, capsys):
-    monkeypatch.setattr(describe, "instruction_sets", lambda: ("avx512_bf16",))
-    assert choices.choose_dtype("autocast", "cpu", choices.LARGE_UNET) == "bfloat16"
-    measured(monkeypatch, float32=0.1, bfloat16=0.3)
-    surprising, changed = examine(model).notes
-    assert surprising == "large models: float32, as measured; by what is known of the device alone it would be bfloat16"
-    assert changed.startswith("large models were made in bfloat16 until now")
-    assert choices.choose_dtype("autocast", "cpu", choices.LARGE_UNET) == "float32"
-    assert examine(model).notes == [surprising]  # nothing changes any more
-    measured(monkeypatch, float32=0.3, bfloat16=0.1)
-    [changed] = examine(model).notes
-    assert changed.startswith("large models were made in float32 until now")
-    assert examine(model).notes == []
+def test_what_is_measured_decides_from_then_on_and_is_reported(model):
+    rule = large_dtype(measured={})
+    other = {"bfloat16": "float32", "float32": "bfloat16"}[rule]
+    surprising, changed = examine(model, **{rule: 0.3, other: 0.1}).notes
+    assert surprising == f"large models: {other}, as measured; without the measurement it would be {rule}"
+    assert changed.startswith(f"large models were made in {rule} until now")
+    assert large_dtype() == other
+    assert examine(model, **{rule: 0.3, other: 0.1}).notes == [surprising]  # nothing changes any more
+    [changed] = examine(model, **{rule: 0.1, other: 0.3}).notes
+    assert changed.startswith(f"large models were made in {other} until now")
+    assert examine(model, **{rule: 0.1, other: 0.3}).notes == []
 
 
-def test_what_is_not_finite_is_never_chosen(model, monkeypatch):
-    monkeypatch.setattr(describe, "instruction_sets", lambda: ("avx512_bf16",))
-    measured(monkeypatch, float32=0.3, bfloat16=0)
-    assert examine(model).choice["large_dtype"] == "float32"
+def test_what_is_not_finite_is_never_chosen(model):
+    assert examine(model, float32=0.3, bfloat16=0).choice["large_dtype"] == "float32"
 
 
-def test_a_machine_that_cannot_keep_it_says_so(model, monkeypatch, capsys):
-    monkeypatch.setattr(describe, "_key", lambda device: "")
+def test_a_machine_that_cannot_keep_it_says_so(model, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert cli.main(["doctor", f"model.path={model}", "device=cpu"]) == 0
     assert "[--]  kept" in capsys.readouterr().out
 
