@@ -1,6 +1,15 @@
-"""The errors a user can cause or meet. Each knows its exit code, and says what is wrong, where, and what is right.
+"""The errors that a user can cause or meet. Each has an exit code, and names what is wrong, where, and the remedy.
 
-Anything else that is raised is a fault of the runner itself (exit code 1).
+    RunnerError
+        SettingError          2   a wrong command line or setting
+            ModelError        2   a model that is missing or can't be used
+        ManifestError         4   a wrong manifest, or a wrong file that it names; has a `Location`
+            ManifestErrors    4   several of them
+        NoRunFolder          10   no run folder where one was named
+        RunFolderHeld        11   another process works in the run folder
+        FolderUnwritable     12   the disk is full, or the folder can't be written
+
+Every other exception is a fault of the runner itself (exit code 1).
 """
 
 from __future__ import annotations
@@ -24,7 +33,7 @@ U = TypeVar("U")
 
 
 class RunnerError(Exception):
-    """The root of the user errors; `str(error)` is the whole message."""
+    """The root of the user errors. `str(error)` is the whole message."""
 
     exit_code = EXIT_FAULT
 
@@ -40,7 +49,7 @@ class SettingError(RunnerError):
 
 
 class Location(NamedTuple):
-    """A place in a file, of which there may be millions. Lines and columns count from 1; 0 is the file as a whole."""
+    """A place in a file. Lines and columns count from 1; 0 is the whole file. A tuple, since there may be millions."""
 
     path: Path
     line: int = 0
@@ -50,7 +59,7 @@ class Location(NamedTuple):
         return f"{self.path}:{self.line}:{self.column}" if self.line else str(self.path)
 
     def excerpt(self) -> list[str]:
-        """The line of the file, cut around the place, and a line with a caret below it; nothing if it isn't there."""
+        """The line of the file, cut around the place, and a line with a caret; empty if it can't be read."""
         line = self._read_line().rstrip("\n") if self.line else ""
         place = self.column - 1
         if not line.strip() or place > len(line):
@@ -62,7 +71,7 @@ class Location(NamedTuple):
         return [f"    {before}{after}", f"    {' ' * width(before)}^"]
 
     def _read_line(self) -> str:
-        """The line; nothing if it can't be read, or it or one before it is endless, as in what is no regular file."""
+        """The line; empty if it can't be read, or if it or a line before it is too long, as in a device."""
         line = ""
         with contextlib.suppress(OSError, ValueError), self.path.open(encoding="utf-8-sig", errors="replace") as file:
             for _ in range(self.line):
@@ -83,7 +92,7 @@ class ManifestError(RunnerError):
         self.more = 0
 
     def within(self, key: str) -> ManifestError:
-        """The same, said of a key."""
+        """The same error with a key before its message."""
         return ManifestError(f"{key}: {self.message}", self.location)
 
     def report(self) -> str:
@@ -91,7 +100,7 @@ class ManifestError(RunnerError):
 
 
 class ManifestErrors(ManifestError):
-    """Several of them, by file and place; `message` is what they say in one line, without the places."""
+    """Several manifest errors, sorted by file and place. `message` joins theirs in one line, without the places."""
 
     def __init__(self, errors: Sequence[ManifestError], more: int = 0) -> None:
         paths = list(dict.fromkeys(error.location.path for error in errors))
@@ -113,7 +122,7 @@ class ManifestErrors(ManifestError):
 
 
 class Problems:
-    """Catches the manifest errors of what is done under `with`, so that the rest is read too; raises them together.
+    """Collects the manifest errors that are raised under `with`, so that the rest is read too; raises them together.
 
     with problems:
         steps = check("steps", node)
@@ -121,7 +130,7 @@ class Problems:
     """
 
     def __init__(self) -> None:
-        self._errors: dict[str, ManifestError] = {}  # by their text: what an alias repeats is said once
+        self._errors: dict[str, ManifestError] = {}  # by their text: a YAML alias repeats an error
         self._more = 0
 
     def __enter__(self) -> None: ...
@@ -151,7 +160,7 @@ class Problems:
 
 
 def every(read: Callable[[T], U], these: Iterable[T]) -> list[U]:
-    """What `read` makes of each; the manifest errors of all of them are raised together."""
+    """What `read` returns for each; the manifest errors of all of them are raised together."""
     found: list[U] = []
     problems = Problems()
     for one in these:
@@ -162,7 +171,7 @@ def every(read: Callable[[T], U], these: Iterable[T]) -> list[U]:
 
 
 class ModelError(SettingError):
-    """The model is not there, or is not a model that can be used."""
+    """The model is missing or can't be used."""
 
 
 class NoRunFolder(RunnerError):
@@ -178,13 +187,13 @@ class RunFolderHeld(RunnerError):
 
 
 class FolderUnwritable(RunnerError):
-    """The disk is full, or the run folder can't be written to; what was finished is safe."""
+    """The disk is full, or the run folder can't be written. What was finished is safe."""
 
     exit_code = 12
 
 
 def did_you_mean(wrong: object, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or else all of them."""
+    """The end of a message about an unknown name: the nearest known name, or else all of them."""
     names = sorted(known)
     close = difflib.get_close_matches(str(wrong), names, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"known are: {', '.join(names)}"

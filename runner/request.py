@@ -1,6 +1,6 @@
-"""What a command is asked for: a manifest's items, in the order to be made, with their models and the run folder.
+"""What a command is asked for: a manifest's items in the order in which they are made, their models, the run folder.
 
-Everything that can be wrong about it is found here, before anything is loaded or written; torch isn't needed.
+Every error in it is found here, before anything is loaded or written. Never imports torch.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ LOST_SHOWN = 200  # characters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The wishes of one run. `drawn_seeds` are those that the manifest left open, by job; JSON lines have no `jobs`.
+    """One run's wishes. `drawn_seeds` holds, by job, the seeds that the manifest left open. JSON lines have no `jobs`.
 
-    `models` are those of the items, in the order in which they take their turns.
+    `models` are the models of the items, in the order in which they are loaded.
     """
 
     target: Path
@@ -48,13 +48,13 @@ class Request:
     settings: Settings
 
     def wanted(self) -> Iterator[Item]:
-        """The items in the order in which they are to be made: model by model, those of each as `chosen`."""
+        """The items in the order in which they are made: model by model, within a model as `chosen`."""
         if len(self.models) == 1:
             return iter(self.chosen())
         return (item for model in self.models for item in self.chosen() if item.model == model)
 
     def chosen(self) -> Iterator[Item]:
-        """The items, shuffled and limited as the settings say."""
+        """The items after the settings `shuffle` and `limit`."""
         if self.settings.shuffle is None:
             return itertools.islice(self.items, self.settings.limit)
         order = array("Q", range(len(self.items)))
@@ -66,7 +66,7 @@ class Request:
         return min(len(self.items), self.settings.limit or len(self.items))
 
     def grid_sizes(self) -> set[tuple[int, int]] | None:
-        """Widths and heights that the jobs combine, among them perhaps some that no item has; None if not known."""
+        """The widths and heights that the jobs combine, perhaps more than the items have; None if they aren't known."""
         sizes: set[tuple[int, int]] = set()
         for job in self.jobs:
             widths, heights = (job.columns.get(key, [job.values.get(key)]) for key in ("width", "height"))
@@ -78,7 +78,8 @@ def read_request(target: Path, settings: Settings) -> Request:
     """Reads and checks the target, a manifest or a `.jsonl` of records or items, and finds the models.
 
     Raises:
-        ManifestError, ModelError: the target, or a model that it names, is wrong; the model of the settings is.
+        ManifestError: the target or a model that it names is wrong.
+        ModelError: the model of the settings is wrong.
     """
     if not target.exists():
         raise ManifestError("there is no such file", Location(target))
@@ -104,9 +105,9 @@ def read_request(target: Path, settings: Settings) -> Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """A target that was read. `texts` are those that must fit into a model's context, with their places.
+    """A target that was read. `texts` are the texts that must fit a model's context, with their places.
 
-    `asked` are the models that are asked for, with the place of each; `items` takes what was found for them.
+    `asked` holds the place of each model that is asked for; `items` takes the models that were found.
     """
 
     name: str
@@ -141,7 +142,7 @@ def _read_manifest(target: Path, settings: Settings) -> _Source:
 
 
 def _find_models(asked: Mapping[Model, Location], settings: Settings) -> dict[Model, tuple[Model, ModelFiles]]:
-    """What is found for each model that is asked for; all that are missing or broken are told together."""
+    """The model that is found for each one asked for; errors about all of them are raised together."""
 
     def find(model: Model) -> tuple[Model, ModelFiles]:
         try:
@@ -163,13 +164,13 @@ def _check_lengths(texts: Iterable[tuple[str, Location]], tokenizers: Sequence[C
         if lost := max((tokenizer.encode(text).lost for tokenizer in tokenizers), key=len):
             raise ManifestError(
                 f"the prompt '{shorten(text)}' has more than {ROOM} tokens; these words would be lost: "
-                f"'{shorten(lost, LOST_SHOWN)}'. Shorten it, or set long_prompts: truncate",
+                f"'{shorten(lost, LOST_SHOWN)}'. Shorten it, or set long_prompts: chunk or truncate",
                 location,
             )
 
 
 def _draw_seeds(jobs: Sequence[int], folder: Path) -> dict[int, int]:
-    """A seed for each job that names none: the one that this run folder has already, or a new one."""
+    """A seed for each job without one: the one that the run folder keeps already, or a new one."""
     if not jobs:
         return {}
     kept = _kept_seeds(folder / RUN_FILE)

@@ -8,32 +8,32 @@ NAMES_SHOWN = 8
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal would obey."""
+    """The text with every character that a terminal would obey replaced by U+FFFD, and tabs by spaces."""
     return "".join(
         char if char.isprintable() else " " if char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in text
     )
 
 
 def width(text: str) -> int:
-    """Columns that a terminal takes for a text: two for a wide character, none for one that joins the last."""
+    """The columns that a text takes on a terminal: two for a wide character, none for a combining one."""
     from rich.cells import cell_len
 
     return cell_len(text)
 
 
 def name_some(names: Sequence[str]) -> str:
-    """A list of names for a message, the first few of them."""
+    """The first names of a list, for a message, and the number of the others."""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return ", ".join(names[:NAMES_SHOWN]) + more
 
 
 def shorten(text: str, length: int = 60) -> str:
-    """A text cut for a message."""
+    """A text, cut to at most `length` characters for a message."""
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def show_size(number: float) -> str:
-    """A number of bytes for people."""
+    """A number of bytes with a unit, for people."""
     for unit in ("B", "KiB", "MiB"):
         if number < 1024:
             return f"{number:.0f} {unit}"

@@ -206,7 +206,7 @@ def test_a_prompt_too_long_shows_what_would_be_lost(ask):
         ask(text)
     assert "m.yaml:5:9" in str(caught.value)
     assert "'white duck'" in str(caught.value)
-    assert "long_prompts: truncate" in str(caught.value)
+    assert "long_prompts: chunk or truncate" in str(caught.value)
     assert ask(text + "    long_prompts: truncate\n").count() == 2
     with pytest.raises(ManifestError, match="would be lost"):
         ask(json.dumps({"prompt": long, "seed": 1}), name="items.jsonl")

@@ -1,10 +1,9 @@
-"""Pictures as files: where they go, what is written into them, and how it is read back.
+"""From pixels to the bytes of a PNG or JPEG file, with the item inside, and back.
 
-Pixels come in as bytes of an array and go out as PNG or JPEG, with the item inside. The same pixels and the same item
-give the same bytes: nothing here depends on the time. It does not make pixels, and it keeps no records.
+The same pixels and the same item give the same bytes: nothing depends on the time. `metadata` reads what is inside.
 
-    with Writer(folder) as writer:
-        written = writer.submit(pixels, item, image_path(item)).result()
+    data = encode(pixels, item)
+    decode(data, item.width, item.height)
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def pixels_hash(pixels: Pixels) -> str:
 
 
 def encode(pixels: Pixels, item: Item) -> bytes:
-    """The file of a picture, with its item and what its model is inside."""
+    """The bytes of a picture's file, from uint8 [H, W, 3]; its item and its model are inside."""
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError(f"pixels are [H, W, 3] in uint8, not {list(pixels.shape)} in {pixels.dtype}")
     image = Image.fromarray(np.ascontiguousarray(pixels))
@@ -53,7 +52,7 @@ def encode(pixels: Pixels, item: Item) -> bytes:
 
 
 def decode(data: bytes, width: int, height: int) -> Pixels | None:
-    """The pixels of a PNG or JPEG file; None where it isn't a whole picture of this size."""
+    """The pixels of a PNG or JPEG file, uint8 [H, W, 3]; None if it isn't a whole picture of this size."""
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             return np.asarray(image.convert("RGB")) if image.size == (width, height) else None

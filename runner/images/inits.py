@@ -1,6 +1,6 @@
-"""The pictures that img2img begins with: looked at before anything is loaded, then cut and resized to an item's size.
+"""The pictures that img2img begins with: examined before anything is loaded, later cropped and resized for an item.
 
-A picture is turned upright by its EXIF first, so that crops and sizes are those of the picture as it is seen.
+A picture is turned upright by its EXIF first, so crops and sizes refer to the picture as people see it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Init:
     height: int
 
     def own_size(self, crop: Crop | None) -> tuple[int, int]:
-        """Width and height of the picture, or of its crop, rounded down to what a model can make.
+        """Width and height of the picture, or of its crop, rounded down to multiples of 64 pixels.
 
         Raises:
             InitError: the crop leaves the picture, or too little is left.
@@ -58,7 +58,7 @@ class Init:
 
 @functools.lru_cache(maxsize=4096)
 def examine(path: Path) -> Init:
-    """Reads a whole picture once to know that it can be read.
+    """Decodes a picture once, so that a broken one is found before anything is loaded.
 
     Raises:
         InitError: it is missing, broken, cut off, enormous, or no picture.
@@ -70,10 +70,10 @@ def examine(path: Path) -> Init:
 
 
 def load(path: Path, sha256: str, crop: Crop | None, width: int, height: int) -> Pixels:
-    """The picture cut and resized, uint8 [height, width, 3]; transparent places become white.
+    """The picture cropped and resized, uint8 [height, width, 3]; transparent pixels become white.
 
     Raises:
-        InitError: it can't be read any more, or is another one than it was.
+        InitError: it can't be read any more, or its bytes have changed.
     """
     with _readable(path) as picture:
         if _hash(path) != sha256:

@@ -1,4 +1,4 @@
-"""What a picture says of its making: written into PNG text and EXIF, and read back."""
+"""How a picture was made, as text inside its file: PNG text and EXIF, written and read back."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ UNICODE_COMMENT, ASCII_COMMENT = b"UNICODE\0", b"ASCII\0\0\0"
 
 
 class PictureError(ValueError):
-    """A file that is no picture, or in which what it says of its making can't be read."""
+    """A file that is no picture, or whose text about its making can't be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metadata:
-    """What a picture says of its making, each if it is there: the item, the model, and AUTOMATIC1111's text."""
+    """The item, the model and AUTOMATIC1111's text that a picture holds, each if it is there."""
 
     item: dict[str, Any] | None = None
     model: dict[str, Any] | None = None
@@ -43,7 +43,7 @@ def png_text(parameters: str, wish: str) -> PngInfo:
 
 
 def exif_bytes(parameters: str, wish: str) -> bytes:
-    """The item matters more than the text; what doesn't fit a JPEG's 64 KiB is in the record all the same."""
+    """EXIF with the item and the text, or with the item alone if a JPEG's 64 KiB are too few; the record has both."""
     for description, comment in ((wish, parameters), (wish, None)):
         exif = Image.Exif()
         exif[IMAGE_DESCRIPTION] = description
@@ -52,19 +52,19 @@ def exif_bytes(parameters: str, wish: str) -> bytes:
         data = exif.tobytes().replace(COMMENT_AS_BYTES, COMMENT_AS_UNDEFINED, 1)
         if len(data) <= EXIF_LIMIT:
             return data
-    log.warning("an item of %d bytes does not fit into a JPEG; it stands in the record only", len(wish))
+    log.warning("an item of %d bytes does not fit into a JPEG; only the record holds it", len(wish))
     return b""
 
 
 def read_metadata(path: Path) -> Metadata:
-    """What a picture says of its making, which may be nothing. Nothing is executed, and no pixel is decoded.
+    """How a picture was made, as far as its file says. Executes nothing and decodes no pixel.
 
     Raises:
         OSError: the file can't be read.
         PictureError: it isn't a PNG or JPEG picture, is broken, or its text isn't what `encode` writes.
     """
     with path.open("rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of bombs, which stay packed, and of broken EXIF
+        warnings.simplefilter("ignore")  # about large pictures, which are not decoded, and about broken EXIF
         try:
             with Image.open(file, formats=("PNG", "JPEG")) as image:
                 wish, parameters = _png_metadata(image) if image.format == "PNG" else _jpeg_metadata(image)
@@ -104,7 +104,7 @@ def _item_and_model(text: object) -> tuple[dict[str, Any] | None, dict[str, Any]
         wish = orjson.loads(text)
         item, model = wish["item"], wish["model"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        raise PictureError("holds a text of runner that can't be read; was it changed?") from None
+        raise PictureError("holds a text of runner that can't be read; it was changed after it was written") from None
     if not isinstance(item, dict) or not isinstance(model, dict):
         raise PictureError("holds a text of runner that is not an item and its model")
     return item, model

@@ -1,8 +1,8 @@
-"""How the threads that multiply wait for their next layer: awake for a moment, then asleep; never imports torch.
+"""How torch's threads wait for their next layer: they spin for a moment, then sleep. Never imports torch.
 
-GNU OpenMP, torch's on Linux, reads that from the environment when torch is imported. Its default is to
-stay awake for milliseconds, which starves everybody on a busy machine. Asleep at once, threads take a third longer for
-a small model, whose layers are as short as it takes to wake them.
+GNU OpenMP, which torch uses on Linux, reads this from the environment when torch is imported. By default its threads
+spin for milliseconds, which starves every other process on a busy machine. Threads that sleep at once take a third
+longer for a small model, whose layers are about as short as the time to wake a thread.
 
     settle()
     import torch
@@ -17,11 +17,11 @@ SPINS = 2000  # some 50 microseconds
 
 
 def settle() -> None:
-    """Says how threads wait, unless the environment does already; has to be called before torch is imported."""
+    """Sets how threads wait, unless the environment sets it already. Must be called before torch is imported."""
     if not any(name in os.environ for name in WAITING):
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
 
 
 def environment() -> str:
-    """What the environment says of it."""
+    """The settings of the environment that decide it."""
     return " ".join(f"{name}={os.environ[name]}" for name in WAITING if name in os.environ)
