@@ -51,8 +51,9 @@ check: .venv/ready ## lint, format and types only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-schema: .venv/ready ## write the manifest's JSON schema again
+schema: .venv/ready ## write the JSON schemas of manifests and records again
 	$(BIN)/python -m runner.manifest.schema > runner/schema/manifest.v1.json
+	$(BIN)/python -m runner.folder.schema > runner/schema/record.v1.json
 
 clean: ## remove everything that can be made again, but no pictures
 	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

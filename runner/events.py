@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from runner.item import Item, Model
+from runner.record import Making, Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +38,11 @@ class WaveStarted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WaveDone:
+    """All pictures of the wave in hand are rendered or have failed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepDone:
     """The pictures of the wave went one model call further, to `step` of the longest one's `steps`."""
 
@@ -47,14 +54,15 @@ class StepDone:
 class Rendered:
     """A finished picture, uint8 [height, width, 3]; `seconds` are its share of each stage's time.
 
-    `how` is what the record's `run` says of this picture beyond what it says of all: `unet_bs` and `turbo`.
+    `rerendered` says why it was made again in float32, if it was.
     """
 
     item: Item
     pixels: np.ndarray[Any, Any]
     seconds: Mapping[str, float]
     peak_bytes: int
-    how: Mapping[str, Any]
+    making: Making
+    rerendered: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,12 +73,35 @@ class MemoryShort:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An exception as plain text, so that it can be sent to another process: its class, message and traceback."""
+
+    kind: str
+    message: str
+    trace: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """The texts of an exception."""
+        return cls(kind=type(error).__name__, message=str(error), trace="".join(traceback.format_exception(error)))
+
+    def to_dict(self) -> dict[str, str]:
+        """The record's `error`."""
+        return {"class": self.kind, "message": self.message}
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ItemFailed:
-    """A picture that can't be made; the run goes on without it."""
+    """A picture that can't be made; the run goes on without it. `making` is None where nothing is known of it."""
 
     item: Item
-    error: Exception
+    error: Failure
     seconds: Mapping[str, float] = field(default_factory=dict)
+    making: Making | None = None
+    rerendered: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +109,7 @@ class ItemDone:
     """A picture that is in its file, and its record in the ledger."""
 
     item: Item
-    record: Mapping[str, Any]
+    record: Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +128,10 @@ class RunFinished:
     hopeless: str = ""
 
 
-WaveEvent = WaveStarted | StepDone | Rendered | MemoryShort | ItemFailed
-RunEvent = RunStarted | ModelLoaded | WaveStarted | StepDone | MemoryShort | ItemDone | ItemFailed | RunFinished
+WaveEvent = WaveStarted | StepDone | Rendered | MemoryShort | ItemFailed | WaveDone
+RunEvent = (
+    RunStarted | ModelLoaded | WaveStarted | StepDone | MemoryShort | WaveDone | ItemDone | ItemFailed | RunFinished
+)
 
 
 @dataclass(slots=True, kw_only=True)

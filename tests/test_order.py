@@ -18,7 +18,7 @@ PACKAGE = Path(runner.__file__).parent
 DECLARATION = PACKAGE.parent / "docs/architecture.md"
 ROWS = [re.findall(r"[\w/]+", row) for row in re.findall(r"^\| `([\w/ ]+)` \|", DECLARATION.read_text(), re.MULTILINE)]
 RANKS = {room.rstrip("/"): rank for rank, row in enumerate(ROWS) for room in row}
-TO_CUT = ("_build_tab", "_build_form", "run")  # functions that are still above 40 lines
+TO_CUT = ("_build_tab", "_build_form")  # functions that are still above 40 lines
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
 
 
@@ -103,3 +103,18 @@ def test_a_run_of_which_nothing_is_missing_does_not_import_torch(tmp_path):
     words = ["run", str(manifest), f"model.path={tiny.save_model(tmp_path / 'tiny')}", f"out={tmp_path / 'out'}"]
     assert cli.main(words) == 0
     assert heavy_after(f"from runner import cli; assert cli.main({words!r}) == 0") == []
+
+
+def test_a_run_with_an_engine_of_its_own_does_not_import_torch(tmp_path):
+    manifest = tmp_path / "m.yaml"
+    manifest.write_text("version: 1\njobs: [{prompts: [cat], seeds: 1-3, width: 64, height: 64, steps: 1}]\n")
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from fake_engine import FakeEngine
+from runner import settings
+from runner.request import read_request
+from runner.verbs.run.run import run
+request = read_request(Path({str(manifest)!r}), settings.compose(["out={tmp_path / "out"}"]))
+assert list(run(request, FakeEngine()))[-1].done == 3"""
+    assert heavy_after(code) == []

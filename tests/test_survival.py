@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import tiny
-from painter import Painter
+from fake_engine import FakeEngine
 
 import runner
 from runner import settings
@@ -69,7 +69,7 @@ def ask(tmp_path, monkeypatch, model):
 
 
 def paint(request):
-    return list(running.run(request, Painter()))
+    return list(running.run(request, FakeEngine()))
 
 
 def files(folder):
@@ -164,7 +164,7 @@ def fails(request):
 FORKER = """
 import os, signal, sys, time
 sys.argv[0] = "runner"
-import runner.verbs.run.run, runner.verbs.run.session, runner.request, runner.report.progress, rich.console
+import runner.verbs.run.run, runner.engine.start, runner.request, runner.report.progress, rich.console
 from runner import cli
 for line in sys.stdin:
     folder, delay, *words = line.rstrip("\\n").split("\\t")
@@ -279,7 +279,7 @@ def test_the_folder_may_vanish(ask, tmp_path, vanish):
     paint(ask("undisturbed", text=text))
     request = ask("disturbed", text=text)
     with pytest.raises(FolderUnwritable, match="the folder has vanished"):
-        for event in running.run(request, Painter()):
+        for event in running.run(request, FakeEngine()):
             if isinstance(event, ItemDone) and request.folder.exists():
                 vanish(request.folder)
     for left in Path().glob("moved"):
@@ -306,7 +306,7 @@ def test_no_module_asks_for_the_time_of_day():
 def test_files_that_a_killed_process_left_half_written_are_swept(ask, tmp_path):
     paint(ask("undisturbed"))
     request = ask("disturbed")
-    events = running.run(request, Painter())
+    events = running.run(request, FakeEngine())
     next(event for event in events if isinstance(event, ItemDone))
     events.close()
     for path in (".a.part", "images/.b.part", "images/cat/.c.part"):
@@ -329,7 +329,7 @@ def test_a_report_that_was_not_made_is_made_by_the_next_run(ask, tmp_path, monke
 
 def test_a_ledger_is_closed_whatever_happens_to_the_run(ask):
     request = ask("one")
-    events = running.run(request, Painter())
+    events = running.run(request, FakeEngine())
     while not isinstance(next(events), ModelLoaded):
         pass
     events.close()

@@ -25,6 +25,7 @@ import orjson
 
 from runner.errors import RunnerError
 from runner.machine import threads
+from runner.record import Making
 from runner.settings import Settings
 
 ITEMS, WARM_UP = "items.jsonl", "warm-up.jsonl"  # in a job's `inputs`
@@ -81,13 +82,13 @@ def _answer(job: Job, answers: BinaryIO) -> int:
 
 def _describe(job: Job) -> Iterator[dict[str, Any]]:
     """The device, the number types and the libraries, as a record says them."""
-    from runner.engine.start import constant_record, start_executor
     from runner.request import read_request
     from runner.verbs.run.session import describe
+    from runner.verbs.run.turns import start
 
     request = read_request(job.inputs / ITEMS, job.settings)
     (model,) = request.models
-    yield describe(request, constant_record(request, start_executor(request, model)))
+    yield describe(request, start(request, model).describe())
 
 
 def _make_random_model(job: Job) -> Iterator[dict[str, Any]]:
@@ -176,18 +177,18 @@ class ThisRunner:
     """This runner as a library, as its own verbs use it."""
 
     def __init__(self, job: Job) -> None:
-        from runner.engine.start import start_executor
         from runner.request import read_request
+        from runner.verbs.run.turns import start
 
         def read(name: str, **changes: Any) -> Any:
             folder = str(job.folder / name.removesuffix(".jsonl"))
             return read_request(job.inputs / name, dataclasses.replace(job.settings, out=folder, **changes))
 
         self.wanted, self.warm_up = read(ITEMS), read(WARM_UP, skip_grid=True)
-        self.executor = start_executor(self.wanted, *self.wanted.models)
-        self.device: str = self.executor.describe()["device"]
+        self.engine: Any = start(self.wanted, *self.wanted.models)
+        self.device: str = self.engine.describe().device or ""
         self.wave_peak = 0  # the runner itself forgets the peak at each wave
-        self._run: Mapping[str, Any] = {}
+        self._making = Making()
         self._seconds_in_stages = 0.0
         self._steps = 0
         self._loads_before = 0
@@ -197,26 +198,26 @@ class ThisRunner:
         from runner.events import ItemDone, ItemFailed, StepDone
         from runner.verbs.run import run
 
-        self._seconds_in_stages, self._steps, self._loads_before = 0.0, 0, _most_loads(self.executor)
-        for event in run.run(request, self.executor):
+        self._seconds_in_stages, self._steps, self._loads_before = 0.0, 0, _most_loads(self.engine.executor)
+        for event in run.run(request, self.engine):
             match event:
                 case ItemFailed():
-                    raise event.error
+                    raise RuntimeError(f"{event.error.kind}: {event.error}")
                 case StepDone():
                     self._steps += 1
                 case ItemDone():
                     record = event.record
-                    self._run = record["run"]
-                    self._seconds_in_stages += sum(record["seconds"].values())
-                    self.wave_peak = max(self.wave_peak, record["peak_bytes"])
-                    yield event.item.number, request.folder / record["image"]
+                    self._making = record.making
+                    self._seconds_in_stages += sum(record.seconds.values())
+                    self.wave_peak = max(self.wave_peak, record.peak_bytes)
+                    yield event.item.number, request.folder / record.image
 
     def details(self, seconds: float) -> dict[str, Any]:
         """How the pictures were made. `overhead` is the share of the time that the model's stages didn't take."""
-        loads = _most_loads(self.executor) - self._loads_before
+        loads = _most_loads(self.engine.executor) - self._loads_before
         return {
-            "dtype": self._run["dtypes"]["unet_encode"],
-            "rows": self._run["unet_bs"],
+            "dtype": dict(self._making.dtypes)["unet_encode"],
+            "rows": self._making.unet_bs,
             "overhead": 1 - self._seconds_in_stages / seconds,
             "loads_per_step": loads / self._steps if loads else None,
         }

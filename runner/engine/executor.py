@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from runner.engine import autoencoder, denoise, openvino
 from runner.engine import text as engine_text
 from runner.engine.samplers import NoiseSchedule
 from runner.errors import RunnerError, SettingError
-from runner.events import ItemFailed, MemoryShort, Rendered, StepDone, WaveEvent, WaveStarted
+from runner.events import Failure, ItemFailed, MemoryShort, Rendered, StepDone, WaveDone, WaveEvent, WaveStarted
 from runner.images import inits
 from runner.item import Item, model_calls
 from runner.kernels.packed import replace_layers
@@ -34,13 +33,13 @@ from runner.model.files import AUTO, COMPONENTS, FRAGMENTS, ModelFiles
 from runner.model.modules import build_module
 from runner.model.tokens import ClipTokenizer
 from runner.planning import choices, costs, waves
-from runner.planning.costs import NONE, OPENVINO, VISITS, WALKS
+from runner.planning.costs import VISITS, WALKS
 from runner.planning.layouts import Execution, Layout
 from runner.planning.waves import Wave
+from runner.record import FULL, NONE, OPENVINO, Making, environment
 from runner.text import show_size
 
 EMBEDDINGS_KEPT, PICTURES_KEPT = 4096, 256
-FULL = "float32"
 
 
 class NotFinite(RunnerError):
@@ -97,16 +96,21 @@ class Executor:
             component.leave()
         return Executor(self.model, choices.in_full_precision(self.execution))
 
-    def describe(self) -> dict[str, Any]:
-        """How all pictures are made, as the record's `run` says it."""
-        return {
-            "device": self.execution.device,
-            "device_name": device_name(self.execution.device),
-            "threads": 1 if self._lanes else torch.get_num_threads(),
-            "dtypes": dict.fromkeys(FRAGMENTS, self.execution.dtype),
-            "prediction": self.schedule.prediction,
-            "compile": self.execution.compiler,
-        }
+    def describe(self) -> Making:
+        """How all pictures are made, without what depends on their size."""
+        execution = self.execution
+        return Making(
+            device=execution.device,
+            device_name=device_name(execution.device),
+            threads=1 if self._lanes else torch.get_num_threads(),
+            dtypes=tuple(dict.fromkeys(FRAGMENTS, execution.dtype).items()),
+            prediction=self.schedule.prediction,
+            compile=execution.compiler,
+            env=environment(execution.compiler),
+        )
+
+    def _making(self, layout: Layout) -> Making:
+        return self.describe()._replace(unet_bs=layout.unet_bs, turbo=layout.turbo)
 
     def run(self, wave: Wave) -> Iterator[WaveEvent]:
         """Makes the pictures of a wave, as its layout says or, where memory turned out to be short, with less."""
@@ -120,6 +124,7 @@ class Executor:
                     made.add(event.item.number)
                 yield event
             left = [item for item in left if item.number not in made]
+        yield WaveDone()
 
     def _attempt(self, wave: Wave) -> Iterator[WaveEvent]:
         """Makes the pictures of a wave; those that aren't told of when it ends are to be tried with less memory."""
@@ -147,7 +152,8 @@ class Executor:
             for item in wave.items:
                 yield from self._attempt(replace(wave, items=(item,)))
         else:
-            yield from (ItemFailed(item=item, error=error) for item in wave.items)
+            making = self._making(wave.layout)
+            yield from (ItemFailed(item=item, error=Failure.of(error), making=making) for item in wave.items)
 
     def _layout(self, wave: Wave) -> Layout:
         """The wave's own layout, or one that needs less, if it is known by now that memory is short."""
@@ -251,7 +257,7 @@ class Executor:
         latents = torch.cat([trajectory.latents for trajectory in trajectories if trajectory.latents is not None])
         decoded = autoencoder.decode(self.components["vae"], latents.nan_to_num())
         left = zip(items, autoencoder.is_finite(latents), strict=True)
-        how = {"unet_bs": layout.unet_bs, "turbo": layout.turbo}
+        making = self._making(layout)
         while True:
             begun = time.perf_counter()
             with torch.inference_mode():
@@ -264,9 +270,9 @@ class Executor:
                 item, latents_finite = next(left)
                 if problem := self._problem(latents_finite, decoded_finite, picture):
                     error = NotFinite(f"{problem} in {self.execution.dtype}")
-                    yield ItemFailed(item=item, error=error, seconds=seconds)
+                    yield ItemFailed(item=item, error=Failure.of(error), seconds=seconds, making=making)
                 else:
-                    yield Rendered(item=item, pixels=picture, seconds=seconds, peak_bytes=peak, how=how)
+                    yield Rendered(item=item, pixels=picture, seconds=seconds, peak_bytes=peak, making=making)
 
     def _problem(self, latents_finite: bool, decoded_finite: bool, picture: autoencoder.Pixels) -> str:
         """What is wrong with a picture's numbers, or nothing. In full precision one colour is what the model draws."""

@@ -35,8 +35,8 @@ from runner.files import writing_to
 from runner.machine.cache import cache_folder
 from runner.model.files import ModelFiles
 from runner.model.fingerprints import fingerprints
-from runner.planning.costs import INDUCTOR, OPENVINO
 from runner.planning.layouts import Execution
+from runner.record import INDUCTOR, OPENVINO
 
 EXAMPLE_SIZE = 8  # latents along one side of what the UNet is converted with
 FILE = "unet.xml"

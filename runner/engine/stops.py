@@ -1,13 +1,12 @@
-"""A wish to stop, from a signal: heeded at once where nothing is lost by it, else as soon as the wave in hand is done.
+"""Stops a run at a signal: at once where nothing is lost by it, else as soon as the wave in hand is done.
 
-A signal may come at any moment, between a picture's file and its record as well. So the first one interrupts only what
-is marked as harmless to interrupt; a second one interrupts anything. Nothing here knows what a wave does.
+A signal may come at any moment, even between a picture's file and its record. So the first signal interrupts only what
+is marked as harmless to interrupt; a second one interrupts anything.
 
     stop = Stop()
     with stop.listening():
-        for wave in stop.through(waves):
-            for event in stop.wave(executor.run(wave)):
-                ...
+        for event in stop.through(engine.run(waves)):
+            ...
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Self, TypeVar
 
-from runner.events import StepDone, WaveEvent
+from runner.events import StepDone, WaveDone, WaveStarted
 
 SHORT = 10.0  # seconds that a wave in hand may still take
 T = TypeVar("T")
@@ -75,21 +74,21 @@ class Stop:
         finally:
             self._harmless = False
 
-    def through(self, things: Iterator[T]) -> Iterator[T]:
-        """The same things; an interruption is harmless while the next one is awaited."""
-        while True:
-            with self.harmless():
-                thing = next(things, None)
-            if thing is None:
-                return
-            yield thing
+    def through(self, events: Iterator[T]) -> Iterator[T]:
+        """The same events of an engine; an interruption is harmless while the next one is awaited.
 
-    def wave(self, events: Iterator[WaveEvent]) -> Iterator[WaveEvent]:
-        """The same events; a wave whose steps are soon made is finished first, one that takes long is left."""
+        A wave whose steps are soon made is finished first; one that takes long is left.
+        """
         begun = self._clock()
         try:
-            for event in self.through(events):
-                if isinstance(event, StepDone):
+            while True:
+                with self.harmless():
+                    event = next(events, None)
+                if event is None:
+                    return
+                if isinstance(event, WaveStarted | WaveDone):
+                    begun, self._left = self._clock(), None
+                elif isinstance(event, StepDone):
                     self._left = (self._clock() - begun) / event.step * (event.steps - event.step)
                 yield event
         finally:

@@ -1,4 +1,5 @@
 """The run folder: the ledger of its records, its file names, and the threads that write pictures.
 
-Begin with `ledger`. `ways` compares how pictures were made, `names` makes file names, and `writer` writes files.
+Begin with `ledger`. `ways` compares how pictures were made, `names` makes file names, `writer` writes files,
+and `schema` makes the JSON schema of a record.
 """

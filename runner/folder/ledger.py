@@ -26,9 +26,10 @@ from typing import Any, BinaryIO, Self
 import orjson
 from filelock import FileLock, Timeout
 
-from runner.errors import FolderUnwritable, NoRunFolder, RunFolderHeld
+from runner.errors import FolderUnwritable, Location, ManifestError, NoRunFolder, RunFolderHeld
 from runner.files import flush_folder, write_all, writing_to
 from runner.folder.ways import Way, way_of
+from runner.record import VERSION, is_newer, is_record
 
 RECORDS, TORN, LOCK = "records.jsonl", "records.torn", ".lock"
 UNFINISHED = ".unfinished"  # in the folder as long as its gallery may be behind the records, and files half-written
@@ -97,8 +98,8 @@ class Index:
         if told == self._told:  # as nearly always
             return
         self._told = told
-        with contextlib.suppress(KeyError, TypeError, AttributeError):  # a record that doesn't say it all
-            self.ways.add(way_of(record))
+        if way := way_of(record):
+            self.ways.add(way)
 
 
 class Ledger(Index):
@@ -132,8 +133,8 @@ class Ledger(Index):
             self._lock.release()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one record; after a crash of this process it is there or not, never half."""
-        if not _is_record(record):
+        """Adds one record, as `Record.to_dict` gives it. After a crash it is there or not, never half."""
+        if not is_record(record):
             raise ValueError(f"not a record: {dict(record)}")
         line = orjson.dumps(record) + b"\n"
         with writing_to(self.folder):
@@ -218,10 +219,11 @@ def iterate_records(folder: Path) -> Iterator[dict[str, Any]]:
 
 def numbered_records(folder: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Every line that isn't blank, by its number from 1 on: its record, or None where it isn't one."""
-    with _records_file(folder).open("rb") as file:
+    path = _records_file(folder)
+    with path.open("rb") as file:
         for number, text in enumerate(_bounded(file), start=1):
             if text.strip():
-                yield number, _parse(text)
+                yield number, _parse(text, path, number)
 
 
 def _records_file(folder: Path) -> Path:
@@ -244,7 +246,7 @@ def _lines(path: Path) -> Iterator[tuple[dict[str, Any] | None, int, bool]]:
         size = os.fstat(file.fileno()).st_size
         for number, text in enumerate(_bounded(file), start=1):
             end += len(text)
-            record = _parse(text)
+            record = _parse(text, path, number)
             damaged = record is None and bool(text.strip())
             torn = damaged and (end >= size or not text.endswith(b"\n"))
             if damaged and not torn:
@@ -259,22 +261,20 @@ def _bounded(file: BinaryIO) -> Iterator[bytes]:
     return iter(partial(file.readline, LONGEST_LINE), b"")
 
 
-def _parse(text: bytes) -> dict[str, Any] | None:
+def _parse(text: bytes, path: Path, number: int) -> dict[str, Any] | None:
     if not text.endswith(b"\n"):
         return None
     try:
         record = orjson.loads(text)
     except orjson.JSONDecodeError:
         return None
-    return record if _is_record(record) else None
-
-
-def _is_record(record: object) -> bool:
-    if not isinstance(record, dict) or not isinstance(record.get("id"), str):
-        return False
-    if record.get("status") != "done":
-        return record.get("status") == "failed"
-    return isinstance(record.get("image"), str) and isinstance(record.get("bytes"), int)
+    if not is_record(record):
+        return None
+    if is_newer(record):
+        message = f"the record is of version {record['version']}; this runner reads version {VERSION}, take a newer one"
+        raise ManifestError(message, Location(path, number, 1))
+    found: dict[str, Any] = record
+    return found
 
 
 def _size_of(path: str) -> int:

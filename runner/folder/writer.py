@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Self
@@ -13,16 +12,7 @@ from typing import Self
 from runner.files import atomic_write, writing_to
 from runner.images.codec import Pixels, encode, pixels_hash
 from runner.item import Item
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """A picture that is in its place; `path` is within the run folder, as it stands in the record."""
-
-    path: str
-    sha256: str
-    pixels_sha256: str
-    bytes: int
+from runner.record import Written
 
 
 class Writer:

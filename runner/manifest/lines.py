@@ -27,6 +27,7 @@ from runner.manifest.nodes import wrap
 from runner.manifest.places import configured_model, find_init
 from runner.manifest.rules import ALIASES, DEFAULTS, ITEM_KEYS, check, entries, words
 from runner.model.tokens import surely_fits
+from runner.record import fingerprints_of, part
 from runner.settings import PREDICTIONS
 
 LONGEST_LINE = 2**20  # bytes
@@ -70,23 +71,16 @@ def read_item(
 
 def read_model(record: Mapping[str, Any], location: Location) -> Model:
     """The model that a record asks for, by what is recorded of it; an item alone may name a file of `conf/model/`."""
-    made, run, item = (part(record, key) for key in ("model", "run", "item"))
-    if fingerprints := part(made, "fingerprints"):
-        prediction = run.get("prediction")
+    model, prediction = part(record, "model"), part(record, "run").get("prediction")
+    if fingerprints := fingerprints_of(model):
         return Model(
-            name=str(made.get("name")),
-            path=str(made.get("path", "")),
+            name=str(model.get("name")),
+            path=str(model.get("path", "")),
             prediction=str(prediction) if prediction in PREDICTIONS else PREDICTIONS[0],
-            fingerprints=tuple((str(fragment), str(sha256)) for fragment, sha256 in fingerprints.items()),
+            fingerprints=fingerprints,
         )
-    name = (item or record).get("model")
+    name = (part(record, "item") or record).get("model")
     return Model() if name is None else configured_model(wrap(name, location))
-
-
-def part(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """A mapping within a record, which may have been altered; an empty one where there is none."""
-    value = record.get(key)
-    return value if isinstance(value, dict) else {}
 
 
 def _entries(record: object, location: Location) -> dict[str, Any]:

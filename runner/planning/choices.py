@@ -18,8 +18,9 @@ from pathlib import Path
 from runner.errors import SettingError
 from runner.machine import describe, speeds
 from runner.model.files import ModelFiles
-from runner.planning.costs import INDUCTOR, NONE, OPENVINO, PROCESS_BYTES, model_costs
+from runner.planning.costs import PROCESS_BYTES, model_costs
 from runner.planning.layouts import Execution
+from runner.record import INDUCTOR, NONE, OPENVINO
 from runner.settings import Settings
 
 # Parameters; below, a CPU's bfloat16 loses more by converting than it gains by multiplying, and threads that share a

@@ -18,9 +18,9 @@ from typing import Any
 from runner.files import atomic_write
 from runner.machine.cache import cache_folder
 from runner.model.files import COMPONENTS, ModelFiles
+from runner.record import NONE, OPENVINO
 
 STAYS, VISITS, WALKS = "stays", "visits", "walks"  # what a component does on the device, see `fragments`
-NONE, INDUCTOR, OPENVINO = "none", "inductor", "openvino"  # what compiles the UNet, see `compiled`
 UNITS = 24  # a unit of a walk has at most about this share of the weights, unless it can't be divided
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from runner.errors import SettingError
-from runner.planning.costs import NONE, STAYS, VISITS, WALKS, Costs
+from runner.planning.costs import STAYS, VISITS, WALKS, Costs
+from runner.record import NONE
 from runner.text import show_size
 
 CALL_PIXELS = {"cpu": 8192, "mps": 32768, "cuda": 65536}  # latent pixels in one UNet call

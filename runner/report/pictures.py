@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from runner.folder.ledger import iterate_records
+from runner.record import FAILED, part
 
 SMALL = 128  # pixels; up to it a picture is enlarged in whole multiples, each of its pixels a square
 LARGE_SHOWN = 224  # pixels of the longer side of any other
@@ -46,7 +47,7 @@ class Picture:
 
     @property
     def axes(self) -> dict[str, Any]:
-        return _mapping(self.item.get("axes"))
+        return part(self.item, "axes")
 
     def settings(self) -> dict[str, str]:
         """What a reader wants to know of it beside prompt and seed."""
@@ -81,18 +82,14 @@ def as_text(value: object) -> str:
 
 
 def _picture(folder: Path, record: dict[str, Any]) -> Picture:
-    item, model, error = (_mapping(record.get(key)) for key in ("item", "model", "error"))
-    path, failed = str(record.get("image") or ""), record["status"] == "failed"
+    item, model, error = (part(record, key) for key in ("item", "model", "error"))
+    path, failed = str(record.get("image") or ""), record["status"] == FAILED
     file = None if failed else file_within(folder, path)
     problem = "" if file else "missing: " + (path or "no file was recorded")
     if failed:
         problem = f"failed: {error.get('class', 'error')}: {error.get('message', 'unknown')}"
     model_name = str(model.get("name", "?"))
     return Picture(item=item, model=model_name, path=path, file=file, problem=problem, failed=failed)
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def file_within(folder: Path, path: str) -> Path | None:

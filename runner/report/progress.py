@@ -185,7 +185,7 @@ def _log(event: RunEvent) -> None:
         case WaveStarted():
             log.info("wave of %d: items %s", len(event.items), [item.number for item in event.items])
         case ItemFailed():
-            log.error("item %d failed: %s", event.item.number, event.error, exc_info=event.error)
+            log.error("item %d failed: %s\n%s", event.item.number, event.error, event.error.trace.rstrip())
         case RunFinished():
             log.info("finished: %d done, %d failed, %.1f s", event.done, len(event.failed), event.seconds)
             if event.hopeless:

@@ -23,9 +23,10 @@ from runner.folder.ledger import RECORDS
 from runner.images import infotext, metadata
 from runner.item import Item, Model
 from runner.manifest import write
-from runner.manifest.lines import part, read_item
+from runner.manifest.lines import read_item
 from runner.manifest.nodes import wrap
 from runner.manifest.rules import MOST_ITEMS, check
+from runner.record import fingerprints_of
 from runner.settings import group_names
 from runner.text import name_some, shorten
 
@@ -119,7 +120,7 @@ def _read_own(path: Path, given: Mapping[str, Any], model: Mapping[str, Any], pl
 
 
 def _model(model: Mapping[str, Any]) -> Model:
-    fingerprints = tuple((name, str(sha256)) for name, sha256 in part(model, "fingerprints").items())
+    fingerprints = fingerprints_of(model)
     return Model(name=_one_line(str(model.get("name"))), fingerprints=fingerprints)
 
 

@@ -31,8 +31,7 @@ from typing import Any, Self
 import yaml
 from PIL import Image
 
-from runner.engine import start
-from runner.engine.executor import Executor
+from runner.engine.base import Engine
 from runner.errors import RunnerError
 from runner.events import (
     ItemDone,
@@ -52,6 +51,7 @@ from runner.report import gallery, progress
 from runner.request import LARGEST_DRAWN_SEED, Request, read_request
 from runner.settings import Settings, compose
 from runner.verbs.run import run as running
+from runner.verbs.run.turns import Start, start
 
 OUTPUTS = Path("outputs/web")
 MANIFEST, PICTURE = "manifest.yaml", "init.png"
@@ -122,7 +122,7 @@ class Job:
             case StepDone():
                 self.share = min(1.0, (self._before + self._wave * event.step / event.steps) / self.wanted)
             case ItemDone():
-                self.pictures.append((self.folder / event.record["image"], event.item.seed))
+                self.pictures.append((self.folder / event.record.image, event.item.seed))
             case ItemFailed():
                 self.failed.append(f"seed {event.item.seed}: {event.error}")
             case RunFinished(hopeless=why) if why:
@@ -137,11 +137,11 @@ class Job:
 class Studio:
     """A model that is held, the folder that its run folders are put into, and the jobs that wait for it."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, start: Start = start) -> None:
+        self.settings, self._start = settings, start
         self.model = files.find_model(settings.model.path)
         self.folder = Path(settings.out or OUTPUTS).resolve()
-        self._executor: Executor | None = None
+        self._engine: Engine | None = None
         self._made_for: dict[str, str] = {}
         self._jobs: list[Job] = []
         self._numbering = threading.Lock()
@@ -230,7 +230,7 @@ class Studio:
             job.end(BROKEN, str(error))
         except Exception as error:
             log.exception("a run of the page broke")
-            self._executor = None
+            self._engine = None
             job.end(BROKEN, f"a fault of the runner itself: {type(error).__name__}: {error}")
         finally:
             self._jobs.remove(job)
@@ -238,7 +238,7 @@ class Studio:
     def _render(self, job: Job) -> None:
         job.state = LOADING
         with (
-            closing(running.run(job.request, self._executor_for(job.request))) as events,
+            closing(running.run(job.request, self._engine_for(job.request))) as events,
             closing(progress.logged(events, job.folder)) as logged,
         ):
             for event in logged:
@@ -248,16 +248,18 @@ class Studio:
         if job.stop.is_set() and job.pictures:
             gallery.build(job.folder)
 
-    def _executor_for(self, request: Request) -> Executor:
-        """The model that is held, if it was loaded for the same settings; else a new one takes its place."""
-        wanted = how(request.settings)
-        if self._executor is None or wanted != self._made_for:
-            self._executor = None  # two models may not fit
-            self._executor, self._made_for = start.start_executor(request, *request.models), wanted
-        return self._executor
+    def _engine_for(self, request: Request) -> Engine:
+        """The engine that is held, if it was started for the same settings; else a new one takes its place."""
+        wanted = asked_for(request.settings)
+        if self._engine is None or wanted != self._made_for:
+            if self._engine:  # two models may not fit
+                self._engine.close()
+                self._engine = None
+            self._engine, self._made_for = self._start(request, *request.models), wanted
+        return self._engine
 
 
-def how(settings: Settings) -> dict[str, str]:
+def asked_for(settings: Settings) -> dict[str, str]:
     """The settings that may change a picture's rounding, as overrides."""
     return {
         "model.path": settings.model.path,
@@ -277,7 +279,7 @@ def to_manifest(form: Mapping[str, Any], settings: Settings, *, name: str, pictu
     job["prompt"], job["seed"] = " ".join(str(form["prompt"]).split()), _seed(str(form["seed"]))
     if picture:
         job |= {"init": PICTURE, "strength": form["strength"]}
-    changed = [shlex.quote(f"{key}={value}") for key, value in how(settings).items() if value != _usual()[key]]
+    changed = [shlex.quote(f"{key}={value}") for key, value in asked_for(settings).items() if value != _usual()[key]]
     document = yaml.safe_dump(
         {"version": 1, "name": name, "jobs": [job]}, sort_keys=False, allow_unicode=True, width=2**30
     )
@@ -286,7 +288,7 @@ def to_manifest(form: Mapping[str, Any], settings: Settings, *, name: str, pictu
 
 @cache
 def _usual() -> dict[str, str]:
-    return how(compose([]))
+    return asked_for(compose([]))
 
 
 def flatten(picture: Image.Image) -> Image.Image:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from runner import cli, settings
 from runner.bench import bench
 from runner.bench.worker import Job, Stock
+from runner.cli.verbs import VERBS, Call
 from runner.errors import ModelError, SettingError
 
 STATED = {
@@ -116,7 +117,7 @@ def test_rounds_alternate_and_a_ratio_is_the_median_of_the_rounds_own(fake):
 
 def test_a_contender_that_fails_is_reported_and_gets_no_other_turn(fake, capsys):
     processes, chosen = fake(runner_full=[None, None], stock_full=[1.0, 1.0])
-    assert cli.VERBS["bench"](None, chosen) == 3
+    assert VERBS["bench"].run(Call(targets=(), settings=chosen, overrides=())) == 3
     assert processes.turns == ["runner_full", "stock_full", "stock_full"]
     assert "failed: runner_full: no memory left" in capsys.readouterr().out
 

@@ -58,7 +58,7 @@ def test_an_item_that_the_runner_cannot_make_is_an_error(job, monkeypatch):
         raise ValueError("no noise today")
 
     monkeypatch.setattr(denoise, "draw_noise", draw)
-    with pytest.raises(ValueError, match="no noise today"):
+    with pytest.raises(RuntimeError, match="ValueError: no noise today"):
         list(worker.TASKS["measure"](job()))
 
 

@@ -97,7 +97,7 @@ def test_pictures_are_the_same_bytes_side_by_side(model, whole, monkeypatch, tur
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     executor = make_executor(model, lanes=5, turbo=turbo)
     assert executor.components["unet"].place.count == 2  # no more than torch has threads
-    assert executor.describe()["threads"] == 1
+    assert executor.describe().threads == 1
     assert render(executor, many_items()) == whole
     assert render(executor, many_items()[:1]).items() < whole.items()
 
@@ -230,7 +230,7 @@ def test_running_out_of_memory_is_answered_with_less_of_it(model, monkeypatch, e
     assert any("out of memory" in event.message for event in events if isinstance(event, MemoryShort))
     rendered = [event for event in events if isinstance(event, Rendered)]
     assert {e.item.number: hashlib.sha256(e.pixels.tobytes()).hexdigest() for e in rendered} == wanted
-    assert all(event.how == {"unet_bs": 4, "turbo": False} for event in rendered)
+    assert all((event.making.unet_bs, event.making.turbo) == (4, False) for event in rendered)
     again = list(executor.run(make_wave(executor, items)))
     assert not any(isinstance(event, MemoryShort) for event in again)  # it has learned
 
@@ -308,7 +308,7 @@ def test_a_single_file_gives_the_folders_pictures(tmp_path, version, prediction)
     single = files.find_model(str(tmp_path / "x.ckpt"), prediction)
     for turbo in (True, False):
         executor = make_executor(single, turbo=turbo)
-        assert executor.describe()["prediction"] == told
+        assert executor.describe().prediction == told
         assert render(executor, items) == wanted
 
 

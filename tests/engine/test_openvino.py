@@ -19,9 +19,10 @@ from runner.events import ItemFailed, Rendered
 from runner.folder.ledger import iterate_records
 from runner.model import files
 from runner.planning import choices
-from runner.planning.costs import INDUCTOR, NONE, OPENVINO, model_costs
+from runner.planning.costs import model_costs
 from runner.planning.layouts import Execution
 from runner.planning.waves import Wave
+from runner.record import INDUCTOR, NONE, OPENVINO
 from runner.request import read_request
 from runner.verbs.run import run as running
 

@@ -31,7 +31,7 @@ def test_nobody_asked():
     clock, stop = Clock(), Stop()
     with stop.harmless():
         pass
-    assert len(list(stop.wave(steps(clock, 3, 100)))) == 4
+    assert len(list(stop.through(steps(clock, 3, 100)))) == 4
     assert list(stop.through(iter("abc"))) == ["a", "b", "c"]
 
 
@@ -68,7 +68,7 @@ def test_a_wave_is_finished_if_that_is_short(seconds, made):
 
     def run():
         for _ in stop.through(iter(range(2))):
-            for event in stop.wave(steps(clock, 10, seconds)):
+            for event in stop.through(steps(clock, 10, seconds)):
                 seen.append(event)
                 if event == StepDone(step=6, steps=10):
                     stop.ask(signal.SIGINT)
@@ -82,7 +82,7 @@ def test_a_wave_that_has_hardly_begun_is_left():
     clock = Clock()
     stop = Stop(clock)
     with pytest.raises(Stopped):
-        for event in stop.wave(steps(clock, 10, 0.01)):
+        for event in stop.through(steps(clock, 10, 0.01)):
             assert isinstance(event, WaveStarted)
             stop.ask(signal.SIGINT)
 
@@ -98,7 +98,7 @@ def test_a_signal_in_the_middle_of_a_long_step_leaves_it():
         pytest.fail("the step was finished")
 
     with stop.listening(), pytest.raises(Stopped):
-        list(stop.wave(wave()))
+        list(stop.through(wave()))
 
 
 def test_signals_are_heard_only_while_it_listens():

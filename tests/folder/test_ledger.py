@@ -98,7 +98,8 @@ def test_the_ways_of_all_pictures_are_known(tmp_path: Path) -> None:
         ledger.append(done("e") | made | {"run": run | {"unet_bs": 8}})
         ledger.append(done("f") | made | {"model": {"fingerprints": {"vae": "g"}}})
         assert len(ledger.ways) == 3
-    assert (way.model, way.size, way.unet_bs, way.device, way.threads) == (("f",), (64, 128), 4, "cuda", None)
+    assert (way.model, way.size, way.making.unet_bs) == (("f",), (64, 128), 4)
+    assert (way.making.device, way.making.threads) == ("cuda", None)
 
 
 @pytest.mark.parametrize("moved", [False, True])

@@ -3,6 +3,7 @@
 import pytest
 
 from runner.folder.ways import changed_versions, differences, way_of
+from runner.record import Making
 
 RUN = {
     "device": "cpu",
@@ -26,7 +27,7 @@ def record(size=64, torch="2.7", **run):
 
 
 def compare(recorded, **now):
-    return differences({way_of(each) for each in recorded}, lambda width, _: way_of(record(width, **now)))
+    return differences({way_of(each) for each in recorded}, lambda width, _: Making.from_dict(record(width, **now)))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_cards_of_one_kind_are_one_device_and_threads_are_the_processors():
 
 def test_unet_bs_is_compared_for_pictures_of_one_size():
     ways = {way_of(record(64, unet_bs=32)), way_of(record(512, unet_bs=2))}
-    assert differences(ways, lambda width, _: way_of(record(width, unet_bs={64: 32, 512: 2}[width]))) == []
+    assert differences(ways, lambda width, _: Making.from_dict(record(width, unet_bs={64: 32, 512: 2}[width]))) == []
     assert compare([record(64, unet_bs=32), record(512, unet_bs=2)], unet_bs=2) == ["unet_bs was 32 and is now 2"]
 
 
@@ -81,6 +82,6 @@ def test_number_types_rows_and_compiling_do_not_count_for_pictures_that_were_ren
 
 def test_versions_that_no_picture_was_made_with():
     ways = [way_of(record(torch="2.7")), way_of(record(torch="2.8"))]
-    assert changed_versions(ways, {"torch": "2.8", "other": "1"}) == []
-    assert changed_versions(ways, {"torch": "2.9"}) == ["torch was 2.7 or 2.8 and is now 2.9"]
-    assert changed_versions([], {"torch": "2.9"}) == []
+    assert changed_versions(ways, (("torch", "2.8"), ("other", "1"))) == []
+    assert changed_versions(ways, (("torch", "2.9"),)) == ["torch was 2.7 or 2.8 and is now 2.9"]
+    assert changed_versions([], (("torch", "2.9"),)) == []

@@ -9,7 +9,7 @@ from builders import make_item
 from rich.console import Console
 
 from runner.errors import FolderUnwritable
-from runner.events import ItemDone, ItemFailed, ModelLoaded, RunFinished, RunStarted
+from runner.events import Failure, ItemDone, ItemFailed, ModelLoaded, RunFinished, RunStarted
 from runner.item import Model
 from runner.report import progress
 
@@ -54,7 +54,7 @@ def test_a_log_on_a_full_disk_costs_nothing(tmp_path, capsys):
     events = [
         RunStarted(wanted=2, missing=2),
         ItemDone(item=ITEMS[0], record={}),
-        ItemFailed(item=ITEMS[1], error=ValueError("bad")),
+        ItemFailed(item=ITEMS[1], error=Failure.of(ValueError("bad"))),
         finished(done=1, failed=ITEMS[1:2]),
     ]
     assert list(progress.logged(events, tmp_path)) == events

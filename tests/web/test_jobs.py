@@ -6,12 +6,12 @@ import hypothesis
 import numpy as np
 import pytest
 import tiny
+from fake_engine import FakeEngine
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from runner import cli, settings
-from runner.engine import start
 from runner.errors import ManifestError, SettingError
 from runner.folder.ledger import iterate_records
 from runner.manifest import read as manifest_read
@@ -29,9 +29,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def open_studio(tmp_path, model):
-    return lambda *overrides: Studio(
-        settings.compose([f"model.path={model}", f"out={tmp_path / 'web'}", "unet_bs=4", *overrides])
-    )
+    given = [f"model.path={model}", f"out={tmp_path / 'web'}", "unet_bs=4"]
+    return lambda *overrides, **more: Studio(settings.compose([*given, *overrides]), **more)
 
 
 def hashes(folder):
@@ -80,13 +79,14 @@ def test_the_manifest_renders_the_same_bytes_from_the_command_line(open_studio, 
     assert hashes(tmp_path / "again") == hashes(job.folder)
 
 
-def test_one_model_serves_all_presses_until_a_setting_changes(open_studio, monkeypatch):
+def test_one_model_serves_all_presses_until_a_setting_changes(open_studio):
     loaded = []
-    original = start.start_executor
-    monkeypatch.setattr(
-        start, "start_executor", lambda request, model: loaded.append(request) or original(request, model)
-    )
-    with open_studio() as here:
+
+    def start(request, model):
+        loaded.append(request)
+        return FakeEngine()
+
+    with open_studio(start=start) as here:
         jobs = [here.press(here.usual_form() | QUICK | {"seed": str(seed)}) for seed in (1, 3)]
         jobs.append(here.press(here.usual_form() | QUICK | {"turbo": "false"}))
         for job in jobs:
@@ -165,15 +165,17 @@ def test_a_missing_device_breaks_the_job_with_the_message(open_studio):
     assert "this machine has no such device" in job.message
 
 
-def test_a_fault_breaks_the_job_and_the_next_one_works(open_studio, monkeypatch):
-    def broken(request, model):
-        raise RuntimeError("unexpected")
+def test_a_fault_breaks_the_job_and_the_next_one_works(open_studio):
+    faults = [RuntimeError("unexpected")]
 
-    with open_studio() as here:
-        monkeypatch.setattr(start, "start_executor", broken)
+    def start(request, model):
+        if faults:
+            raise faults.pop()
+        return FakeEngine()
+
+    with open_studio(start=start) as here:
         job = here.press(here.usual_form() | QUICK)
         job.wait()
-        monkeypatch.undo()
         after = here.press(here.usual_form() | QUICK)
         after.wait()
     assert job.state == web_jobs.BROKEN

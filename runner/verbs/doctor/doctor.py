@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from runner.device import memory
-from runner.engine.start import environment
 from runner.errors import SettingError
 from runner.machine import describe, speeds
 from runner.machine import memory as machine_memory
@@ -26,6 +25,7 @@ from runner.model.files import ModelFiles, find_model
 from runner.planning import choices
 from runner.planning.choices import LARGE_UNET
 from runner.planning.layouts import Execution
+from runner.record import environment
 from runner.request import OUTPUTS
 from runner.settings import Settings
 from runner.verbs.doctor.probes import Probe, probe_large_layers, probe_model
@@ -110,7 +110,7 @@ def describe_machine(settings: Settings) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_free_bytes": machine_memory.free_main_memory(),
         "devices": [_describe_device(device) for device in memory.available_devices()],
-        "versions": environment(),
+        "versions": dict(environment()),
         "disks": {name: describe.free_disk(folder) for name, folder in folders.items()},
     }
 

@@ -26,8 +26,8 @@ import orjson
 from runner.folder.ledger import RECORDS
 from runner.item import Item, model_calls, steps_made
 from runner.machine.describe import device_name
-from runner.planning.costs import NONE
 from runner.planning.layouts import Execution
+from runner.record import Making
 
 FOLDERS_READ, LINES_READ, TAIL_BYTES = 20, 200, 1 << 20  # the newest run folders; in each the newest records
 ENOUGH = 200  # pictures to judge by: older ones may have been made by an older version, or on a busy machine
@@ -195,19 +195,22 @@ def _tail(file: Path) -> Iterator[dict[str, Any]]:
 
 def _is_alike(record: Any, fingerprints: Mapping[str, str], execution: Execution) -> bool:
     """Whether a record is whole, and of a picture that was made as the wanted ones will be."""
-    name = device_name(execution.device)
     try:
-        run, made = record["run"], _made([record])
+        made, making = _made([record]), Making.from_dict(record)
         _work(made.kinds, made.unet_bs)
-        return bool(
-            record["model"]["fingerprints"] == fingerprints
-            and run["device"].partition(":")[0] == execution.device.partition(":")[0]
-            and name in (None, run["device_name"])
-            and run["dtypes"]["unet_encode"] == execution.dtype
-            and run.get("compile", NONE) == execution.compiler
-        )
+        return record["model"]["fingerprints"] == fingerprints and _is_made_so(making, execution)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
         return False
+
+
+def _is_made_so(making: Making, execution: Execution) -> bool:
+    name, kind = device_name(execution.device), execution.device.partition(":")[0]
+    return (
+        making.rounding().device == kind
+        and name in (None, making.device_name)
+        and dict(making.dtypes).get("unet_encode") == execution.dtype
+        and making.compile == execution.compiler
+    )
 
 
 def _made_together(record: Mapping[str, Any]) -> tuple[object, ...]:

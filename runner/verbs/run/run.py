@@ -1,49 +1,43 @@
-"""Renders what is missing of a request: items in, pictures and records out, told as a stream of events.
+"""Renders what is missing of a request: items in, pictures and records out, reported as a stream of events.
 
-The ledger says what is missing. Only if something is, the modules that make pictures are imported: torch alone takes
-seconds.
+The ledger says what is missing. Torch, which takes seconds, is imported only if something is.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Generator
-from typing import TYPE_CHECKING
 
+from runner.engine.base import Engine
 from runner.engine.stops import Stop
 from runner.events import Outcome, RunEvent, RunFinished, RunStarted
 from runner.files import sweep, writing_to
 from runner.folder.ledger import UNFINISHED, Ledger
 from runner.report import gallery
 from runner.request import Request
+from runner.verbs.run import turns
 from runner.verbs.run.backlog import Backlog
-
-if TYPE_CHECKING:
-    from runner.engine.executor import Executor
-    from runner.verbs.run.turns import Loader
+from runner.verbs.run.session import Session, render_only
+from runner.verbs.run.turns import Loader, Start
 
 
 def run(
-    request: Request, executor: Executor | None = None, stop: Stop | None = None
+    request: Request, engine: Engine | None = None, stop: Stop | None = None, start: Start = turns.start
 ) -> Generator[RunEvent, None, None]:
     """Renders the items that have no picture yet; closing the iterator stops it and keeps what is finished.
 
-    An `executor` that `start_executor` made for the request's first model and the same settings is used again.
+    An `engine` for the request's first model and the same settings is used as it is; `start` makes the others.
 
     Raises:
         RunnerError: nothing can be rendered at all, or nothing more; what was finished is safe.
         Stopped: `stop` was asked to; what was finished is safe.
     """
     begun, stop = time.monotonic(), stop or Stop()
-    loader: Loader | None = None
+    loader = Loader(request, stop, engine, start)
     if request.settings.skip_save:
-        loader = _loader(request, stop, executor)
-        from runner.verbs.run.session import render_only
-
         yield from render_only(request, loader, stop)
         return
     if not request.folder.exists():  # nothing is written where nothing can be rendered
-        loader = _loader(request, stop, executor)
         loader.load(next(request.wanted()).model)
     with Ledger(request.folder, deep=request.settings.deep) as ledger:
         with stop.harmless(), writing_to(request.folder):
@@ -53,9 +47,6 @@ def run(
         outcome = Outcome()
         yield RunStarted(wanted=request.count(), missing=backlog.missing)
         if backlog.missing:
-            loader = loader or _loader(request, stop, executor)
-            from runner.verbs.run.session import Session
-
             yield from Session(request, loader, ledger, backlog, stop, outcome).run()
         _report(request, stop)
         yield RunFinished(
@@ -67,14 +58,6 @@ def run(
             peak_bytes=outcome.peak_bytes,
             seconds=time.monotonic() - begun,
         )
-
-
-def _loader(request: Request, stop: Stop, executor: Executor | None) -> Loader:
-    """What loads the models; it brings torch with it, which takes seconds."""
-    with stop.harmless():
-        from runner.verbs.run.turns import Loader
-
-    return Loader(request, stop, executor)
 
 
 def _report(request: Request, stop: Stop) -> None:

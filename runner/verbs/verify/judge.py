@@ -3,7 +3,7 @@
 Two of the three that agree show which one has changed. It renders nothing itself, and it writes nothing.
 
     item = read_back(folder, line, record)                     # or what is wrong with the record
-    finding = judge(folder, record, item, pixels, now)         # `now`: `run`, `env` and `model`, as a record has them
+    finding = judge(folder, record, item, pixels, making, fingerprints)   # as they are now
 """
 
 from __future__ import annotations
@@ -18,22 +18,17 @@ from typing import Any
 import numpy as np
 
 from runner.errors import Location, ManifestError
+from runner.events import Failure
 from runner.folder.ledger import RECORDS
 from runner.images import codec, metadata
 from runner.images.codec import Pixels
-from runner.item import Item, item_id
-from runner.manifest.lines import part, read_item, read_model
+from runner.item import DIGITS_SHOWN, Item, item_id
+from runner.manifest.lines import read_item, read_model
+from runner.record import Making, Pairs, fingerprints_of, part
 from runner.report.pictures import file_within
 
 SAME, DIFFERS, DAMAGED, MISSING, ALTERED, FAILED = "same", "differs", "damaged", "missing", "altered", "failed"
 STATES = (SAME, DIFFERS, DAMAGED, MISSING, ALTERED, FAILED)
-ASKED = (
-    "precision",
-    "memory",
-    "engine",
-    "turbo",
-    "lowered_from",
-)  # of a record's `run`, none of which changes a byte by itself
 WEIGHTS = "weights of "
 WHITE = 255
 
@@ -84,13 +79,16 @@ def read_back(folder: Path, line: int, record: Mapping[str, Any]) -> Item | Find
 
 
 def judge(
-    folder: Path, record: Mapping[str, Any], item: Item, made: Pixels | Exception, now: Mapping[str, Any]
+    folder: Path, record: Mapping[str, Any], item: Item, made: Pixels | Failure, now: Making, weights: Pairs
 ) -> Finding:
-    """What a rendering of the item (uint8 [H, W, 3], or why there is none) says of record and file."""
+    """What a rendering of the item (uint8 [H, W, 3], or why there is none) shows about record and file.
+
+    `now` is how it was made, `weights` are the fingerprints that it was made with.
+    """
     file = _read(folder, record["image"])
     state = _file_state(file, record.get("sha256"))
     finding = Finding(line=item.number, image=record["image"], state=state or FAILED)
-    if isinstance(made, Exception):
+    if isinstance(made, Failure):
         return replace(finding, message=f"it can't be rendered again: {made}")
     item = item._replace(number=record["item"].get("number"), init=record["item"].get("init"))
     new = codec.encode(made, item)
@@ -98,7 +96,7 @@ def judge(
     as_recorded = (codec.pixels_hash(made), _sha256(new), len(new)) == recorded
     if (file == new and not as_recorded) or (not state and _says_otherwise(folder / record["image"], record["item"])):
         return replace(finding, state=ALTERED, message="the file is as it was made, and the record says otherwise")
-    changed = _changed(record, now)
+    changed = _changed(record, now, weights)
     reproduced = as_recorded and not any(name.startswith(WEIGHTS) for name in changed)
     if reproduced and not state:
         return replace(finding, state=SAME, reproduced=True)
@@ -134,19 +132,15 @@ def measure(one: Pixels, other: Pixels) -> Distance:
     )
 
 
-def _changed(record: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    then, today = _factors(record), _factors(now)
+def _changed(record: Mapping[str, Any], now: Making, weights: Pairs) -> dict[str, tuple[Any, Any]]:
+    """The recorded factors that are different now, the weights first."""
+    then, today = (
+        {WEIGHTS + fragment: sha256[:DIGITS_SHOWN] for fragment, sha256 in hashes}
+        for hashes in (fingerprints_of(part(record, "model")), weights)
+    )
     names = [*then, *(today.keys() - then.keys())]
-    return {name: (then.get(name), today.get(name)) for name in names if then.get(name) != today.get(name)}
-
-
-def _factors(record: Mapping[str, Any]) -> dict[str, Any]:
-    """All that a record names that has a say in a picture's bytes, beside the item."""
-    run = {key: value for key, value in part(record, "run").items() if key not in ASKED}
-    dtypes = {f"dtype of {fragment}": dtype for fragment, dtype in part(run, "dtypes").items()}
-    hashes = part(part(record, "model"), "fingerprints")
-    weights = {WEIGHTS + fragment: str(sha256)[:12] for fragment, sha256 in hashes.items()}
-    return weights | part(record, "env") | {key: run[key] for key in run if key != "dtypes"} | dtypes
+    changed = {name: (then.get(name), today.get(name)) for name in names if then.get(name) != today.get(name)}
+    return changed | Making.from_dict(record).differences(now)
 
 
 def _distance(file: bytes | None, new: bytes, item: Item) -> Distance | None:

@@ -1,7 +1,7 @@
-"""The verb `verify`: renders recorded items of a run folder again, in the manner that their records name, and reports.
+"""The verb `verify`: renders recorded items of a run folder again, in the way that their records name, and reports.
 
-Nothing is written into the folder and no lock is taken; of a run that is going on, what is recorded so far is
-verified. What a rendering says of its record and its file is found in `judge`.
+It writes nothing into the folder and takes no lock; of a run that is going on, it verifies what is recorded so far.
+`judge` compares a rendering with its record and its file.
 
     verification = Verification(Path("outputs/alps"), settings.compose([]), given=())
     for event in verification.run():
@@ -11,57 +11,49 @@ verified. What a rendering says of its record and its file is found in `judge`.
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from runner.device.memory import available_devices, release_memory
-from runner.engine.start import environment, start_executor
+from runner.device.memory import available_devices
+from runner.engine.base import Engine
+from runner.engine.start import start_engine
 from runner.errors import EXIT_DIFFERENCE, EXIT_ITEMS_FAILED, ModelError, NoRunFolder
 from runner.events import ItemDone, ItemFailed, Rendered, RunEvent, RunFinished, RunStarted
 from runner.folder.ledger import RECORDS, numbered_records
 from runner.item import Item, Model
-from runner.manifest.lines import part
 from runner.model import files as model_files
 from runner.model import find
 from runner.model.files import ModelFiles
-from runner.planning import waves
-from runner.planning.costs import INDUCTOR, OPENVINO
-from runner.request import Request
+from runner.record import INDUCTOR, OPENVINO, Making, Pairs, Record, fingerprints_of, part
 from runner.settings import UNET_BS_LIMIT, Settings
 from runner.verbs.verify.judge import FAILED, SAME, STATES, Finding, judge, read_back
 
 SHOWN = 20
 Found = tuple[Model, ModelFiles]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manner:
-    """How a picture was made, as far as settings can ask for it and it changes bytes; `unet_bs` is None for `auto`."""
-
-    device: str
-    model: Model
-    precision: str
-    unet_bs: int | None
-    compile: bool | str
+Asked = tuple[tuple[str, Any], ...]  # settings
+Start = Callable[[Settings, ModelFiles], Engine]
 
 
 class Verification:
-    """One look at a run folder. `given` are the keys of those settings that hold instead of what is recorded."""
+    """One look at a run folder.
 
-    def __init__(self, folder: Path, settings: Settings, given: Container[str]) -> None:
-        self.folder, self.settings, self.given = folder, settings, given
+    `given` are the keys of the settings that hold instead of what is recorded; `start` makes an engine.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, given: Container[str], start: Start = start_engine) -> None:
+        self.folder, self.settings, self.given, self._start = folder, settings, given, start
         self.done = self.failed = 0  # records
         self.unreadable: list[int] = []  # lines
-        self.recorded: set[bytes] = set()  # fingerprints
+        self.recorded: set[Pairs] = set()  # fingerprints
         self.findings: list[Finding] = []
 
     def run(self) -> Iterator[RunEvent]:
@@ -73,17 +65,17 @@ class Verification:
         """
         begun = time.monotonic()
         chosen = self._choose()
-        groups: dict[Manner, list[Item]] = defaultdict(list)
+        groups: dict[tuple[Model, Asked], list[Item]] = defaultdict(list)
         for line, record in chosen.items():
             item = read_back(self.folder, line, record)
             if isinstance(item, Finding):
                 self.findings.append(item)
             else:
-                groups[_manner(part(record, "run"), item.model)].append(item)
+                groups[item.model, self._asked(record)].append(item)
         yield RunStarted(wanted=len(chosen), missing=sum(map(len, groups.values())))
         given = self._given_model()
-        for manner, items in groups.items():
-            yield from self._render(manner, given or self._find_model(manner.model), items, chosen)
+        for (model, asked), items in groups.items():
+            yield from self._render(asked, given or self._find_model(model), items, chosen)
         self.findings.sort(key=lambda finding: finding.line)
         yield RunFinished(done=len(self.findings), failed=(), seconds=time.monotonic() - begun)
 
@@ -111,7 +103,7 @@ class Verification:
                 self.unreadable.append(line)
             else:
                 newest[record["id"]] = line if record["status"] == "done" else None
-                self.recorded.add(_hashes(part(part(record, "model"), "fingerprints")))
+                self.recorded.add(fingerprints_of(part(record, "model")))
         done = [line for line in newest.values() if line]
         self.done, self.failed = len(done), len(newest) - len(done)
         if not done and not self.unreadable:
@@ -123,32 +115,28 @@ class Verification:
         return {line: record for line, record in numbered_records(self.folder) if record and line in lines}
 
     def _render(
-        self, manner: Manner, found: Found, items: list[Item], records: Mapping[int, Mapping[str, Any]]
+        self, asked: Asked, found: Found, items: list[Item], records: Mapping[int, Mapping[str, Any]]
     ) -> Iterator[RunEvent]:
+        """Renders items that were made with one model in one way."""
         model, files = found
-        executor = start_executor(self._request(manner, model, files), model)
-        now = {"model": model.to_dict(), "env": environment(executor.execution.compiler)}
-        for wave in waves.group(items, executor.execution):
-            for event in executor.run(wave):
-                if isinstance(event, Rendered | ItemFailed):
-                    how = event.how if isinstance(event, Rendered) else {}
-                    now["run"] = {**executor.describe(), **how}
-                    record = records[event.item.number]
-                    made = event.pixels if isinstance(event, Rendered) else event.error
-                    self.findings.append(judge(self.folder, record, event.item, made, now))
-                    yield ItemDone(item=event.item, record=record)
-                else:
-                    yield event
-        device = executor.execution.device
-        del executor
-        release_memory(device)
+        engine = self._start(dataclasses.replace(self.settings, **dict(asked)), files)
+        for event in engine.run(engine.group(items)):
+            if isinstance(event, Rendered | ItemFailed):
+                record = records[event.item.number]
+                made = event.pixels if isinstance(event, Rendered) else event.error
+                making = event.making or engine.describe()
+                self.findings.append(judge(self.folder, record, event.item, made, making, model.fingerprints))
+                yield ItemDone(item=event.item, record=Record.from_dict(record))
+            else:
+                yield event
+        engine.close()
 
     def _given_model(self) -> Found | None:
         """A model that is asked for and is none of the recorded ones: it is used in the place of all of them."""
         if "model" not in self.given and "model.path" not in self.given:
             return None
         found = find.use_model(Model(), self.settings.model, remembered=False)
-        return None if _hashes(dict(found[0].fingerprints)) in self.recorded else found
+        return None if found[0].fingerprints in self.recorded else found
 
     def _find_model(self, recorded: Model) -> Found:
         """The recorded weights; where they are nowhere, what lies at their place now."""
@@ -161,43 +149,22 @@ class Verification:
                 raise
             return find.identify(recorded, remembered=False)
 
-    def _request(self, manner: Manner, model: Model, files: ModelFiles) -> Request:
-        """A run in this manner, save for what is given."""
-        settings = copy.copy(self.settings)
-        for key in {"device", "precision", "unet_bs", "compile"}:
-            if key not in self.given:
-                setattr(settings, key, getattr(manner, key))
-        return Request(
-            target=self.folder / RECORDS,
-            folder=self.folder,
-            items=(),
-            jobs=(),
-            drawn_seeds={},
-            models={model: files},
-            settings=settings,
-        )
+    def _asked(self, record: Mapping[str, Any]) -> Asked:
+        """The settings for which a picture is made as its record says, without those that are given."""
+        recorded = _as_settings(Making.from_dict(record))
+        return tuple((key, value) for key, value in recorded.items() if key not in self.given)
 
 
-def _hashes(fingerprints: Mapping[str, Any]) -> bytes:
-    return orjson.dumps(fingerprints, option=orjson.OPT_SORT_KEYS)
-
-
-def _manner(run: Mapping[str, Any], model: Model) -> Manner:
-    """The model and the settings for a record's `run`; what is no setting or no device here is left to `auto`."""
-    dtypes = part(run, "dtypes").values()
-    unet_bs = run.get("unet_bs")
-    return Manner(
-        model=model,
-        device=str(run["device"]) if run.get("device") in available_devices() else "auto",
-        precision="full" if dtypes and all(dtype == "float32" for dtype in dtypes) else "autocast",
-        unet_bs=unet_bs if type(unet_bs) is int and 1 <= unet_bs <= UNET_BS_LIMIT else None,
-        compile=_recorded_compile(run.get("compile")),
-    )
-
-
-def _recorded_compile(compiler: object) -> bool | str:
-    """OpenVINO counts where it is installed."""
-    return OPENVINO if compiler == OPENVINO and find_spec(OPENVINO) else compiler == INDUCTOR
+def _as_settings(making: Making) -> dict[str, Any]:
+    """The settings for a making; what is no setting, no device here or not installed is left to `auto`."""
+    rows, compiler = making.unet_bs, making.compile
+    installed = compiler == OPENVINO and find_spec(OPENVINO)
+    return {
+        "device": making.device if making.device in available_devices() else "auto",
+        "precision": "full" if making.is_full else "autocast",
+        "unet_bs": rows if rows is not None and 1 <= rows <= UNET_BS_LIMIT else None,
+        "compile": OPENVINO if installed else compiler == INDUCTOR,
+    }
 
 
 def print_report(verification: Verification, *, as_json: bool) -> None:

@@ -2,7 +2,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import threading
@@ -12,26 +11,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from painter import Painter
+from fake_engine import MAKING, FakeEngine
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from runner import settings
 from runner.device import memory
-from runner.engine import autoencoder, denoise
-from runner.engine import executor as engine_executor
-from runner.engine import start as engine_start
+from runner.engine import autoencoder
+from runner.engine.start import plan_execution, start_engine
 from runner.engine.stops import Stop, Stopped
 from runner.errors import FolderUnwritable, ModelError, RunFolderHeld, SettingError
 from runner.events import ItemDone, ItemFailed, ModelLoaded, RunFinished, RunStarted, StepDone, WaveStarted
 from runner.folder import writer
 from runner.folder.ledger import Ledger, iterate_records
 from runner.item import item_id
-from runner.planning import choices, layouts
+from runner.planning import choices
 from runner.report import progress
 from runner.request import read_request
 from runner.verbs.run import run as running
-from runner.verbs.run import session, turns
+from runner.verbs.run import turns
 
 MANIFEST = """
 version: 1
@@ -54,7 +52,7 @@ def small(prompts, seeds):
 
 
 def paint(request, **changes):
-    return list(running.run(request, Painter(**changes)))
+    return list(running.run(request, FakeEngine(**changes)))
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +109,9 @@ def test_a_run_folder_has_everything(ask):
     assert (request.folder / "images/cat/seed_1_00000.png").exists()
 
 
-def test_a_second_run_renders_nothing(ask, monkeypatch):
-    list(running.run(ask()))
-    monkeypatch.setattr(turns, "start_executor", lambda *_: pytest.fail("the model was loaded"))
-    events = list(running.run(ask()))
+def test_a_second_run_renders_nothing(ask):
+    paint(ask())
+    events = list(running.run(ask(), start=lambda *_: pytest.fail("the model was loaded")))
     assert [type(event) for event in events] == [RunStarted, RunFinished]
     assert events[0].missing == 0
 
@@ -225,25 +222,17 @@ def test_an_item_that_occurs_twice_is_made_once(ask):
     assert next(running.run(request)).missing == 0
 
 
-def test_a_failure_is_recorded_and_tried_again(ask, monkeypatch, whole):
-    original = denoise.draw_noise
-
-    def draw(items, *rest):
-        if any(item.seed == 3 for item in items):
-            raise ValueError("no noise today")
-        return original(items, *rest)
-
-    monkeypatch.setattr(denoise, "draw_noise", draw)
+def test_a_failure_is_recorded_and_tried_again(ask):
+    paint(ask(out="whole"))
     request = ask()
-    events = list(running.run(request))
+    events = paint(request, refuse=lambda item: ValueError("no noise today") if item.seed == 3 else None)
     failed = [event.item.seed for event in events if isinstance(event, ItemFailed)]
     assert failed == [3, 3, 3]
     assert [item.seed for item in events[-1].failed] == [3, 3, 3]
     records = [record for record in iterate_records(request.folder) if record["status"] == "failed"]
     assert [record["error"] for record in records] == [{"class": "ValueError", "message": "no noise today"}] * 3
-    monkeypatch.undo()
-    assert list(running.run(ask()))[-1].done == 3
-    assert hashes(request.folder) == whole
+    assert paint(ask())[-1].done == 3
+    assert hashes(request.folder) == hashes(ask(out="whole").folder)
 
 
 def test_pictures_that_nobody_asks_for_any_more_are_kept_and_named(ask):
@@ -345,7 +334,7 @@ def test_pictures_made_in_two_ways_are_mixed_only_if_that_is_wanted(ask):
 
 
 def test_a_run_goes_on_after_it_took_a_lower_unet_bs_since_memory_ran_out(ask):
-    paint(ask(text=small("cat", "1-2")), unet_bs=4, how={"unet_bs": 2, "turbo": False})
+    paint(ask(text=small("cat", "1-2")), made={"unet_bs": 2, "lowered_from": 4})
     records = list(iterate_records(ask().folder))
     assert [record["run"]["lowered_from"] for record in records] == [4, 4]
     _, loaded, *_, finished = paint(ask(text=small("cat", "1-3")), unet_bs=4)
@@ -355,20 +344,10 @@ def test_a_run_goes_on_after_it_took_a_lower_unet_bs_since_memory_ran_out(ask):
         paint(ask(text=small("cat", "1-4")), unet_bs=8)
 
 
-def test_a_run_goes_on_after_less_memory_is_free(ask, monkeypatch):
-    paint(ask(text=small("cat", "1-2")), unet_bs=None)
-    monkeypatch.setattr(layouts.Execution, "layout", lambda self, *size: list(self.layouts(*size))[-1])
-    _, loaded, *_, finished = paint(ask(text=small("cat", "1-3")), unet_bs=None)
-    assert (loaded.notes, finished.done) == ((), 1)
-    newest = list(iterate_records(ask().folder))[-1]["run"]
-    assert (newest["unet_bs"], newest["lowered_from"]) == (1, 32)
-
-
-def test_another_version_of_a_library_is_told(ask, monkeypatch):
-    paint(ask(text=small("cat", "1")))
-    monkeypatch.setattr(engine_start, "environment", lambda *_: {"torch": "99.0"})
-    loaded = paint(ask(text=small("cat", "1-2")))[1]
-    assert re.search(r"torch was 2\..* and is now 99.0", loaded.notes[0])
+def test_another_version_of_a_library_is_a_note(ask):
+    paint(ask(text=small("cat", "1")), making=MAKING._replace(env=(("torch", "2.7"),)))
+    loaded = paint(ask(text=small("cat", "1-2")), making=MAKING._replace(env=(("torch", "99.0"),)))[1]
+    assert "torch was 2.7 and is now 99.0" in loaded.notes[0]
 
 
 def overflowing(model, folder, component, tensor, row=slice(None)):
@@ -382,9 +361,10 @@ def overflowing(model, folder, component, tensor, row=slice(None)):
 
 
 def run_in_half(request):
-    executor = engine_start.start_executor(request, *request.models)
-    half = dataclasses.replace(executor.execution, dtype="float16", costs=executor.execution.costs.in_dtype("float16"))
-    return list(running.run(request, engine_executor.Executor(executor.model, half)))
+    [files] = request.models.values()
+    execution = plan_execution(request.settings, files)
+    half = dataclasses.replace(execution, dtype="float16", costs=execution.costs.in_dtype("float16"))
+    return list(running.run(request, start_engine(request.settings, files, half)))
 
 
 DOG = 1929  # the token of the word
@@ -434,14 +414,6 @@ def test_a_picture_of_one_colour_is_suspicious_in_half_precision_only(ask, monke
     assert run_in_half(request)[-1].done == 1
     [record] = iterate_records(request.folder)
     assert record["rerendered"] == "the picture is of one colour in float16"
-
-
-def test_items_that_overflow_do_not_wait_for_the_end(ask, model, tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "MOST_OVERFLOWED", 2)
-    broken = overflowing(model, tmp_path / "broken", "unet", "conv_in.weight")
-    request = ask(f"model.path={broken}", text=small("cat", "1-6"))
-    kinds = [type(event) for event in run_in_half(request) if isinstance(event, WaveStarted | ItemDone)]
-    assert kinds.index(ItemDone) < len(kinds) - 1 - kinds[::-1].index(WaveStarted)
 
 
 def test_another_number_type_is_another_way(ask):
@@ -540,9 +512,9 @@ def test_a_ceiling_is_not_about_sizes_that_no_item_has(ask):
     sizes = "version: 1\njobs:\n  - {prompts: [cat], seeds: 1, steps: 1, zip: {width: [64, 128], height: [128, 64]}}\n"
     request = ask(text=sizes)
     assert (128, 128) in request.grid_sizes()
-    engine_start._check_ceiling(request, *request.models, Fussy(128, 128))
+    turns.check_ceiling(request, *request.models, Fussy(128, 128))
     with pytest.raises(SettingError):
-        engine_start._check_ceiling(request, *request.models, Fussy(128, 64))
+        turns.check_ceiling(request, *request.models, Fussy(128, 64))
 
 
 # ---- several models
@@ -563,20 +535,23 @@ def sweep(ask, model, tmp_path):
     return lambda *overrides, text=SWEEP, **more: ask(*overrides, text=text, **more)
 
 
-@pytest.fixture
-def loads(monkeypatch):
+class Loads(list):
     """The names of the models that were loaded; only one may be there at a time."""
-    original, names, executors = engine_start.start_executor, [], []
 
-    def start(request, model):
-        assert all(executor() is None for executor in executors), "the model before is still there"
-        names.append(model.name)
-        executor = original(request, model)
-        executors.append(weakref.ref(executor))
-        return executor
+    def __init__(self):
+        self.executors = []
 
-    monkeypatch.setattr(turns, "start_executor", start)
-    return names
+    def __call__(self, request, model):
+        assert all(executor() is None for executor in self.executors), "the model before is still there"
+        self.append(model.name)
+        engine = turns.start(request, model)
+        self.executors.append(weakref.ref(engine.executor))
+        return engine
+
+
+@pytest.fixture
+def loads():
+    return Loads()
 
 
 def files(folder):
@@ -585,7 +560,7 @@ def files(folder):
 
 def test_models_take_turns_and_records_name_their_own(sweep, loads, tmp_path):
     request = sweep()
-    events = list(running.run(request))
+    events = list(running.run(request, start=loads))
     assert loads == ["one", "two"]
     assert [event.model.name for event in events if isinstance(event, ModelLoaded)] == loads
     waves = [{item.model.name for item in event.items} for event in events if isinstance(event, WaveStarted)]
@@ -612,34 +587,31 @@ def test_a_picture_is_the_same_beside_those_of_another_model(sweep, tmp_path):
 def test_a_run_that_was_stopped_between_models_goes_on(sweep, loads):
     whole = sweep(out="whole")
     list(running.run(whole))
-    loads.clear()
-    events = running.run(sweep())
+    events = running.run(sweep(), start=loads)
     for event in events:
         if isinstance(event, ModelLoaded) and event.model.name == "two":
             break
     events.close()
     del events
     assert len(hashes(sweep().folder)) == 4
-    finished = list(running.run(sweep()))[-1]
+    finished = list(running.run(sweep(), start=loads))[-1]
     assert (finished.done, loads) == (4, ["one", "two", "two"])
     assert files(sweep().folder) == files(whole.folder)
     assert next(running.run(sweep())).missing == 0
 
 
-def test_a_signal_stops_between_models(sweep, monkeypatch):
-    stop, original = Stop(), engine_start.start_executor
+def test_a_signal_stops_between_models(sweep):
+    stop = Stop()
 
     def start(request, model):
         if model.name == "two":
             stop.ask(signal.SIGTERM)
-        return original(request, model)
+        return FakeEngine()
 
-    monkeypatch.setattr(turns, "start_executor", start)
     with pytest.raises(Stopped):
-        list(running.run(sweep(), stop=stop))
+        list(running.run(sweep(), stop=stop, start=start))
     assert len(hashes(sweep().folder)) == 4
-    monkeypatch.undo()
-    assert list(running.run(sweep()))[-1].done == 4
+    assert list(running.run(sweep(), start=lambda *_: FakeEngine()))[-1].done == 4
 
 
 def test_records_of_several_models_make_their_pictures_again(sweep):
@@ -660,7 +632,7 @@ def test_records_of_several_models_make_their_pictures_again(sweep):
 
 def test_limit_and_shuffle_choose_before_models_take_turns(sweep, loads):
     request = sweep("limit=3", "shuffle=2", text=SWEEP.replace("1-2", "1-9"))
-    list(running.run(request))
+    list(running.run(request, start=loads))
     assert sorted(record["item"]["number"] for record in iterate_records(request.folder)) == sorted(
         item.number for item in request.chosen()
     )
@@ -691,25 +663,5 @@ def test_a_ceiling_that_a_later_model_breaks_is_told_at_the_start(sweep, monkeyp
 
 
 def test_models_take_turns_where_nothing_is_saved_too(sweep, loads):
-    events = list(running.run(sweep("skip_save=true")))
+    events = list(running.run(sweep("skip_save=true"), start=loads))
     assert (events[-1].done, loads) == (8, ["one", "two"])
-
-
-class Half(Painter):
-    """A painter whose pictures all overflow, save in full precision."""
-
-    def __init__(self):
-        super().__init__(refuse=lambda item: engine_executor.NotFinite("not finite"))
-        self.execution = dataclasses.replace(self.execution, dtype="float16")
-
-    def in_full(self):
-        return Painter()
-
-
-def test_what_overflows_is_rendered_again_before_the_next_model_comes(sweep, monkeypatch):
-    monkeypatch.setattr(turns, "start_executor", lambda request, model: Half())
-    events = list(running.run(sweep()))
-    turn = next(place for place, event in enumerate(events) if event == ModelLoaded(model=list(sweep().models)[1]))
-    again = [event.items[0].model.name for event in events[turn:] if isinstance(event, WaveStarted)]
-    assert (events[-1].done, set(again)) == (8, {"two"})
-    assert all("rerendered" in record for record in iterate_records(sweep().folder))

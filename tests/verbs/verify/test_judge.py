@@ -7,18 +7,18 @@ import pytest
 from builders import make_item
 from PIL import Image
 
+from runner.events import Failure
 from runner.folder.names import image_path
 from runner.images import codec
 from runner.images.codec import encode
 from runner.item import Model, item_id
+from runner.record import Making
 from runner.verbs.verify import judge
 
 TINY = Model(name="tiny", fingerprints=(("unet_encode", "a" * 64), ("vae", "b" * 64)))
-NOW = {
-    "run": {"device": "cpu", "unet_bs": 4, "dtypes": {"vae": "float32"}, "precision": "full", "memory": "auto"},
-    "env": {"torch": "2.0"},
-    "model": TINY.to_dict(),
-}
+NOW = Making(
+    device="cpu", unet_bs=4, dtypes=(("vae", "float32"),), precision="full", memory="auto", env=(("torch", "2.0"),)
+)
 PIXELS = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 
 
@@ -41,11 +41,13 @@ class Case:
             "bytes": len(data),
             "item": item.to_dict() | {"model": "tiny"},
         }
-        self.record = json.loads(json.dumps(made | NOW))
+        self.record = json.loads(json.dumps(made | NOW.to_dict() | {"model": TINY.to_dict()}))
 
-    def find(self, made=PIXELS, **now):
+    def find(self, made=PIXELS, weights=TINY.fingerprints, **now):
         item = judge.read_back(self.folder, 12, self.record)
-        return item if isinstance(item, judge.Finding) else judge.judge(self.folder, self.record, item, made, NOW | now)
+        if isinstance(item, judge.Finding):
+            return item
+        return judge.judge(self.folder, self.record, item, made, NOW._replace(**now), weights)
 
 
 @pytest.fixture(params=["png", "jpg"])
@@ -88,22 +90,20 @@ def test_the_distance_of_equal_pictures():
 
 
 def test_factors_are_named_where_the_rendering_is_not_as_recorded(png):
-    now = {
-        "run": {"device": "cpu", "unet_bs": 8, "dtypes": {"vae": "float16"}, "precision": "autocast", "compiled": True},
-        "env": {"torch": "2.1"},
-    }
+    now = {"unet_bs": 8, "dtypes": (("vae", "float16"),), "precision": "autocast", "env": (("torch", "2.1"),)}
+    now["compile"] = "inductor"
     assert png.find(shifted(1), **now).changed == {
         "torch": ("2.0", "2.1"),
         "unet_bs": (4, 8),
         "dtype of vae": ("float32", "float16"),
-        "compiled": (None, True),
+        "compile": ("none", "inductor"),
     }
     assert png.find(PIXELS, **now).changed == {}
     assert png.find(PIXELS, **now).state == "same"
 
 
 def test_other_weights_are_a_difference_even_if_the_bytes_are_the_same(png):
-    found = png.find(model={"fingerprints": dict(TINY.fingerprints) | {"vae": "c" * 64}})
+    found = png.find(weights=tuple((dict(TINY.fingerprints) | {"vae": "c" * 64}).items()))
     assert (found.state, found.reproduced) == ("differs", False)
     assert found.changed == {"weights of vae": ("b" * 12, "c" * 12)}
     assert found.message == "the pixels are those of the rendering"
@@ -111,7 +111,7 @@ def test_other_weights_are_a_difference_even_if_the_bytes_are_the_same(png):
 
 def test_an_encoder_that_writes_other_bytes_is_a_difference(png, monkeypatch):
     monkeypatch.setattr(codec, "PNG_LEVEL", 9)
-    found = png.find(env={"torch": "2.0", "pillow": "13"})
+    found = png.find(env=(("torch", "2.0"), ("pillow", "13")))
     assert (found.state, found.message) == ("differs", "the pixels are those of the rendering")
     assert found.changed == {"pillow": (None, "13")}
 
@@ -121,7 +121,7 @@ def test_a_changed_pixel_is_damage_and_is_measured(png):
     found = png.find()
     assert (found.state, found.reproduced, found.message) == ("damaged", True, "its rendering is as recorded")
     assert found.distance.greatest == 16
-    assert png.find(env={"torch": "2.1"}).changed == {}
+    assert png.find(env=(("torch", "2.1"),)).changed == {}
     assert png.find(shifted(3)).message == "its rendering is not as recorded"
 
 
@@ -169,13 +169,13 @@ def test_only_a_file_of_the_run_folder_can_be_a_picture(png, tmp_path, path):
 
 
 def test_an_item_that_can_not_be_rendered_again(case):
-    found = case.find(ValueError("no noise today"))
+    found = case.find(Failure.of(ValueError("no noise today")))
     assert (found.state, found.reproduced) == ("failed", None)
     assert found.message == "it can't be rendered again: no noise today"
     case.path.write_bytes(b"")
-    assert case.find(ValueError("x")).state == "damaged"
+    assert case.find(Failure.of(ValueError("x"))).state == "damaged"
     case.path.unlink()
-    assert case.find(ValueError("x")).state == "missing"
+    assert case.find(Failure.of(ValueError("x"))).state == "missing"
 
 
 @pytest.mark.parametrize(

@@ -2,21 +2,24 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import tiny
+from fake_engine import FakeEngine
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from runner import cli, settings
-from runner.engine import denoise, start
+from runner.engine import denoise
 from runner.folder.ledger import Ledger
 from runner.images import inits
-from runner.item import Model
 from runner.model import fingerprints
+from runner.record import environment
 from runner.request import read_request
 from runner.verbs.run import run as running
+from runner.verbs.verify import verify as verb
 
 MANIFEST = """
 version: 1
@@ -96,52 +99,51 @@ def test_what_nobody_touched_is_the_same_and_stays_untouched(verify, folder):
     assert (report["records"], report["verified"], report["problems"]) == (7, 7, [])
 
 
-def test_pictures_are_made_in_the_recorded_manner_unless_another_is_given(verify, monkeypatch):
-    from runner.verbs.verify import verify as verb
-
+def asked_for(folder, *overrides):
+    """The settings that pictures are rendered again with."""
     asked = []
-    original = verb.start_executor
-    monkeypatch.setattr(
-        verb, "start_executor", lambda request, model: asked.append(request.settings) or original(request, model)
-    )
-    verify("sample=1")
-    verify("sample=1", "unet_bs=2", "precision=autocast", "turbo=false")
-    verify("sample=1", "unet_bs=auto", "model.prediction=epsilon")
+
+    def start(settings, files):
+        asked.append(settings)
+        return FakeEngine()
+
+    chosen = settings.compose(overrides)
+    list(verb.Verification(folder, chosen, settings.given_keys(overrides), start).run())
+    return asked
+
+
+def test_pictures_are_made_as_recorded_unless_settings_are_given(folder):
+    asked = [
+        *asked_for(folder, "sample=1"),
+        *asked_for(folder, "sample=1", "unet_bs=2", "precision=autocast", "turbo=false"),
+        *asked_for(folder, "sample=1", "unet_bs=auto", "model.prediction=epsilon"),
+    ]
     chosen = [(each.unet_bs, each.precision, each.turbo, each.device) for each in asked]
     assert chosen == [(4, "full", None, "cpu"), (2, "autocast", False, "cpu"), (None, "full", None, "cpu")]
 
 
-def test_records_of_several_manners_are_each_made_in_their_own(verify, folder, monkeypatch):
-    from runner.verbs.verify import verify as verb
-
-    asked = []
-    original = verb.start_executor
-    monkeypatch.setattr(
-        verb, "start_executor", lambda request, model: asked.append(request.settings) or original(request, model)
-    )
+def test_records_that_were_made_in_several_ways_are_each_made_in_their_own(verify, folder):
     edit_records(folder, lambda record: record["run"].update(unet_bs=6, device="cuda:7"))
+    assert {(each.unet_bs, each.device) for each in asked_for(folder)} == {(4, "cpu"), (6, "auto")}
     code, report = verify()
-    assert {(each.unet_bs, each.device) for each in asked} == {(4, "cpu"), (6, "auto")}
     assert report["verified"] == 7
     assert code == (5 if report["problems"] else 0)
 
 
 @pytest.mark.parametrize(
-    ("recorded", "installed", "wanted"),
+    ("recorded", "wanted"),
     [
-        ("inductor", False, True),
-        ("none", True, False),
-        ("openvino", True, "openvino"),
-        ("openvino", False, False),
-        (["?"], True, False),
-        (None, True, False),
+        ("inductor", True),
+        ("none", False),
+        ("openvino", "openvino" if find_spec("openvino") else False),
+        (["?"], False),
+        (None, False),
     ],
 )
-def test_a_picture_is_compiled_for_as_it_was(monkeypatch, recorded, installed, wanted):
-    from runner.verbs.verify import verify as verb
-
-    monkeypatch.setattr(verb, "find_spec", lambda name: object() if installed else None)
-    assert verb._manner({"compile": recorded}, Model()).compile == wanted
+def test_a_picture_is_compiled_for_as_it_was(folder, recorded, wanted):
+    for number in range(7):
+        edit_records(folder, lambda record: record["run"].update(compile=recorded), number)
+    assert {each.compile for each in asked_for(folder)} == {wanted}
 
 
 def test_a_difference_is_measured_and_its_factor_named(verify, folder, other_noise):
@@ -150,7 +152,7 @@ def test_a_difference_is_measured_and_its_factor_named(verify, folder, other_noi
     assert code == 5
     assert report["counts"]["differs"] == 7
     first, *others = sorted(report["problems"], key=lambda problem: problem["image"] != FIRST)
-    assert first["changed"] == {"torch": ["1.0", start.environment()["torch"]], "unet_bs": [4, 2]}
+    assert first["changed"] == {"torch": ["1.0", dict(environment())["torch"]], "unet_bs": [4, 2]}
     assert all(problem["changed"] == {"unet_bs": [4, 2]} for problem in others)
     assert first["distance"]["greatest"] >= 1
     assert first["distance"]["psnr"] > 30
