@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -19,24 +19,6 @@ DIGITS_SHOWN = 12  # of a fingerprint
 MOST_STEPS = 500  # beyond, evenly spaced time steps no longer reach pure noise
 FORMATS = ("png", "jpg")
 LONG_PROMPTS = ("error", "truncate", "chunk")
-ORIGINAL_SAMPLERS = ("ddim", "plms", "heun", "euler", "euler_a", "dpm2", "dpm2_a", "lms")
-SAMPLERS = (
-    *ORIGINAL_SAMPLERS, "dpmpp_2m", "dpmpp_2m_karras", "dpmpp_2m_sde", "dpmpp_2m_sde_karras", "dpmpp_sde",
-    "dpmpp_sde_karras", "unipc", "lcm",
-)  # fmt: skip
-CALLS: Mapping[str, Callable[[int], int]] = {  # predictions that so many steps ask for, where it isn't one each
-    "plms": lambda n: n + 1 if n > 1 else n,
-    "heun": lambda n: 2 * n - 1,
-    "dpm2": lambda n: 2 * n,
-    "dpm2_a": lambda n: 2 * n,
-    "dpmpp_sde": lambda n: 2 * n - 1,
-    "dpmpp_sde_karras": lambda n: 2 * n - 1,
-}
-
-
-def model_calls(sampler: str, steps: int) -> int:
-    """How many predictions a sampler asks the model for in so many steps."""
-    return CALLS[sampler](steps) if sampler in CALLS and steps else steps
 
 
 def steps_made(steps: int, strength: float | None) -> int:

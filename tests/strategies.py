@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from runner.item import FORMATS, SAMPLERS, Item, Part
+from runner.item import FORMATS, Item, Part
 from runner.manifest.rules import LARGEST_SEED
 from runner.manifest.weighted import combine
+from runner.sampler_names import SAMPLERS
 
 texts = st.text(max_size=20).map(str.strip).filter(lambda text: "\x00" not in text)
 
@@ -19,7 +20,7 @@ def any_parts(draw: st.DrawFn) -> tuple[Part, ...]:
 
 @st.composite
 def any_item(draw: st.DrawFn) -> Item:
-    sampler = draw(st.sampled_from(SAMPLERS))
+    sampler = draw(st.sampled_from(tuple(SAMPLERS)))
     axes = draw(
         st.dictionaries(st.text(), st.none() | st.booleans() | st.integers(0, 2**63) | st.text() | st.floats(-9, 9))
     )

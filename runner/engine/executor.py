@@ -25,7 +25,7 @@ from runner.engine.samplers import NoiseSchedule
 from runner.errors import RunnerError, SettingError
 from runner.events import Failure, ItemFailed, MemoryShort, Rendered, StepDone, WaveDone, WaveEvent, WaveStarted
 from runner.images import inits
-from runner.item import Item, model_calls
+from runner.item import Item
 from runner.kernels.packed import replace_layers
 from runner.kernels.upsampling import merge_upsampling
 from runner.machine import heap
@@ -37,6 +37,7 @@ from runner.planning.costs import VISITS, WALKS
 from runner.planning.layouts import Execution, Layout
 from runner.planning.waves import Wave
 from runner.record import FULL, NONE, OPENVINO, Making, environment
+from runner.sampler_names import model_calls
 from runner.text import show_size
 
 EMBEDDINGS_KEPT, PICTURES_KEPT = 4096, 256

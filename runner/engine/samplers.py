@@ -113,14 +113,16 @@ def _nothing_to_do(pictures: Tensor) -> SamplerRun:
     return pictures
 
 
-def _by_scheduler(scheduler: str, *, noisy: bool = False, **settings: Any) -> Callable[..., SamplerRun]:
+def _by_scheduler(
+    scheduler: str, *, noisy: bool = False, takes_eta: bool = False, **settings: Any
+) -> Callable[..., SamplerRun]:
     def run(schedule: NoiseSchedule, steps: int, eta: float, begin: Start) -> SamplerRun:
         chosen = dict(settings)
         if steps == 1 and chosen.get("timestep_spacing") == LINSPACE:
             chosen["timestep_spacing"] = "trailing"  # of a single step linspace takes the end without noise
         made = getattr(diffusers, scheduler)(**schedule.scheduler_settings(), **chosen)
         extra: dict[str, Any] = {"generator": begin.generators} if noisy else {}
-        if scheduler == "DDIMScheduler":
+        if takes_eta:
             extra["eta"] = eta
         made.set_timesteps(steps)
         if settings.get("use_karras_sigmas"):
@@ -276,7 +278,7 @@ def _draw_noise(like: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
 
 TABLE: Mapping[str, Callable[..., SamplerRun]] = {
     "ddim": _by_scheduler(
-        "DDIMScheduler", noisy=True, timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False,
+        "DDIMScheduler", takes_eta=True, noisy=True, timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False,
         clip_sample=False,
     ),
     "plms": _by_scheduler(

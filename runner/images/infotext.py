@@ -14,7 +14,8 @@ import json
 import re
 from typing import Any
 
-from runner.item import SAMPLERS, SIZE_STEP, Item
+from runner.item import SIZE_STEP, Item
+from runner.sampler_names import SAMPLERS
 
 PAIR = re.compile(r'\s*+(?:(\w[\w /-]*+):\s*+("(?:\\.|[^"\\])*+"|[^,]*+)|[^,]*+)(?:,|$)')
 NEGATIVE = "Negative prompt:"
@@ -84,7 +85,7 @@ def _without_networks(words: str, notes: list[str]) -> str:
 
 def _sampler(settings: dict[str, str], notes: list[str]) -> dict[str, str]:
     """By its name; newer versions of the program name the noise levels (Karras) apart from the sampler."""
-    known = {shown.lower(): name for name, shown in SAMPLER_NAMES.items() if name in SAMPLERS}
+    known = {sampler.shown.lower(): name for name, sampler in SAMPLERS.items()}
     name, schedule = settings.pop("Sampler", "?"), settings.pop("Schedule type", "Automatic")
     if name.endswith(" Karras"):
         name, schedule = name.removesuffix(" Karras"), "Karras"
@@ -124,27 +125,6 @@ def _strength(settings: dict[str, str], notes: list[str]) -> dict[str, Any]:
     return {"strength": _number(settings.pop("Denoising strength"))}
 
 
-# The samplers as AUTOMATIC1111 calls them, for the programs that read its text.
-SAMPLER_NAMES = {
-    "ddim": "DDIM",
-    "plms": "PLMS",
-    "heun": "Heun",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "dpm2": "DPM2",
-    "dpm2_a": "DPM2 a",
-    "lms": "LMS",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_karras": "DPM++ 2M Karras",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_2m_sde_karras": "DPM++ 2M SDE Karras",
-    "dpmpp_sde": "DPM++ SDE",
-    "dpmpp_sde_karras": "DPM++ SDE Karras",
-    "unipc": "UniPC",
-    "lcm": "LCM",
-}
-
-
 def parameters_text(item: Item) -> str:
     """The text that AUTOMATIC1111's program writes into its pictures, and many programs read.
 
@@ -152,7 +132,7 @@ def parameters_text(item: Item) -> str:
     """
     settings = {
         "Steps": item.steps,
-        "Sampler": SAMPLER_NAMES[item.sampler],
+        "Sampler": SAMPLERS[item.sampler].shown,
         "CFG scale": int(item.scale) if item.scale == int(item.scale) else item.scale,
         "Seed": item.seed,
         "Size": f"{item.width}x{item.height}",

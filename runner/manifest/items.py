@@ -28,6 +28,7 @@ from runner.manifest.prompts import Prompt
 from runner.manifest.read import Manifest
 from runner.manifest.rules import LARGEST_SEED, OWN_SIZE
 from runner.model.tokens import surely_fits
+from runner.sampler_names import SAMPLERS
 
 LONGEST_CYCLE = 4096  # combinations
 BEYOND_TEXTS = slice(Item._fields.index("seed"), Item._fields.index("axes"))
@@ -191,8 +192,8 @@ def resolve(values: dict[str, Any], *, number: int, axes: tuple[tuple[str, Any],
         values["crop"] = values["strength"] = None
     values["width"] = values["width"] or width
     values["height"] = values["height"] or height
-    if values["sampler"] != "ddim":
-        values["eta"] = 0.0  # the other samplers don't know it
+    if not SAMPLERS[values["sampler"]].eta:
+        values["eta"] = 0.0
     if values["fixed_code"] == values["seed"]:
         values["fixed_code"] = None
     return Item(**values, number=number, axes=axes, init_sha256=init.sha256 if init else None)

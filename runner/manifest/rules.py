@@ -19,9 +19,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from runner.errors import ManifestError, Problems, every
-from runner.item import FORMATS, LONG_PROMPTS, MOST_STEPS, SAMPLERS, SIZE_STEP, Model
+from runner.item import FORMATS, LONG_PROMPTS, MOST_STEPS, SIZE_STEP, Model
 from runner.manifest.lazy import join
 from runner.manifest.nodes import Node, wrap
+from runner.sampler_names import SAMPLERS
 
 DEFAULTS: Mapping[str, Any] = {
     "negative": "",
@@ -151,7 +152,7 @@ def _crop(node: Node) -> tuple[int, ...]:
 
 
 def _sampler(node: Node) -> str:
-    return node.choice(SAMPLERS, likely=node.text().removeprefix("k_"))
+    return node.choice(tuple(SAMPLERS), likely=node.text().removeprefix("k_"))
 
 
 def _whole_number(low: int, high: int, help: str) -> Rule:

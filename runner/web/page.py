@@ -26,7 +26,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from runner.device.memory import available_devices
 from runner.errors import ManifestError, RunnerError, SettingError
-from runner.item import FORMATS, LONG_PROMPTS, SAMPLERS, SIZE_STEP
+from runner.item import FORMATS, LONG_PROMPTS, SIZE_STEP
+from runner.sampler_names import SAMPLERS
 from runner.settings import Settings
 from runner.web.jobs import MANIFEST, PICTURE, Job, Studio
 from runner.web.text import NOTHING_YET, READING, describe, spans, wrong

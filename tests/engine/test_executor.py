@@ -16,12 +16,13 @@ from runner.engine import text as engine_text
 from runner.engine.executor import Executor
 from runner.errors import SettingError
 from runner.events import ItemFailed, MemoryShort, Rendered, StepDone, WaveStarted
-from runner.item import SAMPLERS, Part
+from runner.item import Part
 from runner.model import files
 from runner.model.tokens import SHIPPED
 from runner.planning.costs import model_costs
 from runner.planning.layouts import Execution
 from runner.planning.waves import Wave, group
+from runner.sampler_names import SAMPLERS
 
 
 @pytest.fixture(scope="module")

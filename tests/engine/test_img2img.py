@@ -13,8 +13,9 @@ from runner import settings
 from runner.engine import autoencoder
 from runner.errors import ManifestError
 from runner.folder.ledger import iterate_records
-from runner.item import SAMPLERS, item_id
+from runner.item import item_id
 from runner.request import read_request
+from runner.sampler_names import SAMPLERS
 from runner.verbs.run import run as running
 
 

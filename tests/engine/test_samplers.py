@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from runner.engine import samplers
-from runner.item import SAMPLERS, model_calls
+from runner.sampler_names import SAMPLERS, model_calls
 
 SCHEDULE = samplers.NoiseSchedule()
 NOISY = ("ddim", "euler_a", "dpm2_a", "dpmpp_2m_sde", "dpmpp_2m_sde_karras", "dpmpp_sde", "dpmpp_sde_karras", "lcm")

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from runner.item import SAMPLERS, Item, Part, item_id
+from runner.item import Item, Part, item_id
 from runner.manifest import items as manifest_items
 from runner.manifest import read as manifest_read
 from runner.manifest import weighted
 from runner.manifest.write import to_yaml
+from runner.sampler_names import SAMPLERS
 
 SPECIAL = (
     *("cat", "cat:2", "tabby cat:0.25 white duck:0.75 hybrid", "portrait: oil", "a\\:2", "cat:-1", "http://x", ""),
@@ -51,7 +52,7 @@ def wishes(draw: st.DrawFn) -> Item:
     if draw(st.booleans()):
         with contextlib.suppress(ValueError):
             parts = weighted.parse(text)
-    sampler = draw(st.sampled_from(SAMPLERS))
+    sampler = draw(st.sampled_from(tuple(SAMPLERS)))
     return make_item(
         prompt=text,
         parts=parts,

@@ -18,10 +18,11 @@ from PIL.PngImagePlugin import PngInfo
 
 from runner.folder.names import image_path
 from runner.images.codec import encode
-from runner.item import SAMPLERS, Item, Model, Part, item_id
+from runner.item import Item, Model, Part, item_id
 from runner.manifest import items as manifest_items
 from runner.manifest import read as manifest_read
 from runner.manifest import weighted as manifest_weighted
+from runner.sampler_names import SAMPLERS
 from runner.verbs.extract import Extraction, extract
 
 A1111 = "(cat:1.2), dog:2\nNegative prompt: bad\nSteps: 4, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 64x64"

@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 import orjson
 
 from runner.folder.ledger import RECORDS
-from runner.item import Item, model_calls, steps_made
+from runner.item import Item, steps_made
 from runner.machine.describe import device_name
 from runner.planning.layouts import Execution
 from runner.record import Making
+from runner.sampler_names import model_calls
 
 FOLDERS_READ, LINES_READ, TAIL_BYTES = 20, 200, 1 << 20  # the newest run folders; in each the newest records
 ENOUGH = 200  # pictures to judge by: older ones may have been made by an older version, or on a busy machine

@@ -23,16 +23,12 @@ from runner.manifest.rules import DEFAULTS
 from runner.model.files import ModelFiles
 from runner.model.tokens import ROOM, ClipTokenizer, surely_fits
 from runner.request import Request
+from runner.sampler_names import SAMPLERS, WITH_ETA
 from runner.text import name_some, shorten
 from runner.verbs.plan.forecast import Kind
 
 EXAMPLES = 3
 LEAST_WEIGHT = 0.02  # of a prompt's part; below it nothing of the part is seen
-# Below these the embedded model's pictures differ from those of 100 steps by more than 15 levels of 255 (RMS; 40 for
-# plms and lms, which converge unevenly: 20 steps may be worse than 4).
-FEWEST_STEPS: Mapping[str, int] = {"lcm": 2, "plms": 20, "lms": 20, "heun": 8, "dpm2": 8, "dpm2_a": 10}
-FEWEST_STEPS_ELSE = 6
-USES_ETA = ("ddim",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +130,7 @@ def unused_negative(kind: Kind, model: ModelFiles) -> Iterator[str]:
 
 def few_steps(kind: Kind, model: ModelFiles) -> Iterator[str]:
     """Fewer steps than a sampler needs for a picture."""
-    if kind.steps < FEWEST_STEPS.get(kind.sampler, FEWEST_STEPS_ELSE):
+    if kind.steps < SAMPLERS[kind.sampler].fewest:
         yield f"{kind.steps} steps of {kind.sampler}"
 
 
@@ -149,7 +145,7 @@ def no_steps(kind: Kind, model: ModelFiles) -> Iterator[str]:
 
 def unused_eta(job: Job) -> Iterator[str]:
     """An eta for samplers that have none."""
-    without = [sampler for sampler in _values(job, "sampler") if sampler not in USES_ETA]
+    without = [sampler for sampler in _values(job, "sampler") if not SAMPLERS[sampler].eta]
     if any(_values(job, "eta")) and without:
         yield f"eta with {name_some(without)}"
 
@@ -190,7 +186,7 @@ KIND_CHECKS: Sequence[tuple[Callable[[Kind, ModelFiles], Iterable[str]], Check]]
     (no_steps, Check(name="no_steps", unit="picture", message="the strength leaves no step to be made")),
 )
 JOB_CHECKS: Sequence[tuple[Callable[[Job], Iterable[str]], Check]] = (
-    (unused_eta, Check(name="unused_eta", unit="job", message=f"eta has an effect with {', '.join(USES_ETA)} only")),
+    (unused_eta, Check(name="unused_eta", unit="job", message=f"eta has an effect with {', '.join(WITH_ETA)} only")),
     (unused_strength, Check(name="unused_strength", unit="job", message="strength has an effect with an init only")),
 )
 
