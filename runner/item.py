@@ -14,11 +14,9 @@ from typing import Any, NamedTuple
 
 import orjson
 
-SIZE_STEP = 64  # pixels; sizes are multiples of it
+from runner.keys import KEYS
+
 DIGITS_SHOWN = 12  # of a fingerprint
-MOST_STEPS = 500  # beyond, evenly spaced time steps no longer reach pure noise
-FORMATS = ("png", "jpg")
-LONG_PROMPTS = ("error", "truncate", "chunk")
 
 
 def steps_made(steps: int, strength: float | None) -> int:
@@ -60,6 +58,7 @@ class Item(NamedTuple):
     Sizes are in pixels; `number` is its place in the manifest and in its file's name. `init` is the
     path of the picture that img2img begins with; it, `crop` (left, top, right, bottom) and `strength` are None where
     the picture is made from noise alone. `fixed_code` is the seed of the first noise, where that is not the item's own.
+    `extra` holds the keys that have no field here and are not at their default, in the order of `keys.KEYS`.
     """
 
     number: int
@@ -80,6 +79,7 @@ class Item(NamedTuple):
     crop: tuple[int, int, int, int] | None = None
     strength: float | None = None
     fixed_code: int | None = None
+    extra: tuple[tuple[str, Any], ...] = ()
     model: Model = Model()
     axes: tuple[tuple[str, Any], ...] = ()
 
@@ -111,15 +111,17 @@ class Item(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """The item as it stands in a picture, the model aside; `json_lines.read_item` is the way back."""
         values = self._asdict() | {"parts": [part._asdict() for part in self.parts], "axes": dict(self.axes)}
-        del values["model"]
-        return values
+        del values["model"], values["extra"]
+        return values | dict(self.extra)
+
+    def value(self, key: str) -> Any:
+        """The value of an item key."""
+        return getattr(self, key) if key in self._fields else dict(self.extra).get(key, KEYS[key].default)
 
 
+EXTRA = tuple(key for key in KEYS if key not in Item._fields)
 # What an id is made of, beside the parts and the seed. The prompt's own text is not: its parts are what is drawn.
-SHARED = (
-    "negative", "width", "height", "steps", "scale", "sampler", "eta", "format", "long_prompts", "init_sha256", "crop",
-    "strength", "fixed_code",
-)  # fmt: skip
+SHARED = (*(name for name, key in KEYS.items() if key.in_id and name != "seed" and name not in EXTRA), "init_sha256")
 _NEGATIVE, _SHARED = Item._fields.index("negative"), slice(Item._fields.index("width"), Item._fields.index("model"))
 
 
@@ -148,6 +150,7 @@ def _around(negative: str, others: tuple[Any, ...], fingerprints: tuple[tuple[st
     """
     values = {"negative": negative, **dict(zip(Item._fields[_SHARED], others, strict=True))}
     wish = {key: values[key] for key in SHARED if values[key] is not None}
+    wish |= {key: value for key, value in values["extra"] if KEYS[key].in_id}
     if wish["long_prompts"] != "chunk":
         del wish["long_prompts"]  # the other ways make one and the same picture, or none
     document = {"item": {**wish, "parts": None, "seed": None}, "model": dict(fingerprints)}

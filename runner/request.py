@@ -23,7 +23,7 @@ from runner.manifest import read as manifest_read
 from runner.model import find as model_find
 from runner.model.files import ModelFiles
 from runner.model.tokens import ROOM, ClipTokenizer, surely_fits
-from runner.settings import Settings
+from runner.settings import Settings, given_defaults
 from runner.text import shorten
 
 OUTPUTS = Path("outputs")
@@ -130,7 +130,7 @@ def _read_items(target: Path, settings: Settings) -> _Source:
 
 
 def _read_manifest(target: Path, settings: Settings) -> _Source:
-    checked = manifest_read.load(target, overrides=settings.defaults.given(), allow_outside=settings.allow_outside)
+    checked = manifest_read.load(target, overrides=given_defaults(settings), allow_outside=settings.allow_outside)
     return _Source(
         name=checked.name,
         jobs=checked.jobs,

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import SettingError, did_you_mean
-from runner.item import MOST_STEPS, SIZE_STEP
+from runner.keys import KEYS, MOST_STEPS, SIZE_STEP
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 UNET_BS_LIMIT = 1024
 GROUPS = {"model": "For a path write model.path=...", "bench": ""}  # files to choose from, and a hint about others
+REPLACEABLE = tuple(key for key in KEYS if key != "prompt")  # item keys that `defaults.KEY=` may set
 PREDICTIONS = ("auto", "epsilon", "v_prediction")
 
 
@@ -31,32 +32,6 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         _check_choice("model.prediction", self.prediction, PREDICTIONS)
-
-
-@dataclass(slots=True, kw_only=True)
-class ItemDefaults:
-    """Replacements for the manifest's defaults; None leaves them. The manifest's own rules check the values."""
-
-    negative: Any
-    seed: Any
-    width: Any
-    height: Any
-    steps: Any
-    scale: Any
-    sampler: Any
-    eta: Any
-    format: Any
-    long_prompts: Any
-    init: Any
-    crop: Any
-    strength: Any
-    fixed_code: Any
-    model: Any
-
-    def given(self) -> dict[str, Any]:
-        """Only what was set."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {key: value for key, value in values.items() if value is not None}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,11 +63,13 @@ class BenchSettings:
 class Settings:
     """How pictures are made. `turbo`, `compile`, `unet_bs` and `memory` are None for `auto`; `memory` is in bytes.
 
+    `defaults` replace the manifest's defaults by item key, where they are not None; the manifest's rules check them.
+
     Values that were checked once pass again, so that `dataclasses.replace` works.
     """
 
     model: ModelSettings
-    defaults: ItemDefaults
+    defaults: dict[str, Any]
     bench: BenchSettings
     device: str
     precision: str
@@ -128,6 +105,11 @@ class Settings:
         for key, number in counts.items():
             if number is not None and number < 1:
                 raise SettingError(f"{key}={number}: should be at least 1")
+
+
+def given_defaults(settings: Settings) -> dict[str, Any]:
+    """The replacements for the manifest's defaults that are set."""
+    return {key: value for key, value in settings.defaults.items() if value is not None}
 
 
 def parse_size(text: Any, key: str = "memory") -> int:
@@ -178,6 +160,13 @@ def compose(overrides: Sequence[str]) -> Settings:
     return to_settings(compose_config(overrides))
 
 
+def register_defaults() -> None:
+    """Lets Hydra know `defaults.KEY=` for each item key; has to be called before it composes."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(group="defaults", name="manifest", node=dict.fromkeys(REPLACEABLE))
+
+
 def compose_config(overrides: Sequence[str]) -> Any:
     """The same as Hydra's DictConfig, for `--cfg job`."""
     from hydra import compose as hydra_compose
@@ -186,6 +175,7 @@ def compose_config(overrides: Sequence[str]) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     check_overrides(overrides)
+    register_defaults()
     try:
         with initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):
             return hydra_compose("config", overrides=list(overrides))
@@ -235,8 +225,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def _known_keys() -> set[str]:
-    nested = {"model": ModelSettings, "defaults": ItemDefaults, "bench": BenchSettings}
-    keys = {field.name for field in fields(Settings)} - {"defaults"}
+    nested = {"model": ModelSettings, "bench": BenchSettings}
+    keys = {field.name for field in fields(Settings)} - {"defaults"} | {f"defaults.{key}" for key in REPLACEABLE}
     return keys | {f"{name}.{field.name}" for name, node in nested.items() for field in fields(node)}
 
 

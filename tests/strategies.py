@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from runner.item import FORMATS, Item, Part
-from runner.manifest.rules import LARGEST_SEED
+from runner.item import Item, Part
+from runner.keys import FORMATS, LARGEST_SEED
 from runner.manifest.weighted import combine
 from runner.sampler_names import SAMPLERS
 

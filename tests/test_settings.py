@@ -13,7 +13,7 @@ def test_the_defaults_are_those_of_the_documentation():
     assert (made.device, made.precision, made.engine) == ("auto", "autocast", "local")
     assert (made.turbo, made.unet_bs, made.memory, made.out, made.limit, made.shuffle) == (None,) * 6
     assert (made.model.path, made.model.prediction) == ("builtin:emoji", "auto")
-    assert made.defaults.given() == {}
+    assert settings.given_defaults(made) == {}
 
 
 def test_values_of_compile():
@@ -36,7 +36,7 @@ def test_overrides():
     )
     assert (made.turbo, made.unet_bs, made.memory, made.limit, made.shuffle) == (False, 4, 2 << 30, 3, 0)
     assert made.model.path == "/some/folder"
-    assert made.defaults.given() == {"steps": 4}
+    assert settings.given_defaults(made) == {"steps": 4}
     assert settings.compose(["model=sd15"]).model.path == "weights/stable-diffusion-v1-5"
 
 

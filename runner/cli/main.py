@@ -134,6 +134,7 @@ def _run_all(command: Command) -> int:
     from runner import settings
 
     settings.check_overrides(command.overrides)
+    settings.register_defaults()
     codes = list[int]()
 
     def job(config: Any) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runner.item import MOST_STEPS
+from runner.keys import MOST_STEPS
 
 LINSPACE = "linspace"
 LCM_STEPS = 50  # of the time steps that latent consistency models are distilled on

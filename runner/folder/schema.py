@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from runner.item import Item
+from runner.keys import KEYS, Schema
 from runner.manifest.lines import NULLABLE
-from runner.manifest.rules import RULES, Schema
 from runner.record import DONE, FAILED, KINDS, VERSION, Making
 
 TYPES: Mapping[type, str] = {int: "integer", str: "string", bool: "boolean"}
@@ -73,10 +73,11 @@ def _item() -> dict[str, Any]:
         "number": COUNT,
         "parts": {"type": "array", "items": {"type": "object", "required": ["text", "weight"]}},
         "init_sha256": HASH,
-        "fixed_code": RULES["seed"].schema,
+        "fixed_code": KEYS["seed"].schema,
         "axes": {"type": "object"},
     }
-    rules = {key: own.get(key) or RULES[key].schema for key in Item._fields}
+    names = dict.fromkeys([*Item._fields, *KEYS])
+    rules = {key: own.get(key) or KEYS[key].schema for key in names if key != "extra"}
     nullable = {key: {"anyOf": [rules[key], {"type": "null"}]} for key in NULLABLE}
     return {
         "type": "object",

@@ -14,13 +14,14 @@ import json
 import re
 from typing import Any
 
-from runner.item import SIZE_STEP, Item
+from runner.item import Item
+from runner.keys import KEYS, SIZE_STEP
 from runner.sampler_names import SAMPLERS
 
 PAIR = re.compile(r'\s*+(?:(\w[\w /-]*+):\s*+("(?:\\.|[^"\\])*+"|[^,]*+)|[^,]*+)(?:,|$)')
 NEGATIVE = "Negative prompt:"
 NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
-NUMBERS = {"steps": "Steps", "scale": "CFG scale", "seed": "Seed", "eta": "Eta DDIM"}
+NUMBERS = {name: key.infotext for name, key in KEYS.items() if key.infotext}
 NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*+>")
 ATTENTION = re.compile(r"[()\[\]]|\b(?:AND|BREAK)\b")
 OTHER_NOISE = "from AUTOMATIC1111's program, whose noise is another: similar pictures, not the same"
@@ -142,5 +143,6 @@ def parameters_text(item: Item) -> str:
         settings["Denoising strength"] = item.strength
     if item.eta:
         settings["Eta DDIM"] = item.eta
+    settings |= {KEYS[key].infotext: value for key, value in item.extra if KEYS[key].infotext}
     negative = [f"Negative prompt: {item.negative}"] if item.negative else []
     return "\n".join([item.prompt, *negative, ", ".join(f"{key}: {value}" for key, value in settings.items())])

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from runner.item import SIZE_STEP
+from runner.keys import SIZE_STEP
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Crop = tuple[int, int, int, int]  # left, top, right, bottom

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.errors import did_you_mean, every
+from runner.keys import words
 from runner.manifest import grid
 from runner.manifest.grid import Axis, Remainder
 from runner.manifest.job import Job, shown
 from runner.manifest.nodes import Node
 from runner.manifest.places import Frame, read_value
 from runner.manifest.prompts import Prompt
-from runner.manifest.rules import ITEM_KEYS, OWN_SIZE, read_entries, words
+from runner.manifest.rules import ITEM_KEYS, OWN_SIZE, read_entries
 from runner.text import name_some
 
 MOST_COMPARED, MOST_LISTED = 1000, 30  # values, to say which was meant

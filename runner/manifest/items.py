@@ -20,13 +20,14 @@ from typing import Any
 
 from runner.errors import Location
 from runner.images.inits import Init
-from runner.item import Item, Model
+from runner.item import EXTRA, Item, Model
+from runner.keys import LARGEST_SEED
 from runner.manifest.grid import Axis, Grid
 from runner.manifest.job import Job, shown
 from runner.manifest.lazy import Lazy
 from runner.manifest.prompts import Prompt
 from runner.manifest.read import Manifest
-from runner.manifest.rules import LARGEST_SEED, OWN_SIZE
+from runner.manifest.rules import DEFAULTS, OWN_SIZE
 from runner.model.tokens import surely_fits
 from runner.sampler_names import SAMPLERS
 
@@ -196,4 +197,7 @@ def resolve(values: dict[str, Any], *, number: int, axes: tuple[tuple[str, Any],
         values["eta"] = 0.0
     if values["fixed_code"] == values["seed"]:
         values["fixed_code"] = None
+    if EXTRA:
+        found = ((key, values.pop(key)) for key in EXTRA)
+        values["extra"] = tuple((key, value) for key, value in found if value != DEFAULTS[key])
     return Item(**values, number=number, axes=axes, init_sha256=init.sha256 if init else None)

@@ -20,25 +20,20 @@ import orjson
 from runner.errors import Location, ManifestError, Problems
 from runner.images.inits import Init, InitError
 from runner.item import Item, Model, Part
+from runner.keys import KEYS, words
 from runner.manifest import weighted
 from runner.manifest.items import resolve
 from runner.manifest.lazy import Lazy
 from runner.manifest.nodes import wrap
 from runner.manifest.places import configured_model, find_init
-from runner.manifest.rules import ALIASES, DEFAULTS, ITEM_KEYS, check, entries, words
+from runner.manifest.rules import ALIASES, DEFAULTS, ITEM_KEYS, check, entries
 from runner.model.tokens import surely_fits
 from runner.record import fingerprints_of, part
 from runner.settings import PREDICTIONS
 
 LONGEST_LINE = 2**20  # bytes
 BOM = b"\xef\xbb\xbf"
-NULLABLE = (
-    "init",
-    "init_sha256",
-    "crop",
-    "strength",
-    "fixed_code",
-)  # as records of pictures from noise alone have them
+NULLABLE = ("init_sha256", *(name for name, key in KEYS.items() if key.nullable))  # where there is no init picture
 RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "init_sha256")
 RECORD_NAMES = frozenset(RECORD_KEYS)
 KEPT_VALUES, SHORT = 4096, 200  # how many checked values are kept, and of how many characters

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from runner.errors import Location, ManifestError, Problems, every
 from runner.item import Part
+from runner.keys import words
 from runner.manifest.lazy import Lazy, join
 from runner.manifest.nodes import Node, read_text
 from runner.manifest.places import Frame, find_inside
-from runner.manifest.rules import words
 from runner.manifest.weighted import LARGEST_WEIGHT, combine, parse, to_text
 
 PROMPT_KEYS = {  # the kind of prompt, and what may stand beside it

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from runner.errors import Location, ManifestError, Problems, SettingError, every
 from runner.images import inits
 from runner.item import Model
+from runner.keys import LARGEST_SEED
 from runner.manifest import nodes
 from runner.manifest.exclude import leave_out, read_exclusion
 from runner.manifest.grid import Axis
@@ -33,7 +34,6 @@ from runner.manifest.rules import (
     ALIASES,
     DEFAULTS,
     ITEM_KEYS,
-    LARGEST_SEED,
     MOST_ITEMS,
     read_axis,
     read_count,

@@ -1,8 +1,6 @@
-"""The rules that every value of an item obeys, wherever it is written: in a manifest, on a line of JSON, as a setting.
+"""Reads values of items by their keys' rows, wherever they are written: in a manifest, in JSON lines, as settings.
 
-Here are the keys of an item, their defaults and limits, and the forms of seeds and of ranges, each with its JSON
-schema beside it. A value is read from a node, which knows its place, so that an error can name it. Files and jobs, and
-what makes an item complete, are not known here.
+Here are the forms of seeds and of ranges; the keys themselves are in `runner.keys`.
 
     check("width", wrap(512, Location(path)))
 """
@@ -13,42 +11,27 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from typing import Any, TypeVar
 
 from runner.errors import ManifestError, Problems, every
-from runner.item import FORMATS, LONG_PROMPTS, MOST_STEPS, SIZE_STEP, Model
+from runner.item import Model
+from runner.keys import KEYS, LARGEST_SEED
 from runner.manifest.lazy import join
 from runner.manifest.nodes import Node, wrap
-from runner.sampler_names import SAMPLERS
 
+REQUIRED = ("prompt", "seed")  # keys that have no default
 DEFAULTS: Mapping[str, Any] = {
-    "negative": "",
-    "width": None,  # the init picture's own, or else OWN_SIZE
-    "height": None,
-    "steps": 50,
-    "scale": 7.5,
-    "sampler": "ddim",
-    "eta": 0.0,
-    "format": "png",
-    "long_prompts": "error",
-    "init": None,
-    "crop": None,
-    "strength": 0.75,
-    "fixed_code": False,
+    **{name: key.default for name, key in KEYS.items() if name not in REQUIRED},
     "model": Model(),  # the one of the settings
 }
 OWN_SIZE = 512  # pixels
-ITEM_KEYS = ("prompt", "seed", *DEFAULTS)
-ALIASES = {"W": "width", "H": "height", "ddim_steps": "steps", "ddim_eta": "eta"}
+ITEM_KEYS = tuple(KEYS)
+ALIASES = {alias: name for name, key in KEYS.items() for alias in key.aliases}
 T = TypeVar("T")
-Schema = Mapping[str, Any]
 
-LARGEST_SEED = 2**63 - 1  # of torch's generators
 LARGEST_NUMBER, LEAST_STEP = 1e9, 1e-9
-LARGEST_SIZE, LARGEST_EDGE = 64 * SIZE_STEP, 10**6  # pixels
 MOST_ITEMS, MOST_VALUES = 10**9, 10**5
 SEEDS = re.compile(r"\s*([0-9]{1,19})\s*(?:-\s*([0-9]{1,19})\s*)?")
 
@@ -82,7 +65,7 @@ def read_entries(
 
 def check(key: str, node: Node) -> Any:
     """The value of an item key by its rule."""
-    return _named(key, RULES[key].read, node)
+    return _named(key, KEYS[key].read, node)
 
 
 def read_axis(key: str, node: Node) -> Sequence[Any]:
@@ -112,88 +95,6 @@ def _named(key: str, read: Callable[[Node], T], node: Node) -> T:
         return read(node)
     except ManifestError as error:
         raise error.within(key) from None
-
-
-# ---- single values
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """How a value is read, the same as a JSON schema (which sees `1984` and `NO` as YAML does), and what it is."""
-
-    read: Callable[[Node], Any]
-    schema: Schema
-    help: str
-
-
-def words(node: Node) -> str:
-    """The text of a prompt."""
-    text = node.text().strip()
-    if node.doubtful_comment:
-        raise node.error(
-            f"a '#' after a space begins a comment, which cuts this text to {node}; "
-            "quote the whole text, or put two spaces before the comment"
-        )
-    return text
-
-
-def _size(node: Node) -> int:
-    value = node.integer(SIZE_STEP, LARGEST_SIZE)
-    if rest := value % SIZE_STEP:
-        raise node.error(f"{node} is not a multiple of {SIZE_STEP}; {value - rest} and {value - rest + SIZE_STEP} are")
-    return value
-
-
-def _crop(node: Node) -> tuple[int, ...]:
-    edges = tuple(edge.integer(0, LARGEST_EDGE) for edge in node.items())
-    if len(edges) != 4:
-        raise node.error("should be four numbers: [left, top, right, bottom]")
-    return edges
-
-
-def _sampler(node: Node) -> str:
-    return node.choice(tuple(SAMPLERS), likely=node.text().removeprefix("k_"))
-
-
-def _whole_number(low: int, high: int, help: str) -> Rule:
-    return Rule(lambda node: node.integer(low, high), {"type": "integer", "minimum": low, "maximum": high}, help)
-
-
-def _real_number(low: float, high: float, help: str) -> Rule:
-    return Rule(lambda node: node.number(low, high), {"type": "number", "minimum": low, "maximum": high}, help)
-
-
-def _choice(known: Sequence[str], help: str) -> Rule:
-    return Rule(lambda node: node.choice(known), {"enum": list(known)}, help)
-
-
-TEXT: Schema = {"type": ["string", "number", "boolean", "null"]}
-SIZE: Schema = {"type": "integer", "minimum": SIZE_STEP, "maximum": LARGEST_SIZE, "multipleOf": SIZE_STEP}
-EDGE: Schema = {"type": "integer", "minimum": 0, "maximum": LARGEST_EDGE}
-RULES: Mapping[str, Rule] = {
-    "prompt": Rule(words, TEXT, "What the picture shows; `words:number` makes a weighted part."),
-    "negative": Rule(words, TEXT, "What the picture should not show; a plain text."),
-    "seed": _whole_number(0, LARGEST_SEED, "The seed of the picture's noise; without one it is drawn, and kept."),
-    "width": Rule(_size, SIZE, "Pixels; by default the init picture's own, or else 512."),
-    "height": Rule(_size, SIZE, "Pixels; by default the init picture's own, or else 512."),
-    "steps": _whole_number(1, MOST_STEPS, "Denoising steps."),
-    "scale": _real_number(0, 100, "Guidance: how closely the prompt is followed; 1 switches it off, twice as fast."),
-    "sampler": Rule(_sampler, {"enum": list(SAMPLERS)}, "The method of denoising."),
-    "eta": _real_number(0, 1, "Noise added in each step of ddim; other samplers don't know it."),
-    "format": _choice(FORMATS, "The kind of the picture's file."),
-    "long_prompts": _choice(LONG_PROMPTS, "What is done with more than 75 tokens: refused, cut, or read in pieces."),
-    "init": Rule(lambda node: node.text(), TEXT, "A picture to begin with (img2img); relative to this file."),
-    "crop": Rule(
-        _crop,
-        {"type": "array", "items": EDGE, "minItems": 4, "maxItems": 4},
-        "What is cut out of `init`, in pixels: [left, top, right, bottom].",
-    ),
-    "strength": _real_number(0, 1, "How much of `init` is made anew: 0 gives it back, 1 begins with noise alone."),
-    "fixed_code": Rule(
-        lambda node: node.flag(), {"type": "boolean"}, "Every iteration begins with the noise of the first one's seeds."
-    ),
-    "model": Rule(lambda node: node.text(), TEXT, "Whose weights: a name in `models`, or a file of conf/model/."),
-}
 
 
 # ---- seeds

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from runner.keys import KEYS, TEXT, Schema
 from runner.manifest.places import MODEL_KEYS
 from runner.manifest.prompts import PROMPT_KEYS
 from runner.manifest.read import CONFLICTS, INCLUDE_KEYS, JOB_KEYS, LONGEST_NAME, TOP_KEYS
-from runner.manifest.rules import ALIASES, ITEM_KEYS, MOST_ITEMS, RULES, SEEDS, TEXT, Schema
+from runner.manifest.rules import ALIASES, ITEM_KEYS, MOST_ITEMS, SEEDS
 from runner.manifest.weighted import LARGEST_WEIGHT
 from runner.settings import PREDICTIONS
 
@@ -67,7 +68,7 @@ def to_text() -> str:
 
 
 def _help(key: str) -> str:
-    return RULES[key].help if key in RULES else HELP[key]
+    return KEYS[key].help if key in KEYS else HELP[key]
 
 
 def _keys() -> dict[str, Schema]:
@@ -75,7 +76,7 @@ def _keys() -> dict[str, Schema]:
     weights = _list({"type": "number", "minimum": -LARGEST_WEIGHT, "maximum": LARGEST_WEIGHT})
     spans = {"type": "string", "pattern": f"^{SEEDS.pattern}(,{SEEDS.pattern})*$"}
     return {
-        **{key: rule.schema for key, rule in RULES.items()},
+        **{key: rule.schema for key, rule in KEYS.items()},
         "prompt": {"anyOf": [TEXT, *(_prompt(kind) for kind in PROMPT_KEYS)]},
         "version": {"enum": [1, "1"]},
         "name": {**TEXT, "minLength": 1, "maxLength": LONGEST_NAME, "pattern": r"^[^\s./\\-]"},
@@ -136,7 +137,7 @@ def _columns() -> dict[str, Any]:
 def _column(key: str) -> Schema:
     if key == "seed":
         return {"allOf": [_ref("seeds")]}  # what stands beside a reference is overlooked in draft 7
-    ranged = RULES[key].schema.get("type") in ("integer", "number")
+    ranged = KEYS[key].schema.get("type") in ("integer", "number")
     return {"anyOf": [_list(_ref(key)), _ref("range")]} if ranged else _list(_ref(key))
 
 

@@ -65,7 +65,7 @@ def to_yaml(items: Sequence[Item], models: Mapping[str, str] = MappingProxyType(
 
 
 def _wish(item: Item) -> dict[str, Any]:
-    settings = {key: getattr(item, key) for key in SETTINGS}
+    settings = {key: item.value(key) for key in SETTINGS}
     noise = item.seed if item.fixed_code is None else item.fixed_code
     return {"prompt": _wording(item), **settings, "seed": (item.seed, noise)}
 

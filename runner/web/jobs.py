@@ -45,11 +45,13 @@ from runner.events import (
     WaveStarted,
 )
 from runner.files import atomic_write, writing_to
+from runner.item import EXTRA
+from runner.keys import KEYS
 from runner.manifest.rules import DEFAULTS
 from runner.model import files
 from runner.report import gallery, progress
 from runner.request import LARGEST_DRAWN_SEED, Request, read_request
-from runner.settings import Settings, compose
+from runner.settings import Settings, compose, given_defaults
 from runner.verbs.run import run as running
 from runner.verbs.run.turns import Start, start
 
@@ -170,7 +172,7 @@ class Studio:
             "turbo": _word(self.settings.turbo),
             "unet_bs": _word(self.settings.unet_bs),
         }
-        return {**DEFAULTS, **GOOD, **shipped, **own, **settings, **self.settings.defaults.given()}
+        return {**DEFAULTS, **GOOD, **shipped, **own, **settings, **given_defaults(self.settings)}
 
     def press(self, form: Mapping[str, Any], picture: Image.Image | None = None) -> Job:
         """Writes the form's manifest into a new run folder and lets the run wait for its turn.
@@ -276,6 +278,7 @@ def asked_for(settings: Settings) -> dict[str, str]:
 def to_manifest(form: Mapping[str, Any], settings: Settings, *, name: str, picture: bool) -> str:
     """The form as a manifest that says everything, headed by the command that renders it with the same settings."""
     job = {key: form[key] for key in ITEM_FIELDS}
+    job |= {key: yaml.safe_load(str(form[key])) for key in EXTRA if form.get(key) not in (None, "", KEYS[key].default)}
     job["prompt"], job["seed"] = " ".join(str(form["prompt"]).split()), _seed(str(form["seed"]))
     if picture:
         job |= {"init": PICTURE, "strength": form["strength"]}

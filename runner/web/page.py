@@ -26,7 +26,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from runner.device.memory import available_devices
 from runner.errors import ManifestError, RunnerError, SettingError
-from runner.item import FORMATS, LONG_PROMPTS, SIZE_STEP
+from runner.item import EXTRA
+from runner.keys import FORMATS, KEYS, LONG_PROMPTS, SIZE_STEP
 from runner.sampler_names import SAMPLERS
 from runner.settings import Settings
 from runner.web.jobs import MANIFEST, PICTURE, Job, Studio
@@ -153,6 +154,38 @@ def build_page(studio: Studio) -> gr.Blocks:
     return page
 
 
+class _Presses:
+    """What the buttons of a tab of the page do. One run is under way for each of the browser's tabs."""
+
+    def __init__(self, studio: Studio, usual: Mapping[str, Any], inputs: Mapping[str, Any], results: Results) -> None:
+        self.studio, self.usual, self.inputs, self.results = studio, usual, inputs, results
+        self.running: dict[str | None, Job] = {}
+
+    async def press(self, request: gr.Request, *values: Any) -> AsyncIterator[dict[Any, Any]]:
+        """Runs what the form asks for, and shows it."""
+        form, results = {**self.usual, **dict(zip(self.inputs, values, strict=True))}, self.results
+        yield {results.state: READING, **results.buttons(busy=True)}
+        try:
+            job = await asyncio.to_thread(self.studio.press, form, _picture(form))
+        except RunnerError as error:
+            # A manifest that is wrong is gone: it's the form that has to be mended.
+            text = error.message if isinstance(error, ManifestError) else str(error)
+            yield {results.state: wrong(text), **results.buttons(busy=False)}
+            return
+        self.running[request.session_hash] = job
+        try:
+            async for update in follow(self.studio, job, results):
+                yield update
+        finally:
+            job.stop.set()  # the browser's tab was closed
+            self.running.pop(request.session_hash, None)
+
+    def stop(self, request: gr.Request) -> None:
+        """Cancels the run of the browser's tab."""
+        if job := self.running.get(request.session_hash):
+            job.stop.set()
+
+
 def _build_tab(kind: str, studio: Studio, devices: list[str]) -> None:
     usual = studio.usual_form()
     with gr.Row(equal_height=False):
@@ -160,41 +193,18 @@ def _build_tab(kind: str, studio: Studio, devices: list[str]) -> None:
             inputs, make, cancel = _build_form(kind, usual, devices)
         with gr.Column(scale=5, min_width=480):
             results = _build_results(usual, make, cancel)
-    running: dict[str | None, Job] = {}  # by the browser's tab
-
-    async def press(request: gr.Request, *values: Any) -> AsyncIterator[dict[Any, Any]]:
-        form = usual | dict(zip(inputs, values, strict=True))
-        yield {results.state: READING, **results.buttons(busy=True)}
-        try:
-            job = await asyncio.to_thread(studio.press, form, _picture(form))
-        except RunnerError as error:
-            # A manifest that is wrong is gone: it's the form that has to be mended.
-            text = error.message if isinstance(error, ManifestError) else str(error)
-            yield {results.state: wrong(text), **results.buttons(busy=False)}
-            return
-        running[request.session_hash] = job
-        try:
-            async for update in follow(studio, job, results):
-                yield update
-        finally:
-            job.stop.set()  # the browser's tab was closed
-            running.pop(request.session_hash, None)
-
-    def stop(request: gr.Request) -> None:
-        if job := running.get(request.session_hash):
-            job.stop.set()
-
+    presses = _Presses(studio, usual, inputs, results)
     quietly: Any = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on(
         [make.click, inputs["prompt"].submit],
-        press,
+        presses.press,
         list(inputs.values()),
         results.all(),
         concurrency_limit=None,
         trigger_mode="once",
         **quietly,
     )
-    cancel.click(stop, queue=False, **quietly)
+    cancel.click(presses.stop, queue=False, **quietly)
 
 
 def _build_form(kind: str, usual: Mapping[str, Any], devices: list[str]) -> tuple[dict[str, Any], gr.Button, gr.Button]:
@@ -216,6 +226,16 @@ def _build_form(kind: str, usual: Mapping[str, Any], devices: list[str]) -> tupl
         fields["strength"] = _slider(
             "Strength", 0, 1, usual["strength"], 0.01, info="0 keeps the picture, 1 forgets it"
         )
+    fields |= _build_usual_fields(usual)
+    with gr.Accordion("More about the picture", open=False):
+        fields |= _build_more_fields(usual)
+    with gr.Accordion("How it is made", open=False):
+        fields |= _build_settings(usual, devices)
+    return fields, make, cancel
+
+
+def _build_usual_fields(usual: Mapping[str, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
     with gr.Row():
         fields["n_samples"] = gr.Number(usual["n_samples"], precision=0, label="Pictures", min_width=90)
         fields["n_iter"] = gr.Number(usual["n_iter"], precision=0, label="Rounds", min_width=90)
@@ -227,28 +247,40 @@ def _build_form(kind: str, usual: Mapping[str, Any], devices: list[str]) -> tupl
         for key in ("width", "height"):
             fields[key] = _slider(key.capitalize(), SIZE_STEP, LARGEST_SIZE, usual[key], SIZE_STEP)
     fields["sampler"] = gr.Dropdown(list(SAMPLERS), value=usual["sampler"], label="Sampler")
-    with gr.Accordion("More about the picture", open=False):
-        fields["negative"] = gr.Textbox(usual["negative"], label="Negative prompt", lines=2)
-        with gr.Row():
-            fields["eta"] = _slider("Eta", 0, 1, usual["eta"], 0.05, info="of ddim only")
-            fields["format"] = gr.Radio(list(FORMATS), value=usual["format"], label="Format", min_width=150)
-        fields["long_prompts"] = gr.Radio(
-            list(LONG_PROMPTS), value=usual["long_prompts"], label="A prompt that is too long"
+    return fields
+
+
+def _build_more_fields(usual: Mapping[str, Any]) -> dict[str, Any]:
+    """Item keys that few people change; a key without a field of its own kind is a text."""
+    fields: dict[str, Any] = {}
+    fields["negative"] = gr.Textbox(usual["negative"], label="Negative prompt", lines=2)
+    with gr.Row():
+        fields["eta"] = _slider("Eta", 0, 1, usual["eta"], 0.05, info="of ddim only")
+        fields["format"] = gr.Radio(list(FORMATS), value=usual["format"], label="Format", min_width=150)
+    fields["long_prompts"] = gr.Radio(
+        list(LONG_PROMPTS), value=usual["long_prompts"], label="A prompt that is too long"
+    )
+    for key in EXTRA:
+        shown = "" if usual[key] is None else str(usual[key])
+        fields[key] = gr.Textbox(shown, label=key, info=KEYS[key].help)
+    return fields
+
+
+def _build_settings(usual: Mapping[str, Any], devices: list[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    with gr.Row():
+        fields["precision"] = gr.Radio(["autocast", "full"], value=usual["precision"], label="Precision")
+        fields["turbo"] = gr.Radio(
+            ["auto", "true", "false"], value=usual["turbo"], label="Turbo", info="the UNet stays on the device"
         )
-    with gr.Accordion("How it is made", open=False):
-        with gr.Row():
-            fields["precision"] = gr.Radio(["autocast", "full"], value=usual["precision"], label="Precision")
-            fields["turbo"] = gr.Radio(
-                ["auto", "true", "false"], value=usual["turbo"], label="Turbo", info="the UNet stays on the device"
-            )
-        with gr.Row():
-            fields["unet_bs"] = gr.Textbox(
-                usual["unet_bs"], label="unet_bs", info="rows in one UNet call, or auto", min_width=150
-            )
-            if len(devices) > 1:
-                choices = ["auto", *devices]
-                fields["device"] = gr.Dropdown(choices, value=usual["device"], label="Device", min_width=150)
-    return fields, make, cancel
+    with gr.Row():
+        fields["unet_bs"] = gr.Textbox(
+            usual["unet_bs"], label="unet_bs", info="rows in one UNet call, or auto", min_width=150
+        )
+        if len(devices) > 1:
+            choices = ["auto", *devices]
+            fields["device"] = gr.Dropdown(choices, value=usual["device"], label="Device", min_width=150)
+    return fields
 
 
 def _slider(label: str, low: float, high: float, value: float, step: float, info: str | None = None) -> gr.Slider:

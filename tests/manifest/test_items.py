@@ -12,11 +12,11 @@ import pytest
 
 from runner.errors import Location, ManifestError
 from runner.item import Item
+from runner.keys import LARGEST_SEED
 from runner.manifest import items as manifest_items
 from runner.manifest.items import Items, jobs_without_seed
 from runner.manifest.lines import read_item, read_items
 from runner.manifest.read import load
-from runner.manifest.rules import LARGEST_SEED
 
 HERE = Location(Path("items.jsonl"), 3, 1)
 

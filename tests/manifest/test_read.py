@@ -15,12 +15,13 @@ from schemas import complaints
 
 from runner.errors import ERRORS_SHOWN, Location, ManifestError, SettingError
 from runner.item import Model
+from runner.keys import LARGEST_SEED
 from runner.manifest import items as manifest_items
 from runner.manifest import prompts as manifest_prompts
 from runner.manifest import read as module
 from runner.manifest.job import Job
 from runner.manifest.read import Manifest, load
-from runner.manifest.rules import ALIASES, DEFAULTS, LARGEST_SEED
+from runner.manifest.rules import ALIASES, DEFAULTS
 
 
 def read(folder: Path, text: str, *, outside: bool = False, **overrides: Any) -> Manifest:

@@ -9,13 +9,13 @@ import pytest
 
 from runner.errors import ManifestError
 from runner.item import Model
+from runner.keys import LARGEST_SEED
 from runner.manifest.nodes import Node, parse
 from runner.manifest.rules import (
     ALIASES,
     DEFAULTS,
     ITEM_KEYS,
-    LARGEST_SEED,
-    RULES,
+    REQUIRED,
     check,
     entries,
     read_axis,
@@ -23,17 +23,17 @@ from runner.manifest.rules import (
     read_seeds,
 )
 
-KEYS = (*ITEM_KEYS, "seeds", "n_samples")
+NAMES = (*ITEM_KEYS, "seeds", "n_samples")
 
 
 def entry(text: str) -> tuple[str, Node]:
     """The only entry of a mapping, under its real name."""
-    ((key, node),) = entries(parse(text, Path("m.yaml")), KEYS).items()
+    ((key, node),) = entries(parse(text, Path("m.yaml")), NAMES).items()
     return key, node
 
 
 def test_every_key_has_a_rule_and_every_default_obeys_it() -> None:
-    assert set(RULES) == set(ITEM_KEYS)
+    assert {*REQUIRED, *DEFAULTS} == set(ITEM_KEYS)
     assert set(ALIASES.values()) <= set(ITEM_KEYS)
     for key, value in DEFAULTS.items():
         assert value in (None, Model()) or check(*entry(f"{key}: {value!r}")) == value

@@ -120,7 +120,8 @@ def _part(part: Part) -> str:
 
 def _item(item: Item) -> Row:
     size, extra = f"{item.width}x{item.height}", f", strength {item.strength:g} of {item.init}" if item.init else ""
-    settings = f"seed {item.seed}, {size}, {item.steps} steps of {item.sampler}, scale {item.scale:g}{extra}"
+    more = "".join(f", {key} {as_text(value)}" for key, value in item.extra)
+    settings = f"seed {item.seed}, {size}, {item.steps} steps of {item.sampler}, scale {item.scale:g}{extra}{more}"
     return f"item {item.number}", f"{item.prompt}\n{settings}\n{image_path(item)}"
 
 
