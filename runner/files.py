@@ -12,8 +12,12 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+import jsonlines
+import orjson
 
 from runner.errors import FolderUnwritable
 
@@ -100,3 +104,15 @@ def flush_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def read_lines(file: Path) -> list[Any]:
+    """The values of a file of JSON lines, all of them at once: for files that are small and whole."""
+    with jsonlines.open(file, loads=orjson.loads) as reader:
+        return list(reader)
+
+
+def write_lines(file: Path, values: Iterable[Any]) -> None:
+    """Writes values as JSON lines, one after the other: for files that nobody needs after a crash."""
+    with jsonlines.open(file, "w", dumps=lambda value: orjson.dumps(value).decode()) as writer:
+        writer.write_all(values)

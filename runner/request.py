@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.errors import Location, ManifestError, ModelError, every
+from runner.folder.names import RUN
 from runner.item import Item, Model
 from runner.manifest import items as manifest_items
 from runner.manifest import job as manifest_job
@@ -27,7 +28,6 @@ from runner.settings import Settings, given_defaults
 from runner.text import shorten
 
 OUTPUTS = Path("outputs")
-RUN_FILE = "run.json"
 LARGEST_DRAWN_SEED = 2**32
 LOST_SHOWN = 200  # characters
 
@@ -173,7 +173,7 @@ def _draw_seeds(jobs: Sequence[int], folder: Path) -> dict[int, int]:
     """A seed for each job without one: the one that the run folder keeps already, or a new one."""
     if not jobs:
         return {}
-    kept = _kept_seeds(folder / RUN_FILE)
+    kept = _kept_seeds(folder / RUN)
     return {job: kept.get(str(job), secrets.randbelow(LARGEST_DRAWN_SEED)) for job in jobs}
 
 

@@ -10,8 +10,9 @@ from builders import make_item
 
 from runner import settings
 from runner.errors import ManifestError, ModelError
+from runner.folder.names import RUN
 from runner.item import Model, item_id
-from runner.request import RUN_FILE, read_request
+from runner.request import read_request
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +94,9 @@ def test_a_drawn_seed_is_kept_with_the_run_folder(ask, tmp_path):
     assert seeds == [seeds[0], seeds[0] + 1, seeds[0] + 2]
     assert request.drawn_seeds == {0: seeds[0]}
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / RUN_FILE).write_text(json.dumps({"drawn_seeds": {"0": 77}}))
+    (tmp_path / "out" / RUN).write_text(json.dumps({"drawn_seeds": {"0": 77}}))
     assert [item.seed for item in ask(text).wanted()] == [77, 78, 79]
-    (tmp_path / "out" / RUN_FILE).write_text("{torn")
+    (tmp_path / "out" / RUN).write_text("{torn")
     assert ask(text).count() == 3
 
 

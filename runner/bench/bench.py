@@ -41,7 +41,7 @@ from PIL import Image
 
 from runner.bench.worker import FIND_BATCH, ITEMS, OFFLOADS, WARM_UP, Job, Stock
 from runner.errors import ModelError, SettingError, did_you_mean
-from runner.files import atomic_write, writing_to
+from runner.files import atomic_write, write_lines, writing_to
 from runner.machine import describe
 from runner.machine.cache import cache_folder
 from runner.model.files import find_model
@@ -274,8 +274,8 @@ def _write_items(folder: Path, bench: BenchSettings) -> None:
         for seed in range(bench.images)
     ]
     warm_up = common | {"prompt": "warming up", "negative": "waiting", "seed": 0, "steps": 1}
-    (folder / ITEMS).write_bytes(b"".join(orjson.dumps(item) + b"\n" for item in items))
-    (folder / WARM_UP).write_bytes(orjson.dumps(warm_up) + b"\n")
+    write_lines(folder / ITEMS, items)
+    write_lines(folder / WARM_UP, [warm_up])
 
 
 # ---- what the answers add up to

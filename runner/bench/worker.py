@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from runner.errors import RunnerError
+from runner.files import read_lines
 from runner.machine import threads
 from runner.record import Making
 from runner.settings import Settings
@@ -241,8 +242,8 @@ class StockPipeline:
         self.device, self.batch, self.folder = job.settings.device, job.stock.batch or 1, job.folder
         half = torch.bfloat16 if self.device == "cpu" else torch.float16
         self.dtype = half if job.stock.half else torch.float32
-        self.wanted = _read_lines(job.inputs / ITEMS)
-        self.warm_up = _read_lines(job.inputs / WARM_UP) * self.batch
+        self.wanted = read_lines(job.inputs / ITEMS)
+        self.warm_up = read_lines(job.inputs / WARM_UP) * self.batch
         self.wave_peak = 0
         model, own = Path(job.settings.model.path), Path(job.settings.model.path) / "tokenizer"
         shipped = Path(__file__).parents[1] / "models" / "emoji" / "tokenizer"
@@ -313,10 +314,6 @@ def _place(pipeline: Any, device: str, offload: str) -> Any:
         case _:
             return pipeline.to(device)
     return pipeline
-
-
-def _read_lines(file: Path) -> list[dict[str, Any]]:
-    return [orjson.loads(line) for line in file.read_bytes().splitlines()]
 
 
 def reset_peaks(device: str) -> None:

@@ -28,11 +28,10 @@ from filelock import FileLock, Timeout
 
 from runner.errors import FolderUnwritable, Location, ManifestError, NoRunFolder, RunFolderHeld
 from runner.files import flush_folder, write_all, writing_to
+from runner.folder.names import LOCK, RECORDS, TORN
 from runner.folder.ways import Way, way_of
 from runner.record import VERSION, is_newer, is_record
 
-RECORDS, TORN, LOCK = "records.jsonl", "records.torn", ".lock"
-UNFINISHED = ".unfinished"  # in the folder as long as its gallery may be behind the records, and files half-written
 LONGEST_LINE = 1 << 24  # bytes
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Where a picture goes within its run folder: names that are safe on every system."""
+"""The names of a run folder: its own files, and where a picture goes, by names that are safe on every system."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ import unicodedata
 from pathlib import PurePosixPath
 
 from runner.item import Item
+
+MANIFEST, LINES = "manifest.yaml", "manifest.jsonl"  # what was asked, as it was asked
+RUN = "run.json"  # the resolved settings and the machine
+RECORDS, TORN = "records.jsonl", "records.torn"  # the ledger, and what a crash left of a last line
+LOCK = ".lock"
+UNFINISHED = ".unfinished"  # as long as the gallery may be behind the records, and files half-written
+IMAGES, INITS = "images", "inits"
+GALLERY, GRID, LOG = "gallery.html", "grid.png", "runner.log"
 
 FOLDER_BYTES = 100
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(\..*)?", re.IGNORECASE | re.DOTALL)
@@ -24,7 +32,7 @@ def image_path(item: Item) -> PurePosixPath:
 
 def image_name(item: Item) -> str:
     """The same as a text, which is made much faster."""
-    return f"images/{folder_name(item.prompt)}/seed_{item.seed}_{item.number:05d}.{item.format}"
+    return f"{IMAGES}/{folder_name(item.prompt)}/seed_{item.seed}_{item.number:05d}.{item.format}"
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,25 +1,26 @@
 """The report of a run folder: `gallery.html`, which opens without a server, and beside it `grid.png`.
 
-Both are made anew from the records and the pictures, so they can be made at any time, during a run as well. Nothing
-here changes a record or a picture; what is missing or has failed is shown as such. The page is made here, the contact
-sheet in `contact_sheet`.
+Both are made anew from the records and the pictures, so they can be made at any time, also during a run. No record and
+no picture is changed; an item without a picture is shown as such. The page is made here, the contact sheet in `sheet`.
 
     files = build(Path("outputs/alps"))
 """
 
 from __future__ import annotations
 
-import html
+import functools
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from string import Template
+from typing import Any
 from urllib.parse import quote
 
+from jinja2 import Environment, PackageLoader, Template
+
 from runner.files import atomic_write, writing_to
+from runner.folder.names import GALLERY, GRID
 from runner.report.pictures import LARGE_SHOWN, SMALL, Picture, as_text, common_settings, read_pictures
 from runner.report.sheet import render_grid, to_png
 
@@ -39,9 +40,9 @@ class GalleryFiles:
 
 
 def build(folder: Path, per_row: int | None = None) -> GalleryFiles:
-    """Make `gallery.html` and `grid.png` of a run folder; `per_row` is for the latter."""
+    """Makes `gallery.html` and `grid.png` of a run folder; `per_row` is the number of pictures in a row of the grid."""
     pictures = read_pictures(folder)
-    page, grid = folder / "gallery.html", folder / "grid.png"
+    page, grid = folder / GALLERY, folder / GRID
     with writing_to(folder):
         atomic_write(page, render_page(folder.resolve().name, pictures).encode("utf-8", "replace"))
         atomic_write(grid, to_png(render_grid(pictures, per_row)))
@@ -50,13 +51,32 @@ def build(folder: Path, per_row: int | None = None) -> GalleryFiles:
 
 def render_page(title: str, pictures: Sequence[Picture]) -> str:
     """The whole page as HTML: the settings that all share once, at each picture those that differ."""
-    template = Template(resources.files("runner.report").joinpath("gallery.html.in").read_text("utf-8"))
-    common = common_settings(pictures)
-    failed = sum(picture.failed for picture in pictures)
-    counts = f"{len(pictures):,} items" + (f", {failed:,} failed" if failed else "")
-    sections = "\n".join(_section(prompt, group, common) for prompt, group in _by_prompt(pictures))
-    shared = " · ".join(f"{key} {value}" for key, value in common.items())
-    return template.substitute(title=_safe(title), counts=counts, common=_safe(shared), sections=sections)
+    common, failed = common_settings(pictures), sum(picture.failed for picture in pictures)
+    return _template().render(
+        title=title,
+        counts=f"{len(pictures):,} items" + (f", {failed:,} failed" if failed else ""),
+        common=" · ".join(f"{key} {value}" for key, value in common.items()),
+        sections=[
+            {"prompt": prompt, "count": f"{len(group):,}", "cards": (_card(picture, common) for picture in group)}
+            for prompt, group in _by_prompt(pictures)
+        ],
+    )
+
+
+@functools.cache
+def _template() -> Template:
+    # What a record says is text, never HTML: autoescape holds for attributes as well.
+    environment = Environment(
+        loader=PackageLoader("runner.report", "."),
+        autoescape=True,
+        finalize=_without_controls,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("gallery.html.j2")
+
+
+def _without_controls(value: Any) -> Any:
+    return value.translate(CONTROLS) if isinstance(value, str) else value
 
 
 def _by_prompt(pictures: Iterable[Picture]) -> Iterator[tuple[str, list[Picture]]]:
@@ -66,37 +86,24 @@ def _by_prompt(pictures: Iterable[Picture]) -> Iterator[tuple[str, list[Picture]
     return iter(groups.items())
 
 
-def _section(prompt: str, pictures: Sequence[Picture], common: dict[str, str]) -> str:
-    cards = "\n".join(_card(picture, common) for picture in pictures)
-    heading = f'<h2>{_safe(prompt)}<span class="count">{len(pictures):,}</span></h2>'
-    return f'<section data-prompt="{_safe(prompt)}">{heading}<div class="sheet">\n{cards}\n</div></section>'
-
-
-def _card(picture: Picture, common: dict[str, str]) -> str:
-    seed, settings = as_text(picture.item.get("seed")), picture.settings()
+def _card(picture: Picture, common: Mapping[str, str]) -> dict[str, Any]:
+    """What the page shows of a picture; without an address, why there is none."""
+    seed, settings, (width, height) = as_text(picture.item.get("seed")), picture.settings(), picture.size
     facts = [("seed", seed), *settings.items(), ("number", as_text(picture.item.get("number"))), ("file", picture.path)]
     facts += [("problem", picture.problem)] if picture.problem else []
-    differing = " · ".join(f"{key} {value}" for key, value in settings.items() if common.get(key) != value)
-    (width, height), shown = picture.size, _shown_width(*picture.size)
-    kind = "" if picture.file else ' class="none"' if picture.failed else ' class="none missing"'
-    style = f"--w:{shown}px;--r:{width}/{height}"
-    return (
-        f'<figure{kind} style="{style}" data-facts="{_safe(json.dumps(facts))}"'
-        f' data-item="{_safe(json.dumps(picture.item))}">{_link(picture)}'
-        f"<figcaption><span><b>seed {_safe(seed)}</b> {_safe(differing)}</span>"
-        f'<button type="button" title="Copy the item as JSON">copy</button></figcaption></figure>'
-    )
-
-
-def _link(picture: Picture) -> str:
-    if picture.file is None:
-        return f'<a tabindex="0">{_safe(picture.problem)}</a>'
-    width, height = picture.size
-    address, pixels = quote(picture.path, errors="replace"), ' class="pixels"' if max(width, height) <= SMALL else ""
-    return (
-        f'<a href="{address}"><img{pixels} src="{address}" width="{width}" height="{height}" loading="lazy"'
-        f' alt="{_safe(picture.prompt)}"></a>'
-    )
+    return {
+        "kind": "" if picture.file else "none" if picture.failed else "none missing",
+        "shown": _shown_width(width, height),
+        "width": width,
+        "height": height,
+        "facts": json.dumps(facts),
+        "item": json.dumps(picture.item),
+        "address": quote(picture.path, errors="replace") if picture.file else None,
+        "problem": picture.problem,
+        "pixels": max(width, height) <= SMALL,
+        "seed": seed,
+        "differing": " · ".join(f"{key} {value}" for key, value in settings.items() if common.get(key) != value),
+    }
 
 
 def _shown_width(width: int, height: int) -> int:
@@ -104,8 +111,3 @@ def _shown_width(width: int, height: int) -> int:
     if longer <= SMALL:
         return width * math.ceil(SMALL_SHOWN / longer)
     return max(SMALL, round(width * LARGE_SHOWN / longer))
-
-
-def _safe(text: str) -> str:
-    """Text for HTML, attributes included."""
-    return html.escape(text.translate(CONTROLS), quote=True)

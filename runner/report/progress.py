@@ -24,6 +24,7 @@ from runner.events import (
     WaveStarted,
 )
 from runner.files import writing_to
+from runner.folder.names import GALLERY, LOG, RECORDS
 from runner.item import Item
 from runner.text import name_some, shorten, show_size
 
@@ -54,7 +55,7 @@ def summary(finished: RunFinished, folder: Path) -> list[str]:
         lines.append(f"stopped early: {finished.hopeless}")
     if finished.done or finished.failed:
         pace = finished.done / finished.seconds if finished.seconds else 0.0
-        where = f", see {folder}/gallery.html" if (folder / "gallery.html").exists() else ""
+        where = f", see {folder}/{GALLERY}" if (folder / GALLERY).exists() else ""
         memory = f", at most {show_size(finished.peak_bytes)} of memory" if finished.peak_bytes else ""
         lines.append(f"{finished.done} pictures in {finished.seconds:.1f} s ({pace:.2f} a second){memory}{where}")
     else:
@@ -62,7 +63,7 @@ def summary(finished: RunFinished, folder: Path) -> list[str]:
     given_up = {item.number for item in finished.given_up}
     failed = [item for item in finished.failed if item.number not in given_up]
     if failed:
-        lines.append(f"{len(failed)} failed, see {folder}/records.jsonl; run again to try them again:")
+        lines.append(f"{len(failed)} failed, see {folder}/{RECORDS}; run again to try them again:")
         lines += _name_items(failed)
     if finished.given_up:
         lines.append(
@@ -167,7 +168,7 @@ class _LogFile(logging.FileHandler):
 
 def _open_log(folder: Path) -> logging.Handler:
     with writing_to(folder):
-        handler = _LogFile(folder / "runner.log", encoding="utf-8")
+        handler = _LogFile(folder / LOG, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.setLevel(logging.INFO)
     log.addHandler(handler)

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from runner.errors import Location, ManifestError
-from runner.folder.ledger import RECORDS
+from runner.folder.names import INITS, RECORDS
 from runner.images import infotext, metadata
 from runner.item import Item, Model
 from runner.manifest import write
@@ -80,7 +80,7 @@ def _within(folder: Path) -> list[Path]:
 
 
 def _is_aside(path: Path) -> bool:
-    run = path.parent.parent if path.parent.name == "inits" else path.parent
+    run = path.parent.parent if path.parent.name == INITS else path.parent
     return (run / RECORDS).exists()
 
 

@@ -45,6 +45,7 @@ from runner.events import (
     WaveStarted,
 )
 from runner.files import atomic_write, writing_to
+from runner.folder.names import MANIFEST
 from runner.item import EXTRA
 from runner.keys import KEYS
 from runner.manifest.rules import DEFAULTS
@@ -56,7 +57,7 @@ from runner.verbs.run import run as running
 from runner.verbs.run.turns import Start, start
 
 OUTPUTS = Path("outputs/web")
-MANIFEST, PICTURE = "manifest.yaml", "init.png"
+PICTURE = "init.png"
 # Of a model that ships with the package; those of others are the manifest's.
 SHIPPED = {"scale": 5.0}
 GOOD = {"steps": 20, "sampler": "dpmpp_2m", "strength": 0.75, "seed": "", "n_samples": 4, "n_iter": 1}

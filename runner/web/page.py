@@ -26,11 +26,12 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from runner.device.memory import available_devices
 from runner.errors import ManifestError, RunnerError, SettingError
+from runner.folder.names import MANIFEST
 from runner.item import EXTRA
 from runner.keys import FORMATS, KEYS, LONG_PROMPTS, SIZE_STEP
 from runner.sampler_names import SAMPLERS
 from runner.settings import Settings
-from runner.web.jobs import MANIFEST, PICTURE, Job, Studio
+from runner.web.jobs import PICTURE, Job, Studio
 from runner.web.text import NOTHING_YET, READING, describe, spans, wrong
 
 HOST, PORTS = "127.0.0.1", range(7860, 7960)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
+from runner.folder.names import GALLERY
 from runner.web.jobs import BROKEN, DONE, LOADING, RUNNING, WAITING, Job
 
 FAILURES_SHOWN = 5
@@ -39,7 +40,7 @@ def _how_far(job: Job) -> str:
 def _outcome(job: Job) -> str:
     made = f"{len(job.pictures)} of {job.wanted} pictures" if job.wanted else "no pictures"
     words = f"{made} in {_clock(job.ended - job.begun)}" if job.state == DONE else f"cancelled: {made}"
-    page = job.folder / "gallery.html"
+    page = job.folder / GALLERY
     link = f'<a href="gradio_api/file={quote(str(page))}" target="_blank">gallery.html</a>' if page.exists() else ""
     return f"<p><span>{words}, in {html.escape(_short(job.folder))}</span>{link}</p>"
 

@@ -18,7 +18,8 @@ from builders import finished_ids
 import runner
 from runner.errors import FolderUnwritable, NoRunFolder, RunFolderHeld
 from runner.folder import ledger as module
-from runner.folder.ledger import RECORDS, TORN, Ledger, iterate_records, numbered_records
+from runner.folder.ledger import Ledger, iterate_records, numbered_records
+from runner.folder.names import RECORDS, TORN
 
 HOLD = """
 import sys, time

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jsonlines
 import orjson
 
-from runner.folder.ledger import RECORDS
+from runner.folder.names import RECORDS
 from runner.item import Item, steps_made
 from runner.machine.describe import device_name
 from runner.planning.layouts import Execution
@@ -189,9 +190,8 @@ def _tail(file: Path) -> Iterator[dict[str, Any]]:
     with contextlib.suppress(OSError), file.open("rb") as stream:  # another run's file may be closed to us
         stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL_BYTES))
         lines = stream.read().splitlines()[-LINES_READ:]
-    for line in lines:
-        with contextlib.suppress(orjson.JSONDecodeError):  # cut, at the beginning or by a run that is going on
-            yield orjson.loads(line)
+    # A line may be cut, at the beginning or by a run that is going on.
+    yield from jsonlines.Reader(lines, loads=orjson.loads).iter(type=dict, skip_invalid=True)
 
 
 def _is_alike(record: Any, fingerprints: Mapping[str, str], execution: Execution) -> bool:

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runner.errors import SettingError
-from runner.folder.ledger import RECORDS, read_index
-from runner.folder.names import image_name
+from runner.folder.ledger import read_index
+from runner.folder.names import RECORDS, image_name
 from runner.item import Item, Model, Part, item_digest
 from runner.machine import memory
 from runner.machine.describe import device_name

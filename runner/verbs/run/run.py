@@ -12,7 +12,8 @@ from runner.engine.base import Engine
 from runner.engine.stops import Stop
 from runner.events import Outcome, RunEvent, RunFinished, RunStarted
 from runner.files import sweep, writing_to
-from runner.folder.ledger import UNFINISHED, Ledger
+from runner.folder.ledger import Ledger
+from runner.folder.names import UNFINISHED
 from runner.report import gallery
 from runner.request import Request
 from runner.verbs.run import turns

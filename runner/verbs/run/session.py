@@ -35,17 +35,16 @@ from runner.events import (
     WaveDone,
 )
 from runner.files import atomic_write, flush_folder, writing_to
-from runner.folder.ledger import UNFINISHED, Index, Ledger
-from runner.folder.names import image_path
+from runner.folder.ledger import Index, Ledger
+from runner.folder.names import INITS, LINES, MANIFEST, RUN, UNFINISHED, image_path
 from runner.folder.ways import changed_versions, differences, lowered
 from runner.folder.writer import Writer
 from runner.item import Item, Model, item_id
 from runner.record import Making, Record, Written, model_dict
-from runner.request import RUN_FILE, Request
+from runner.request import Request
 from runner.verbs.run.backlog import Backlog
 from runner.verbs.run.turns import Loader
 
-INITS = "inits"  # in a run folder, beside its records
 MOST_ALIKE = 10
 log = logging.getLogger(__name__)
 
@@ -255,10 +254,10 @@ def check_rounding(request: Request, model: Model, engine: Engine, index: Index)
 
 def _prepare_folder(request: Request, settings: Mapping[str, Any]) -> None:
     """Writes what is asked for, and the mark that the folder's report is behind its records from now on."""
-    asked = "manifest.jsonl" if request.target.suffix == ".jsonl" else "manifest.yaml"
+    asked = LINES if request.target.suffix == ".jsonl" else MANIFEST
     manifest = request.target.read_bytes()
     with writing_to(request.folder):
         (request.folder / UNFINISHED).touch()
         atomic_write(request.folder / asked, manifest)
-        atomic_write(request.folder / RUN_FILE, orjson.dumps(settings, option=orjson.OPT_INDENT_2))
+        atomic_write(request.folder / RUN, orjson.dumps(settings, option=orjson.OPT_INDENT_2))
         flush_folder(request.folder)

@@ -19,7 +19,7 @@ import numpy as np
 
 from runner.errors import Location, ManifestError
 from runner.events import Failure
-from runner.folder.ledger import RECORDS
+from runner.folder.names import RECORDS
 from runner.images import codec, metadata
 from runner.images.codec import Pixels
 from runner.item import DIGITS_SHOWN, Item, item_id

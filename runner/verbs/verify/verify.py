@@ -28,7 +28,8 @@ from runner.engine.base import Engine
 from runner.engine.start import start_engine
 from runner.errors import EXIT_DIFFERENCE, EXIT_ITEMS_FAILED, ModelError, NoRunFolder
 from runner.events import ItemDone, ItemFailed, Rendered, RunEvent, RunFinished, RunStarted
-from runner.folder.ledger import RECORDS, numbered_records
+from runner.folder.ledger import numbered_records
+from runner.folder.names import RECORDS
 from runner.item import Item, Model
 from runner.model import files as model_files
 from runner.model import find
