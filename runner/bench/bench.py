@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
+import math
 import pickle
 import platform
 import statistics
@@ -42,6 +42,7 @@ from PIL import Image
 from runner.bench.worker import FIND_BATCH, ITEMS, OFFLOADS, WARM_UP, Job, Stock
 from runner.errors import ModelError, SettingError, did_you_mean
 from runner.files import atomic_write, write_lines, writing_to
+from runner.images.distance import psnr
 from runner.machine import describe
 from runner.machine.cache import cache_folder
 from runner.model.files import find_model
@@ -341,8 +342,8 @@ def compare(files: Sequence[str], others: Sequence[str]) -> tuple[float, int]:
             difference = np.asarray(one.convert("RGB"), np.int16) - np.asarray(two.convert("RGB"), np.int16)
         squares.append(float(np.square(difference, dtype=np.float64).mean()))
         largest = max(largest, int(np.abs(difference).max()))
-    mean = statistics.fmean(squares)
-    return (10 * float(np.log10(255**2 / mean)) if mean else float("inf")), largest
+    found = psnr(statistics.fmean(squares))
+    return math.inf if found is None else found, largest
 
 
 def _accelerate() -> dict[str, str]:
@@ -351,14 +352,10 @@ def _accelerate() -> dict[str, str]:
 
 
 def _machine() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    found = describe.describe()
     return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
+        "cpu": describe.device_name("cpu") or platform.processor() or platform.machine(),
         "threads": describe.threads(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": platform.platform(terse=True),
+        **{key: found[key] for key in ("cores", "memory_bytes", "system")},
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -26,6 +26,7 @@ import orjson
 from runner.errors import RunnerError
 from runner.files import read_lines
 from runner.machine import threads
+from runner.machine.memory import free_main_memory
 from runner.record import Making
 from runner.settings import Settings
 
@@ -132,10 +133,9 @@ def _shortest(contender: StockPipeline, items: Sequence[Mapping[str, Any]]) -> f
 
 def _limit_memory() -> None:
     """Lets an allocation fail that the machine has no memory for, where the system would kill some process instead."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-        resource.setrlimit(resource.RLIMIT_DATA, (available, available))
+    if available := free_main_memory():
+        with contextlib.suppress(OSError):
+            resource.setrlimit(resource.RLIMIT_DATA, (available, available))
 
 
 def _measure(job: Job) -> Iterator[dict[str, Any]]:
@@ -318,25 +318,17 @@ def _place(pipeline: Any, device: str, offload: str) -> Any:
 
 def reset_peaks(device: str) -> None:
     """Forgets the highest memory use so far, of the process and of the device."""
-    if device.startswith("cuda"):
-        import torch
+    from runner.device import memory
 
-        torch.cuda.reset_peak_memory_stats(device)
-    if os.access("/proc/self/clear_refs", os.W_OK):
-        Path("/proc/self/clear_refs").write_text("5")
+    for each in {device, "cpu"}:
+        memory.reset_peak(each)
 
 
 def peak_bytes(device: str) -> int:
-    """The highest memory use since `reset_peaks`; on a CPU the process's own."""
-    if device.startswith("cuda"):
-        import torch
+    """The highest memory use since `reset_peaks`; on a CPU the process's own. macOS can't reset that."""
+    from runner.device import memory
 
-        return int(torch.cuda.max_memory_allocated(device))
-    status = Path("/proc/self/status")
-    if not status.exists():  # macOS, which can't reset it
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(peak.split()[1]) * 1024
+    return memory.peak_bytes(device) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 TASKS: Mapping[str, Callable[[Job], Iterator[dict[str, Any]]]] = {

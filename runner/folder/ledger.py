@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import shutil
@@ -27,7 +26,7 @@ import orjson
 from filelock import FileLock, Timeout
 
 from runner.errors import FolderUnwritable, Location, ManifestError, NoRunFolder, RunFolderHeld
-from runner.files import flush_folder, write_all, writing_to
+from runner.files import flush_folder, sha256_of, write_all, writing_to
 from runner.folder.names import LOCK, RECORDS, TORN
 from runner.folder.ways import Way, way_of
 from runner.record import VERSION, is_newer, is_record
@@ -62,7 +61,12 @@ class Index:
         file = f"{self.folder}/{path}"  # a Path takes longer than the system's answer
         if self._owners.get(path) != identity or _size_of(file) != size:
             return False
-        return not self._deep or _sha256_of(file) == sha256
+        if not self._deep:
+            return True
+        try:
+            return sha256_of(file) == sha256
+        except OSError:
+            return False
 
     def failures(self, identity: str) -> int:
         """How often this id has failed since it was last done."""
@@ -281,11 +285,3 @@ def _size_of(path: str) -> int:
         return os.stat(path).st_size
     except (OSError, ValueError):  # ValueError: a path with a NUL
         return -1
-
-
-def _sha256_of(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""

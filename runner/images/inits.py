@@ -6,7 +6,6 @@ A picture is turned upright by its EXIF first, so crops and sizes refer to the p
 from __future__ import annotations
 
 import functools
-import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from runner.files import sha256_of
 from runner.keys import SIZE_STEP
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -66,7 +66,7 @@ def examine(path: Path) -> Init:
     with _readable(path) as picture:
         upright = ImageOps.exif_transpose(picture)
         width, height = upright.size
-    return Init(path=path, sha256=_hash(path), width=width, height=height)
+    return Init(path=path, sha256=sha256_of(path), width=width, height=height)
 
 
 def load(path: Path, sha256: str, crop: Crop | None, width: int, height: int) -> Pixels:
@@ -76,14 +76,19 @@ def load(path: Path, sha256: str, crop: Crop | None, width: int, height: int) ->
         InitError: it can't be read any more, or its bytes have changed.
     """
     with _readable(path) as picture:
-        if _hash(path) != sha256:
+        if sha256_of(path) != sha256:
             raise InitError(f"{path}: was changed since the item was made")
-        upright = ImageOps.exif_transpose(picture)
-        if upright.has_transparency_data:
-            rgba = upright.convert("RGBA")
-            upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        cut = upright.convert("RGB").crop(crop) if crop else upright.convert("RGB")
+        upright = flatten(ImageOps.exif_transpose(picture))
+        cut = upright.crop(crop) if crop else upright
         return np.asarray(cut.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def flatten(picture: Image.Image) -> Image.Image:
+    """The picture in RGB; transparent pixels become white."""
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return picture.convert("RGB")
 
 
 @contextmanager
@@ -107,8 +112,3 @@ def _readable(path: Path) -> Iterator[Image.Image]:
         raise InitError(f"{path}: is not a picture of a known kind ({', '.join(READABLE)})") from None
     except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
         raise InitError(f"{path}: can't be read, it is broken or cut off ({error})") from None
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,7 +9,6 @@ comments name the rest. Nothing in a file is executed, no pixel is decoded, and 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections import Counter
@@ -19,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from runner.errors import Location, ManifestError
+from runner.files import sha256_of
 from runner.folder.names import INITS, RECORDS
 from runner.images import infotext, metadata
 from runner.item import Item, Model
@@ -142,18 +142,13 @@ def _find_init(path: Path, recorded: PurePosixPath, sha256: str, notes: list[str
     suffix = recorded.suffix if recorded.suffix.isprintable() else ""
     name = f"inits/{sha256}{suffix}"
     copy = path.resolve().parent.parent.parent / name
-    if not copy.is_file() or _hash(copy) != sha256:
+    if not copy.is_file() or sha256_of(copy) != sha256:
         notes.append(f"the init picture isn't in the run folder; put the file with this SHA-256 at {name}")
         return name
     found = Path(os.path.relpath(copy)).as_posix()
     if found.startswith(os.pardir):
         notes.append("the init picture is outside the current folder: the manifest needs allow_outside=true")
     return found
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read_infotext(path: Path, text: str, place: Location) -> _Source:

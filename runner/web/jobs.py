@@ -46,6 +46,7 @@ from runner.events import (
 )
 from runner.files import atomic_write, writing_to
 from runner.folder.names import MANIFEST
+from runner.images.inits import flatten
 from runner.item import EXTRA
 from runner.keys import KEYS
 from runner.manifest.rules import DEFAULTS
@@ -293,12 +294,6 @@ def to_manifest(form: Mapping[str, Any], settings: Settings, *, name: str, pictu
 @cache
 def _usual() -> dict[str, str]:
     return asked_for(compose([]))
-
-
-def flatten(picture: Image.Image) -> Image.Image:
-    """The picture without transparency, which becomes white."""
-    opaque = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")
 
 
 def _seed(text: str) -> Any:

@@ -14,9 +14,10 @@ from PIL import Image
 from runner import cli, settings
 from runner.errors import ManifestError, SettingError
 from runner.folder.ledger import iterate_records
+from runner.images.inits import flatten
 from runner.manifest import read as manifest_read
 from runner.web import jobs as web_jobs
-from runner.web.jobs import Studio, flatten, to_manifest
+from runner.web.jobs import Studio, to_manifest
 
 USUAL = settings.compose([])
 QUICK = {"prompt": "a red apple", "steps": 2, "n_samples": 2, "seed": "7"}

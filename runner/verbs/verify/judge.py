@@ -9,19 +9,17 @@ Two of the three that agree show which one has changed. It renders nothing itsel
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from runner.errors import Location, ManifestError
 from runner.events import Failure
 from runner.folder.names import RECORDS
 from runner.images import codec, metadata
 from runner.images.codec import Pixels
+from runner.images.distance import Distance, measure
 from runner.item import DIGITS_SHOWN, Item, item_id
 from runner.manifest.lines import read_item, read_model
 from runner.record import Making, Pairs, fingerprints_of, part
@@ -30,17 +28,6 @@ from runner.report.pictures import file_within
 SAME, DIFFERS, DAMAGED, MISSING, ALTERED, FAILED = "same", "differs", "damaged", "missing", "altered", "failed"
 STATES = (SAME, DIFFERS, DAMAGED, MISSING, ALTERED, FAILED)
 WEIGHTS = "weights of "
-WHITE = 255
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Distance:
-    """How far two pictures are apart: PSNR in dB, None where they are equal; the greatest difference in levels, 0 to
-    255; the share of pixels that differ, 0 to 1."""
-
-    psnr: float | None
-    greatest: int
-    share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,17 +106,6 @@ def _message(state: str | None, reproduced: bool, distance: Distance | None) -> 
         return f"it is no picture any more; {rendering}"
     equal = "the pixels are those of the rendering" if not distance.greatest else ""
     return "; ".join(filter(None, [equal, rendering if state == DAMAGED else ""]))
-
-
-def measure(one: Pixels, other: Pixels) -> Distance:
-    """How far two pictures of one size, uint8 [H, W, 3], are apart."""
-    levels = np.abs(one.astype(np.int16) - other)
-    error = float(np.square(levels.astype(np.float32)).mean(dtype=np.float64))
-    return Distance(
-        psnr=10 * math.log10(WHITE**2 / error) if error else None,
-        greatest=int(levels.max()),
-        share=float(levels.any(axis=2).mean()),
-    )
 
 
 def _changed(record: Mapping[str, Any], now: Making, weights: Pairs) -> dict[str, tuple[Any, Any]]:

@@ -11,6 +11,7 @@ from runner.events import Failure
 from runner.folder.names import image_path
 from runner.images import codec
 from runner.images.codec import encode
+from runner.images.distance import Distance, measure
 from runner.item import Model, item_id
 from runner.record import Making
 from runner.verbs.verify import judge
@@ -84,9 +85,9 @@ def test_a_difference_is_measured(png):
 
 
 def test_the_distance_of_equal_pictures():
-    assert judge.measure(PIXELS, PIXELS) == judge.Distance(psnr=None, greatest=0, share=0.0)
+    assert measure(PIXELS, PIXELS) == Distance(psnr=None, greatest=0, share=0.0)
     black, white = np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)
-    assert judge.measure(black, white) == judge.measure(white, black) == judge.Distance(psnr=0.0, greatest=255, share=1)
+    assert measure(black, white) == measure(white, black) == Distance(psnr=0.0, greatest=255, share=1)
 
 
 def test_factors_are_named_where_the_rendering_is_not_as_recorded(png):
