@@ -208,7 +208,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    known = _known_keys()
+    known = known_keys()
     for text in overrides:
         try:
             override = OverridesParser.create().parse_override(text)
@@ -224,7 +224,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise SettingError(f"{key}={override.value()}: no such {key}; {hint} {GROUPS[key]}".rstrip())
 
 
-def _known_keys() -> set[str]:
+def known_keys() -> set[str]:
+    """Every key that an override may set."""
     nested = {"model": ModelSettings, "bench": BenchSettings}
     keys = {field.name for field in fields(Settings)} - {"defaults"} | {f"defaults.{key}" for key in REPLACEABLE}
     return keys | {f"{name}.{field.name}" for name, node in nested.items() for field in fields(node)}
