@@ -184,7 +184,9 @@ def test_records_find_the_models_that_they_were_made_with(ask, two, model, tmp_p
     two.rename(tmp_path / "moved")
     with pytest.raises(ManifestError) as caught:
         ask(recorded(request), name="records.jsonl")
-    assert f"records.jsonl:1:1: the model 'two': these weights are not at {two} and are not those" in str(caught.value)
+    assert f"records.jsonl:1:1: the model 'two': no model with these fingerprints was found, neither at {two}" in str(
+        caught.value
+    )
     assert f": two, text_encoder {dict(request.items[0].model.fingerprints)['text_encoder'][:12]}, " in str(
         caught.value
     )

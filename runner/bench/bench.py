@@ -3,7 +3,7 @@
 What is the same for all contenders: weights, prompts, seeds, first noise, sampler (`ddim`), steps, guidance, number of
 torch's threads, and that each picture is a PNG file in the end. What differs: stock diffusers saves with Pillow's
 defaults, one file after the other, and nothing else; the runner writes its records, metadata and gallery in the same
-time. Threads that wait spin or sleep as each tool has it: torch's default, or what `openmp` says.
+time. Waiting threads spin or sleep as each tool has it: torch's default, or as `machine.threads` sets it.
 64 prompts are different, then they come again with other seeds, and the runner encodes a text only once.
 
 Each contender has a process of its own, so that memory is its own, and renders a picture of one step before the clock

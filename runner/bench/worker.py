@@ -1,4 +1,4 @@
-"""One contender of `bench` in a process of its own: loads the model, renders what it is told, says what that took.
+"""One contender of `bench` in a process of its own: loads the model, renders its job, and answers what that took.
 
 A `Job` comes in on stdin, answers go out as JSON lines on stdout; `bench` starts the process and reads them. Stock
 diffusers is used as its documentation shows it: one pipeline, called for each picture or for each batch, `image.save`.
@@ -49,7 +49,7 @@ class Stock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a process is told. `stock` is None for this runner; `begun` is when the process was started."""
+    """What a process has to do. `stock` is None for this runner; `begun` is when the process was started."""
 
     task: str
     settings: Settings

@@ -2,7 +2,7 @@
 
 The layers of a small model are so short that threads which share them mostly wait for each other; of two calls each on
 a thread of its own neither waits. No sum is shared among threads then, so a picture doesn't depend on their number.
-Which models are made so is decided in `plan`.
+`planning.choices` decides for which models.
 
     lanes = Lanes(2)
     results = lanes.run([lambda: unet(first), lambda: unet(second)])

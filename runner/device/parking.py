@@ -1,9 +1,9 @@
 """Where weights wait, and how they come to the device: the two ways that a machine has.
 
-On a CPU the device is the memory itself, and the parking place is the model's file: weights are read from it with
-plain reads (mapped pages would count as the process's own) into buffers that are used again; what was kept is read as
-it is used, from a file of its own. Elsewhere they wait in the host's memory, pinned where that speeds the copy up, and
-come on a stream of their own. What is brought for whom, and when it may leave, is the business of `fragments`.
+On a CPU the device is the memory itself, and weights wait in the model's file. Plain reads (mapped pages would count as
+the process's own) bring them into buffers that are used again; packed weights come from a file of their own. On other
+devices weights wait in the host's memory, pinned where that speeds the copy up, and come on a stream of their own.
+`component` decides what is brought, and when it leaves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The stages that a wave goes through: encode the texts, draw the noise, denoise, decode.
+"""From noise to finished latents: noise is drawn, samplers run, and their calls become rows of the UNet.
 
 Each call of a module has a shape that depends on the picture's size and the settings alone, never on how many
 pictures there are: short calls are padded. With a fixed shape the kernels give every row the same bits whatever
@@ -8,18 +8,18 @@ stands in the other rows, so a picture doesn't depend on its neighbours.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from runner.device.component import Component
 from runner.engine import samplers
+from runner.engine.conditions import Conditions, empty, stack, unet_call
 from runner.engine.text import combine
 from runner.errors import ModelError
 from runner.item import Item
-from runner.model.tokens import LENGTH
 
 PROBED_SIZE = 32  # latents along one side
 LAST_TIMESTEP = 999.0
@@ -47,7 +47,7 @@ class Trajectory:
 
     items: tuple[Item, ...]
     run: samplers.SamplerRun
-    context: list[Tensor]  # for each row [77, C], or more where its prompt is in several pieces
+    conditions: list[Conditions]  # of each row
     guided: Tensor  # [g], indexes of the guided images
     scale: Tensor  # [g, 1, 1, 1]
     call: samplers.ModelCall | None = None
@@ -97,11 +97,11 @@ def start_trajectory(
     )
     run = samplers.start(first.sampler, schedule, steps=first.steps, eta=first.eta, begin=begin)
     guided = [index for index, item in enumerate(items) if item.guided]
-    context = [combine(item, embeddings) for item in items] + [embeddings[items[index].negative] for index in guided]
+    told = [combine(item, embeddings) for item in items] + [embeddings[items[index].negative] for index in guided]
     trajectory = Trajectory(
         items=tuple(items),
         run=run,
-        context=[embedding.to(device, unet.dtype) for embedding in context],
+        conditions=[Conditions(context=embedding).to(device, unet.dtype) for embedding in told],
         guided=torch.tensor(guided, dtype=torch.long, device=device),
         scale=torch.tensor([items[index].scale for index in guided], device=device).view(-1, 1, 1, 1),
     )
@@ -111,34 +111,23 @@ def start_trajectory(
 
 def denoise(unet: Component, trajectories: Sequence[Trajectory], unet_bs: int) -> Iterator[None]:
     """Takes all trajectories (of one size) to their ends, one call further at each step of the iterator."""
-    stacked: dict[tuple[int, ...], Tensor] = {}
     while active := [trajectory for trajectory in trajectories if trajectory.call]:
-        for trajectory, predicted in zip(active, _predict(unet, active, unet_bs, stacked), strict=True):
+        for trajectory, predicted in zip(active, _predict(unet, active, unet_bs), strict=True):
             trajectory.advance(predicted)
         yield
 
 
-def _predict(
-    unet: Component, active: Sequence[Trajectory], unet_bs: int, stacked: dict[tuple[int, ...], Tensor]
-) -> list[Tensor]:
-    """Each trajectory's predictions, float32 [rows, 4, h, w], from UNet calls of exactly `unet_bs` rows.
-
-    `stacked` has the prompts of the last step's calls, and then those of this one's: where a call has the same rows
-    again, it has the same tensor, so that a layer can keep what it made of it.
-    """
+def _predict(unet: Component, active: Sequence[Trajectory], unet_bs: int) -> list[Tensor]:
+    """Each trajectory's predictions, float32 [rows, 4, h, w], from UNet calls of exactly `unet_bs` rows."""
     rows = [trajectory.rows() for trajectory in active]
     latents = torch.cat([latents for latents, _ in rows])
     times = torch.cat([times for _, times in rows])
-    contexts = [context for trajectory in active for context in trajectory.context]
-    before, calls, places = dict(stacked), [], []
-    stacked.clear()
-    for batch in _batches(contexts, unet_bs):
-        row_contexts = [contexts[row] for row in batch]
-        key = tuple(map(id, row_contexts))
-        stacked[key] = before[key] if key in before else torch.stack(row_contexts)
+    told = [conditions for trajectory in active for conditions in trajectory.conditions]
+    calls, places = [], []
+    for batch in _batches(told, unet_bs):
         # With the channels last convolutions need no other order inside.
         sent = latents[batch].to(unet.dtype).contiguous(memory_format=torch.channels_last)
-        calls.append(_unet_call(sent, times[batch], stacked[key]))
+        calls.append(unet_call(sent, times[batch], stack([told[row] for row in batch])))
         places += batch
     answers = torch.cat(unet.call_all(calls)).float()
     answer_to = {row: number for number, row in reversed(list(enumerate(places)))}  # the first one, not its padding
@@ -146,10 +135,10 @@ def _predict(
     return list(torch.split(predicted, [len(latents) for latents, _ in rows]))
 
 
-def _batches(contexts: Sequence[Tensor], size: int) -> Iterator[list[int]]:
-    """The numbers of the rows whose prompts are equally long, `size` at a time; the last one of them fills up."""
-    for length in sorted({len(context) for context in contexts}):
-        rows = [row for row, context in enumerate(contexts) if len(context) == length]
+def _batches(told: Sequence[Conditions], size: int) -> Iterator[list[int]]:
+    """The numbers of the rows whose conditions have one shape, `size` at a time; the last one of them fills up."""
+    for shape in sorted({conditions.shape for conditions in told}):
+        rows = [row for row, conditions in enumerate(told) if conditions.shape == shape]
         rows += rows[-1:] * (-len(rows) % size)
         yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
@@ -163,15 +152,11 @@ def probe_prediction(unet: Component) -> str:
     generator = torch.Generator().manual_seed(0)
     shape = (1, int(unet.config["in_channels"]), PROBED_SIZE, PROBED_SIZE)
     noise = torch.randn(shape, generator=generator).to(unet.device, unet.dtype)
-    context = torch.zeros(1, LENGTH, int(unet.config["cross_attention_dim"]), device=unet.device, dtype=unet.dtype)
-    call = _unet_call(noise, torch.tensor([LAST_TIMESTEP], device=unet.device), context)
+    nothing = empty(unet.config, 1).to(unet.device, unet.dtype)
+    call = unet_call(noise, torch.tensor([LAST_TIMESTEP], device=unet.device), nothing)
     [predicted] = unet.call_all([call], once=True)
     sent, returned = noise.float(), predicted.float()
     share = float((returned * sent).sum() / (sent * sent).sum())  # of the noise that comes back
     if not math.isfinite(share):
         raise ModelError("what the model predicts can't be found out; set model.prediction=epsilon or v_prediction")
     return "epsilon" if share > HALF else "v_prediction"
-
-
-def _unet_call(latents: Tensor, times: Tensor, context: Tensor) -> Callable[[nn.Module], Tensor]:
-    return lambda unet: unet(latents, times, encoder_hidden_states=context, return_dict=False)[0]

@@ -128,7 +128,7 @@ class Executor:
         yield WaveDone()
 
     def _attempt(self, wave: Wave) -> Iterator[WaveEvent]:
-        """Makes the pictures of a wave; those that aren't told of when it ends are to be tried with less memory."""
+        """Makes the pictures of a wave; those without an event at its end must be tried again with less memory."""
         made: set[int] = set()
         try:
             for event in self._render(wave):
@@ -161,7 +161,7 @@ class Executor:
         size = wave.items[0].width, wave.items[0].height
         try:
             return self._lowered.get(size) or self.execution.layout(*size)
-        except SettingError:  # by what was measured since the run began: the next one will be told
+        except SettingError:  # what was measured in this run refuses the next run, not this one
             return wave.layout
 
     def _lower(self, wave: Wave) -> Layout | None:

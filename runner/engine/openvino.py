@@ -1,8 +1,7 @@
 """The UNet compiled, by torch's inductor or for OpenVINO's runtime, and called as the module itself would be.
 
 Every shape of a call is compiled by itself: with a fixed shape a row's bits don't depend on what stands in the other
-rows. For OpenVINO the UNet is two models then: what attention makes of the prompts alone, once for all steps, and the
-rest. Whether and with what to compile is decided in `plan`.
+rows. `planning.choices` decides whether to compile, and with what.
 
     compile_unet(unet, model, execution)
     [predicted] = unet.call_all([lambda unet: unet(latents, times, encoder_hidden_states=context)[0]])
@@ -18,17 +17,17 @@ import tempfile
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from runner.device.component import Component
 from runner.device.lanes import Lanes
+from runner.engine.conditions import Conditions, empty, unet_call
 from runner.engine.inductor import SHAPES_KEPT, Inductor
 from runner.errors import FolderUnwritable, ModelError
 from runner.files import writing_to
@@ -42,8 +41,6 @@ EXAMPLE_SIZE = 8  # latents along one side of what the UNet is converted with
 FILE = "unet.xml"
 CONVERTED_BY = ("openvino", "torch", "diffusers")
 FORM = 2  # of the modules that are converted: upsamplers are merged
-PROMPTS = 2  # among a converted UNet's inputs: latents, times, prompts
-ATTENTION = "ScaledDotProductAttention"  # OpenVINO's operator, of queries, keys and values
 log = logging.getLogger(__name__)
 
 
@@ -86,10 +83,7 @@ class OpenVino:
         inputs = [tensor.float().contiguous() for tensor in (latents, times, encoder_hidden_states)]
         with self._compiling:
             compiled = self._compile(tuple(tensor.shape for tensor in inputs))
-        kept = compiled.kept.get(encoder_hidden_states)
-        if kept is None:
-            kept = compiled.kept[encoder_hidden_states] = compiled.infer("of_prompts", inputs[PROMPTS:])
-        return (torch.from_numpy(compiled.infer("rest", inputs, kept)[0]),)
+        return (torch.from_numpy(compiled.infer(inputs)),)
 
     def _compile(self, shapes: tuple[torch.Size, ...]) -> _Compiled:
         if shapes in self._compiled:
@@ -102,57 +96,21 @@ class OpenVino:
         except RuntimeError as error:
             raise ModelError(f"{self._file.parent}: is damaged; delete it, and the UNet is converted again") from error
         model.reshape({index: list(shape) for index, shape in enumerate(shapes)})
-        parts = zip(("of_prompts", "rest"), _set_apart(model), strict=True)
-        compiled = {name: self._core.compile_model(part, "CPU", self._properties) for name, part in parts}
-        self._compiled[shapes] = _Compiled(compiled)
+        self._compiled[shapes] = _Compiled(self._core.compile_model(model, "CPU", self._properties))
         return self._compiled[shapes]
 
 
 class _Compiled:
-    """A UNet for one shape: what is made `of_prompts` alone, and the `rest`, which takes that besides its inputs."""
+    """A UNet for one shape of its inputs; each thread that calls it has a request of its own."""
 
-    def __init__(self, parts: Mapping[str, Any]) -> None:
-        self._parts, self._requests = parts, threading.local()
-        self.kept = WeakTensorKeyDictionary()  # what was made of prompts, as long as their tensor is there
+    def __init__(self, model: Any) -> None:
+        self._model, self._requests = model, threading.local()
 
-    def infer(self, name: str, inputs: Sequence[Tensor], more: Sequence[Any] = ()) -> list[Any]:
-        """What a part makes; it reads its inputs where they lie, and returns copies."""
-        if not hasattr(self._requests, name):  # each thread has its own
-            setattr(self._requests, name, self._parts[name].create_infer_request())
-        request: Any = getattr(self._requests, name)
-        return list(request.infer([*(tensor.numpy() for tensor in inputs), *more], share_inputs=True).values())
-
-
-def _set_apart(model: Any) -> tuple[Any, Any]:
-    """The keys and values of the prompts as a model of their own, and the UNet that takes them as inputs.
-
-    As in `layers`, they are those of attention with no more tokens of the image than the prompt has; there may be none.
-    """
-    from openvino import Model, opset13
-
-    prompts = model.inputs[PROMPTS].get_node()
-    fixed, apart = set[str](), {prompts.get_name()}  # nodes that depend on nothing, on the prompts alone
-    results, inputs = [], []
-    for node in model.get_ordered_ops():
-        sources = {_source(each) for each in node.inputs()}
-        if sources <= fixed and node.get_type_name() != "Parameter":
-            fixed.add(node.get_name())
-        elif sources and sources <= fixed | apart:
-            apart.add(node.get_name())
-        elif node.get_type_name() == ATTENTION:
-            queries, *others = node.inputs()[:3]
-            for each in others:
-                if _source(each) in apart and queries.get_shape()[-2] <= each.get_shape()[-2]:
-                    results.append(opset13.result(each.get_source_output()))
-                    inputs.append(opset13.parameter(each.get_shape(), each.get_element_type()))
-                    each.replace_source_output(inputs[-1].output(0))
-    rest = Model(model.get_results(), [*model.get_parameters(), *inputs])
-    return Model(results, [prompts]), rest
-
-
-def _source(node_input: Any) -> str:
-    name: str = node_input.get_source_output().get_node().get_name()
-    return name
+    def infer(self, inputs: Sequence[Tensor]) -> Any:
+        """The prediction as an array; the inputs are read where they lie."""
+        if not hasattr(self._requests, "own"):
+            self._requests.own = self._model.create_infer_request()
+        return self._requests.own.infer([tensor.numpy() for tensor in inputs], share_inputs=True)[0]
 
 
 class _Positional(nn.Module):
@@ -164,8 +122,7 @@ class _Positional(nn.Module):
 
     def forward(self, latents: Tensor, times: Tensor, context: Tensor) -> Tensor:
         """Its prediction."""
-        predicted: Tensor = self.unet(latents, times, encoder_hidden_states=context, return_dict=False)[0]
-        return predicted
+        return unet_call(latents, times, Conditions(context=context))(self.unet)
 
 
 def _converted(unet: Component, model: ModelFiles, *, exact: bool) -> Path:
@@ -198,7 +155,7 @@ def _convert(unet: Component) -> Any:
     example = (
         torch.zeros(rows, channels, EXAMPLE_SIZE, EXAMPLE_SIZE),
         torch.zeros(rows),
-        torch.zeros(rows, 77, int(unet.config["cross_attention_dim"])),
+        empty(unet.config, rows).context,
     )
     with unet.visit() as module, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's about tracing: that the numbers of a shape become constants

@@ -65,7 +65,7 @@ class Stop:
 
     @contextmanager
     def harmless(self) -> Iterator[None]:
-        """Within it an interruption loses nothing, save for the wave in hand."""
+        """Within it an interruption loses nothing but the wave in hand."""
         self._harmless = True
         try:
             if self._asked and not self._nearly_done():

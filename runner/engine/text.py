@@ -21,12 +21,13 @@ def encode_texts(
     """Each text's embedding, float32 [77, C], or where texts are chunked [77 * pieces, C]."""
     pieces = [tokenizer.encode_chunks(text) if chunked else [tokenizer.encode(text).ids] for text in texts]
     ids = torch.tensor([piece for text in pieces for piece in text], device=encoder.device)  # [N, 77]
-    encoded = encoder.call_all([_text_call(batch) for batch in padded_batches(ids, TEXT_ROWS)])
+    encoded = encoder.call_all([text_call(batch) for batch in padded_batches(ids, TEXT_ROWS)])
     split = torch.split(torch.cat(encoded)[: len(ids)], [len(text) for text in pieces])
     return {text: embedding.flatten(0, 1) for text, embedding in zip(texts, split, strict=True)}
 
 
-def _text_call(ids: Tensor) -> Callable[[nn.Module], Tensor]:
+def text_call(ids: Tensor) -> Callable[[nn.Module], Tensor]:
+    """A call of a text encoder with [rows, 77] ids; it returns embeddings [rows, 77, C] in float32."""
     return lambda encoder: encoder(ids).last_hidden_state.float()
 
 

@@ -1,9 +1,8 @@
-"""Reads the text that AUTOMATIC1111's program writes into its pictures, as an item in the form of a record.
+"""AUTOMATIC1111's text about a picture: written for our own pictures, and read as an item in the form of a record.
 
-What has no counterpart here is named in notes, never dropped in silence. Files and manifests are not known here; the
-values are checked by whoever reads the record. The text is: the prompt; `Negative prompt: ...`, both of them in as many
-lines as they have; then one line of settings, `Steps: 20, Sampler: Euler a, ...`, a value with commas in JSON's quotes
-(`modules/infotext_utils.py` in stable-diffusion-webui).
+What has no counterpart here is named in notes, never dropped in silence. The caller checks the values. The text is:
+the prompt; `Negative prompt: ...`, both in any number of lines; then one line of settings, `Steps: 20, Sampler: Euler
+a, ...`, a value with commas in JSON's quotes (`modules/infotext_utils.py` in stable-diffusion-webui).
 
     record, notes, model = read("a cat\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 512x512, Model: sd15")
 """

@@ -1,9 +1,7 @@
-"""Attention on a CPU: by matrix products where they are quicker than torch's flash kernel, and prompts' parts kept.
+"""Attention on a CPU by matrix products, where they are quicker than torch's flash kernel.
 
-What a prompt's tokens are turned into is kept from step to step where the image has no more tokens than the prompt
-has, since it is a large part of the work there. Torch's flash kernel multiplies for each head by itself, in small
-pieces: products of many heads at once are quicker where pictures are small, and in bfloat16 without AMX, where oneDNN
-multiplies at three times the kernel's speed, for all of them.
+Torch's flash kernel multiplies for each head by itself, in small pieces. Products of many heads at once are quicker
+where pictures are small, and in bfloat16 without AMX, where oneDNN multiplies at three times the kernel's speed.
 
     put_into_place(layer, most_scores(torch.bfloat16))
 """
@@ -18,7 +16,6 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from runner.machine import describe
 
@@ -27,11 +24,10 @@ FEW_SCORES = 1 << 16  # of a head; from here on flash is as quick in float32
 NARROW = 16  # channels of a head, which are less than a vector of AVX-512 then
 
 
-class KeepingAttention(Attention):  # type: ignore[misc]
+class AttentionByProducts(Attention):  # type: ignore[misc]
     """An attention layer (Vaswani et al. 2017) of queries, keys, values and an output, without masks and norms."""
 
     _most_scores: float = 0  # of a head; from there on they are flash's
-    _kept: WeakTensorKeyDictionary  # keys and values by the prompts' tensor, as long as that is there
 
     def forward(
         self,
@@ -42,23 +38,13 @@ class KeepingAttention(Attention):  # type: ignore[misc]
     ) -> Tensor:
         """The layer's output [rows, tokens, C], from the image's tokens and those of the prompts, if it sees them."""
         assert attention_mask is None, "every token is seen"
-        query = self._by_head(self.to_q(hidden_states))
-        key, value = self._keys_and_values(hidden_states, encoder_hidden_states)
-        by_products = query.shape[2] * key.shape[2] < self._most_scores
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = self.to_q(hidden_states), self.to_k(source), self.to_v(source)
+        by_products = query.shape[1] * key.shape[1] < self._most_scores
         attend = attend_by_products if by_products else functional.scaled_dot_product_attention
-        seen = attend(query, key, value)
+        seen = attend(*map(self._by_head, (query, key, value)))
         output: Tensor = self.to_out[0](seen.transpose(1, 2).flatten(2))
         return output
-
-    def _keys_and_values(self, image: Tensor, prompts: Tensor | None) -> tuple[Tensor, Tensor]:
-        if kept := None if prompts is None else self._kept.get(prompts):
-            found: tuple[Tensor, Tensor] = kept
-            return found
-        source = image if prompts is None else prompts
-        made = self._by_head(self.to_k(source)), self._by_head(self.to_v(source))
-        if prompts is not None and image.shape[1] <= prompts.shape[1]:
-            self._kept[prompts] = made
-        return made
 
     def _by_head(self, numbers: Tensor) -> Tensor:
         """[rows, tokens, C] by heads, [rows, heads, tokens, C / heads]; side by side they are read more quickly."""
@@ -67,10 +53,10 @@ class KeepingAttention(Attention):  # type: ignore[misc]
 
 
 def put_into_place(layer: Attention, most: float) -> None:
-    """Makes a layer a `KeepingAttention`, if it is as plain as that; less than `most` scores are made by products."""
+    """Makes a layer an `AttentionByProducts`, if it is plain; less than `most` scores are made by products."""
     if _is_plain(layer):
-        layer.__class__ = KeepingAttention
-        layer._most_scores, layer._kept = most, WeakTensorKeyDictionary()
+        layer.__class__ = AttentionByProducts
+        layer._most_scores = most
 
 
 def most_scores(dtype: torch.dtype) -> float:

@@ -1,8 +1,8 @@
-"""Layers that do what torch's own do in less time on a CPU, put in their place in a module.
+"""Replacements for torch's layers that take less time on a CPU.
 
-oneDNN multiplies by weights in an order of its own, and torch's layers put them into it anew in each call. Here that is
-done once, in the first call: the best order depends on the input's shape. That doesn't change a bit of what comes out,
-save for linear layers in float32, which torch leaves to another library. Attention is that of `attention`.
+oneDNN multiplies by weights in an order of its own, and torch's layers reorder them in each call. These layers do it
+once, in the first call: the best order depends on the input's shape. The output has the same bits, except for linear
+layers in float32, which torch leaves to another library. `attention` replaces attention layers.
 
     replace_layers(unet, torch.bfloat16)
 """

@@ -31,7 +31,7 @@ class Exclusion:
 def read_exclusion(frame: Frame, node: Node) -> Exclusion:
     values = read_entries(node, ITEM_KEYS, lambda key, value: (value, _compared(frame, key, value)))
     if not values:
-        raise node.error("exclude: expected at least one key with its value; nothing but every item matches this")
+        raise node.error("exclude: an empty entry would match every item; give it at least one key")
     return Exclusion(node=node, values=values)
 
 

@@ -1,7 +1,7 @@
 """Every combination of the values on some axes, less those that are left out, each found by its number alone.
 
-The last axis varies fastest. What the values mean is not known here, and no list of combinations is ever made: only
-where some are left out, one of the numbers that remain, for the axes which that concerns.
+The last axis varies fastest. Values can be anything. There is never a list of combinations; only where some are left
+out, there is one of the numbers that remain, for the axes that are concerned.
 
     grid = Grid([Axis.of("steps", [10, 20]), Axis.of("seed", range(100))])
     grid.position(142) == 142  # the second of the steps, the 43rd of the seeds

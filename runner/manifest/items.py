@@ -2,7 +2,7 @@
 
 The order: jobs, each with its includes behind it, then prompts, then the zip, then the matrix with its last key varying
 fastest, then seeds fastest of all. Numbers count what exclusions leave. An item is computed from its number alone, so a
-million of them cost nothing until they are asked for. What is done with the items is not known here.
+million of them cost nothing until they are asked for.
 
     items = Items(manifest, drawn_seeds={0: 1234})
     items[999_999].seed

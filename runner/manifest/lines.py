@@ -1,6 +1,6 @@
 """From a file of JSON lines, records or items, to items: all of them checked, none of them kept.
 
-Values are checked by the rules of `values`; what is done with the items is not known here.
+Values are checked by the rules of `rules`, as a manifest's are.
 
     items = read_items(Path("outputs/quickstart/records.jsonl"))
     items[999].seed
@@ -45,7 +45,7 @@ def read_item(
 ) -> Item:
     """The item that `Item.to_dict` wrote, or one written by hand, where all but a prompt and a seed may be missing.
 
-    What it says of its model is the business of `read_model`.
+    `read_model` reads its model.
     """
     given = {
         key: value for key, value in _entries(record, location).items() if value is not None or key not in NULLABLE

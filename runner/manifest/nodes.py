@@ -1,8 +1,8 @@
 """Reads YAML text into nodes that know their place in the file, safely.
 
 Scalars follow the core schema of YAML 1.2: `NO`, `16:9` and `2026-01-01` are texts, `5e-1` is a number. Tags, merge
-keys, a second document and equal keys are refused; nesting, size and the growth by aliases are bounded. What the keys
-mean is not known here. A reading helper raises for its own node alone, so that a caller can go on with the others.
+keys, a second document and equal keys are refused; nesting, size and the growth by aliases are bounded. `rules` and
+`read` know what the keys mean. A reading helper raises for its own node alone, so that a caller can go on with others.
 
     steps = read(Path("alps.yaml")).mapping(["steps"])["steps"].integer(1, 1000)
 """

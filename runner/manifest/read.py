@@ -1,8 +1,8 @@
 """From a manifest, version 1, to a checked one: every value in its range, every prompt read, every place known.
 
-The result holds descriptions, not items: a range of seeds stays a range, and `expand` makes the items. Models, memory
-and devices are not known here, and the rules for single values stand in `values`. All errors of a manifest are raised
-together: first every entry is read for itself, and only where that went well it is asked whether they fit together.
+The result holds descriptions, not items: a range of seeds stays a range, and `items` makes the items. The rules for
+single values are in `rules` and `runner.keys`. All errors of a manifest are raised together: first every entry is read
+by itself, and only if that succeeds are entries checked against each other.
 
     manifest = load(Path("alps.yaml"), overrides={"steps": 4}, allow_outside=False)
 """

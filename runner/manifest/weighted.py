@@ -1,8 +1,8 @@
 r"""Weighted prompts: the text `tabby cat:0.25 white duck:0.75` and the parts that it stands for.
 
 `words:number`, the number ended by white space or the end, is a part; words after the last one are a part of weight 1.
-A colon that no number follows is a plain character, and `\:` always is. Nothing is known here of embeddings, or of the
-places of texts in files: a wrong prompt is a ValueError.
+A colon that no number follows is a plain character, and `\:` always is. A wrong prompt is a ValueError: the caller adds
+its place in the file.
 
     parse("cat:1 dog:3") == (Part(text="cat", weight=0.25), Part(text="dog", weight=0.75))
 """

@@ -1,7 +1,7 @@
 """From items back to a manifest: jobs with prompts, seeds and a matrix, as few and as short as their order allows.
 
-The way back of `expand`: the manifest's items are the given ones, in the given order. Where items come from is not
-known here; an item's `init` is written as it stands.
+The inverse of `items`: the manifest's items are the given ones, in the given order. An item's `init` is written as it
+is.
 
     print(to_yaml(items))
 """

@@ -31,8 +31,8 @@ def use_model(asked: Model, settings: ModelSettings, *, remembered: bool = True)
             found, files = identify(asked._replace(path=place.path, prediction=prediction), remembered=remembered)
             if dict(found.fingerprints) == dict(asked.fingerprints):
                 return found, files
-    where = f"not at {asked.path}" if asked.path else "nobody knows where"
-    raise ModelError(f"these weights are {where} and are not those of model=: {asked}; name them with model.path=")
+    where = f"neither at {asked.path} nor by model=" if asked.path else "not by model=, and no path is recorded"
+    raise ModelError(f"no model with these fingerprints was found, {where}: {asked}. Pass model.path=")
 
 
 def identify(asked: Model, *, remembered: bool = True) -> tuple[Model, ModelFiles]:

@@ -1,6 +1,6 @@
 """Builds a model's modules from its configurations, and reads its tensors: plain reads, no pickle, no network.
 
-The modules are diffusers' and transformers', made without weights; `fragments` puts the weights in.
+The modules are diffusers' and transformers', built without weights; `device.component` fills them in.
 """
 
 from __future__ import annotations

@@ -79,7 +79,9 @@ def choose_compiler(settings: Settings, device: str) -> str:
         return NONE
     asked = f"compile={str(settings.compile).lower()}"
     if settings.turbo is False:
-        raise SettingError(f"{asked} with turbo=false: a compiled UNet stays on the device; take one of them back")
+        raise SettingError(
+            f"{asked} can't be combined with turbo=false: a compiled UNet has to stay on the device. Drop one of them"
+        )
     if settings.compile is True:
         if device == "cpu" and not _can_build():
             raise SettingError(f"{asked}: needs a C++ compiler (g++, or what CXX names) and the headers of Python")

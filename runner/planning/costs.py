@@ -1,8 +1,7 @@
 """What making pictures costs in memory: from a model's configuration, before anything is loaded; never imports torch.
 
-The numbers of the formulas were measured with Stable Diffusion v1. `measured` corrects them: what earlier runs on this
-machine held in fact, which `remember` keeps in a small file of the user's cache folder. Which way of working these
-costs lead to is the business of `plan`.
+The numbers of the formulas were measured with Stable Diffusion v1. `measured` corrects them: the peaks of earlier runs
+on this machine, which `remember` keeps in a small file of the user's cache folder. `layouts` chooses by these costs.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from runner.machine.cache import cache_folder
 from runner.model.files import COMPONENTS, ModelFiles
 from runner.record import NONE, OPENVINO
 
-STAYS, VISITS, WALKS = "stays", "visits", "walks"  # what a component does on the device, see `fragments`
+STAYS, VISITS, WALKS = "stays", "visits", "walks"  # what a component does on the device, see `device.component`
 UNITS = 24  # a unit of a walk has at most about this share of the weights, unless it can't be divided
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 

@@ -1,7 +1,7 @@
 """A run's items as its reports show them: each with its picture, or with the reason why there is none.
 
-Everything is read from the records, and nothing is changed; no picture is opened, only looked for. How a report is laid
-out is not known here, but what all reports share is: in which sizes they show pictures, and how they write a value.
+Everything is read from the records, and nothing is changed; no picture is opened, only looked for. Here is what all
+reports share: the sizes in which they show pictures, and how they write a value.
 
     for picture in read_pictures(Path("outputs/alps")):
         print(picture.file or picture.problem, picture.settings())

@@ -67,7 +67,7 @@ def summary(finished: RunFinished, folder: Path) -> list[str]:
         lines += _name_items(failed)
     if finished.given_up:
         lines.append(
-            f"{len(finished.given_up)} were given up, they failed before; a larger attempts= tries them again:"
+            f"{len(finished.given_up)} skipped, since they failed in earlier runs; raise attempts= to retry them:"
         )
         lines += _name_items(finished.given_up)
     if finished.unwanted:

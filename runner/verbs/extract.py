@@ -101,7 +101,7 @@ def _read(path: Path) -> _Source:
         if found.item is not None:
             return _read_own(path, found.item, found.model or {}, place)
         if found.parameters is None:
-            raise ManifestError("says nothing of its making: no text of runner or AUTOMATIC1111 is in it", place)
+            raise ManifestError("has no generation metadata from runner or AUTOMATIC1111", place)
         return _read_infotext(path, found.parameters, place)
     except OSError as error:
         raise ManifestError(f"can't be read: {error.strerror or error}", place) from None
@@ -204,7 +204,7 @@ def _names(sources: Sequence[_Source]) -> dict[Model, str]:
 
 
 def _paths(names: Mapping[Model, str]) -> dict[str, str]:
-    """Where the files of the named models are to be put, save for those that `conf/model/` knows."""
+    """Paths for the files of the named models, except for those that `conf/model/` lists."""
     listed = [name for name in names.values() if name and name not in group_names("model")]
     return {name: f"{WEIGHTS}/" + re.sub(r"[^\w.-]", "_", name) for name in listed}
 

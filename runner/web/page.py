@@ -1,6 +1,6 @@
 """The verb `web`: a page for txt2img and img2img on this machine, drawn with Gradio.
 
-It shows forms and jobs, and knows nothing of how pictures are made: `studio` does what a press of the button asks.
+It shows forms and jobs; `jobs` does what a press of the button asks for.
 It listens on 127.0.0.1 only, serves the files of its own run folders and of this session's uploads, and takes fonts
 and scripts from nowhere else.
 """

@@ -47,7 +47,7 @@ def many_items():
             number=number,
             seed=number,
             prompt=f"cat {number % 5}",
-            sampler=SAMPLERS[number % len(SAMPLERS)],
+            sampler=[*SAMPLERS][number % len(SAMPLERS)],
             steps=2 + number % 3,
             scale=(7.5, 1.0, 3.0)[number % 3],
             width=128 if number % 7 == 0 else 64,
@@ -212,7 +212,7 @@ def short_of_memory(monkeypatch, executor, fits, error=torch.OutOfMemoryError):
     original = engine_denoise.denoise
 
     def denoise(unet, trajectories, unet_bs):
-        rows = sum(len(trajectory.context) for trajectory in trajectories)
+        rows = sum(len(trajectory.conditions) for trajectory in trajectories)
         if not fits(unet.mode, unet_bs, rows):
             raise error("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
         return original(unet, trajectories, unet_bs)

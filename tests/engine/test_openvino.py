@@ -91,26 +91,6 @@ def test_the_unet_is_converted_once_and_torchs_is_not_needed(model, cache, monke
     assert all(parameter.is_meta for parameter in executor.components["unet"].module.parameters())
 
 
-@pytest.mark.parametrize(("width", "layers"), [(64, 7), (128, 4), (512, 1), (2048, 0)])
-def test_what_is_made_of_prompts_alone_is_made_once(model, monkeypatch, width, layers):
-    """Where the image has no more than the prompt's 77 tokens: 64 at the first level of 64x64."""
-    made, infer = [], engine_openvino._Compiled.infer
-
-    def count(self, name, *given):
-        answers = infer(self, name, *given)
-        if name == "of_prompts":
-            made.append(answers)
-        return answers
-
-    monkeypatch.setattr(engine_openvino._Compiled, "infer", count)
-    executor = make_executor(model, OPENVINO)
-    render(executor, [make_item(number=n, prompt=f"cat {n}", steps=3, width=width) for n in range(2)])
-    assert len(made) == 1  # for one call's rows, in all three steps
-    assert len(made[0]) == 2 * layers  # keys and values
-    render(executor, [make_item(prompt="dog", steps=1, width=width)])
-    assert len(made) == 2
-
-
 def test_openvino_computes_side_by_side_what_it_computes_alone(model, monkeypatch):
     wanted = render(make_executor(model, OPENVINO), items(6))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)

@@ -529,7 +529,7 @@ def test_exclusions_cost_nothing_where_they_do_not_reach(tmp_path: Path) -> None
         ("[{prompt: b}]", ["has the prompt 'b'; known are: a"]),
         ("[{scale: 5}, {scale: 10}]", ["nothing of the job is left"]),
         ("[{prompt: a}]", ["nothing of the job is left"]),
-        ("[{}]", ["expected at least one key"]),
+        ("[{}]", ["give it at least one key"]),
         ("[]", ["at least one entry"]),
         ("{scale: 5}", ["expected a list"]),
         ("[{scale: [5, 10]}]", ["scale: a list is not a number"]),

@@ -37,7 +37,7 @@ def test_failures_are_named_but_not_all_of_many(tmp_path):
 
 def test_items_that_were_given_up_are_named_apart(tmp_path):
     lines = progress.summary(finished(failed=ITEMS[:3], given_up=ITEMS[1:3]), tmp_path)
-    assert [line.split(",")[0] for line in lines if not line.startswith("  ")][1:] == ["1 failed", "2 were given up"]
+    assert [line.split(",")[0] for line in lines if not line.startswith("  ")][1:] == ["1 failed", "2 skipped"]
     assert sum(line.startswith("  ") for line in lines) == 3
 
 

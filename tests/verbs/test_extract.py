@@ -251,8 +251,8 @@ def wish(**changes: Any) -> str:
 BAD = {
     "missing": (lambda: Path("bad.png"), "can't be read: No such file or directory"),
     "text": (lambda: Path("bad.png").write_text("no picture") and Path("bad.png"), "is not a PNG or JPEG picture"),
-    "plain": (lambda: foreign("bad.png"), "says nothing of its making"),
-    "comfy": (lambda: foreign("bad.png", prompt="{}", workflow="{}"), "says nothing of its making"),
+    "plain": (lambda: foreign("bad.png"), "has no generation metadata"),
+    "comfy": (lambda: foreign("bad.png", prompt="{}", workflow="{}"), "has no generation metadata"),
     "other": (lambda: foreign("bad.png", parameters="a cat"), "its text is not AUTOMATIC1111's"),
     "steps": (lambda: foreign("bad.png", parameters=A1111.replace(": 4", ": 9999")), "steps: '9999' is not a whole"),
     "seed": (lambda: foreign("bad.png", parameters=A1111.replace(": 5", ": x")), "seed: 'x' is not a whole number"),

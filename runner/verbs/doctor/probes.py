@@ -1,6 +1,6 @@
 """Measures what a device makes of each number type: the fragments of a model, and layers of a large model's size.
 
-Each is called a few times with made-up input. Nothing is decided here: that is the business of `plan`.
+Each is called a few times with made-up input. `planning.choices` decides by the results.
 
     for probe in probe_model(model, "cpu", free=None):
         print(probe.fragment, probe.dtype, probe.finite, probe.relative, probe.seconds)
@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from runner.device.component import Component
+from runner.engine.conditions import Conditions, unet_call
+from runner.engine.text import text_call
 from runner.model.files import COMPONENTS, LATENT_CHANNELS, ModelFiles
 from runner.model.modules import build_module
 from runner.model.tokens import LENGTH, ClipTokenizer
@@ -71,15 +73,15 @@ def _call(model: ModelFiles, name: str, component: Component) -> Callable[[Any],
     if name == "text_encoder":
         tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token)
         ids = torch.tensor([tokenizer.encode(TEXT).ids], device=component.device)
-        return lambda encoder: encoder(ids).last_hidden_state
+        return text_call(ids)
     channels = int(model.configs["unet"].get("in_channels", LATENT_CHANNELS))
     side = min(PROBED_LATENTS, model.native_size // model.latent_factor)
     latents = _noise(1, channels, side, side)
     if name == "vae":
         scaled = (latents / float(config["scaling_factor"])).to(*where)
         return lambda vae: vae.decode(scaled).sample
-    noisy, context = latents.to(*where), _noise(1, LENGTH, int(config["cross_attention_dim"])).to(*where)
-    return lambda unet: unet(noisy, TIMESTEP, encoder_hidden_states=context).sample
+    told = Conditions(context=_noise(1, LENGTH, int(config["cross_attention_dim"]))).to(*where)
+    return unet_call(latents.to(*where), torch.tensor([TIMESTEP], device=component.device), told)
 
 
 def probe_large_layers(device: str) -> Iterator[Probe]:

@@ -1,4 +1,4 @@
-"""The verb `plan`: what a run would do, without doing it. It counts, and `survey_text` shows it to people.
+"""The verb `plan`: what a run would do, without doing it. It counts; `text` prints.
 
 Items are read once, as a stream; of each one a few bytes are kept, so a manifest may have millions of them. Nothing is
 rendered or written, and torch is never imported.

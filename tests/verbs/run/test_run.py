@@ -266,7 +266,7 @@ def test_an_item_is_tried_three_times_in_all(ask):
     [started, finished] = paint(request, refuse=no_dogs)
     assert started.missing == 0
     assert finished.failed == finished.given_up == (request.items[1],)
-    assert "1 were given up" in progress.summary(finished, request.folder)[1]
+    assert "1 skipped, since they failed" in progress.summary(finished, request.folder)[1]
     assert failures(request.folder) == ["no dogs today"] * 3
     assert paint(ask("attempts=4", text=text), refuse=no_dogs)[-1].given_up == ()
     assert failures(request.folder) == ["no dogs today"] * 4

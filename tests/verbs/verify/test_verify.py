@@ -310,7 +310,7 @@ def test_weights_that_are_not_where_they_were(verify, folder, made, capsys):
         edit_records(folder, lambda record: record["model"].update(path="/nowhere"), place)
     assert cli.main(["verify", str(folder)]) == 2
     error = capsys.readouterr().err
-    assert "these weights are not at /nowhere and are not those of model=: tiny, text_encoder " in error
+    assert "no model with these fingerprints was found, neither at /nowhere nor by model=: tiny, text_encoder " in error
     assert verify(f"model.path={made / 'tiny'}", "sample=2")[0] == 0
 
 
@@ -369,4 +369,7 @@ def test_each_picture_is_rendered_with_its_own_model(two, capsys):
     assert all("weights of vae" in problem["changed"] for problem in report["problems"])
     shutil.rmtree(two / "two")
     assert cli.main(["verify", str(two / "out")]) == 2
-    assert f"these weights are not at {two / 'two'} and are not those of model=: two, " in capsys.readouterr().err
+    assert (
+        f"no model with these fingerprints was found, neither at {two / 'two'} nor by model=: two, "
+        in capsys.readouterr().err
+    )
