@@ -29,7 +29,7 @@ from runner.item import Item
 from runner.kernels.packed import replace_layers
 from runner.kernels.upsampling import merge_upsampling
 from runner.machine import heap
-from runner.model.files import AUTO, COMPONENTS, FRAGMENTS, ModelFiles
+from runner.model.files import AUTO, ModelFiles
 from runner.model.modules import build_module
 from runner.model.tokens import ClipTokenizer
 from runner.planning import choices, costs, waves
@@ -57,7 +57,7 @@ class Executor:
         if execution.device == "cpu":
             heap.take_over(execution.limit)
         self._lanes = Lanes(min(execution.lanes, torch.get_num_threads())) if execution.lanes else None
-        place, dtypes = self._lanes or Here(), dict.fromkeys(COMPONENTS, dtype)
+        place, dtypes = self._lanes or Here(), dict.fromkeys(model.family.components, dtype)
         if execution.compiler == OPENVINO:
             dtypes["unet"] = torch.float32  # which it is converted from, and called with
         self.components = {
@@ -104,7 +104,7 @@ class Executor:
             device=execution.device,
             device_name=device_name(execution.device),
             threads=1 if self._lanes else torch.get_num_threads(),
-            dtypes=tuple(dict.fromkeys(FRAGMENTS, execution.dtype).items()),
+            dtypes=tuple(dict.fromkeys(self.model.family.fragments, execution.dtype).items()),
             prediction=self.schedule.prediction,
             compile=execution.compiler,
             env=environment(execution.compiler),

@@ -16,14 +16,12 @@ from typing import Any
 
 from runner.errors import ModelError
 from runner.model import torch_file
+from runner.model.architecture import LATENT_DIFFUSION, V1, Family, family_of
 from runner.model.safetensors import WEIGHT_TYPES, StoredTensor, read_header
 from runner.model.single_file import read_single_file
 
 BUILTIN = "builtin:"
 AUTO = "auto"
-COMPONENTS = {"text_encoder": "CLIPTextModel", "unet": "UNet2DConditionModel", "vae": "AutoencoderKL"}
-FRAGMENTS = ("text_encoder", "unet_encode", "unet_decode", "vae")
-LATENT_CHANNELS, SAMPLE_SIZE = 4, 64  # where a configuration doesn't say it
 
 # Names that older versions of transformers and diffusers wrote, and those that they write now.
 OLD_NAMES = (
@@ -48,6 +46,12 @@ class ModelFiles:
     configs: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, Mapping[str, StoredTensor]]
     pad_token: str | None = None
+    family: Family = V1
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.configs["unet"].get("in_channels", self.family.latent_channels))
 
     @property
     def latent_factor(self) -> int:
@@ -57,7 +61,7 @@ class ModelFiles:
     @property
     def native_size(self) -> int:
         """Pixels along one side of the pictures that the model was trained on."""
-        size = self.configs["unet"].get("sample_size") or SAMPLE_SIZE
+        size = self.configs["unet"].get("sample_size") or self.family.sample_size
         return int(max(size) if isinstance(size, list) else size) * self.latent_factor
 
     def parameters(self, component: str) -> int:
@@ -94,8 +98,7 @@ def place_of(path: str) -> Path:
 
 
 def _check_channels(model: ModelFiles) -> None:
-    takes = model.configs["unet"].get("in_channels", LATENT_CHANNELS)
-    has = model.configs["vae"].get("latent_channels", LATENT_CHANNELS)
+    takes, has = model.latent_channels, model.configs["vae"].get("latent_channels", model.family.latent_channels)
     if takes != has:
         raise ModelError(
             f"{model.path}: its UNet takes {takes} channels and its autoencoder has {has}; "
@@ -107,12 +110,13 @@ def _find_folder(folder: Path) -> ModelFiles:
     if not (folder / "unet").is_dir():
         raise ModelError(
             f"model.path={folder}: is not a diffusers folder; it should hold model_index.json and the folders "
-            f"{', '.join(COMPONENTS)}, tokenizer and scheduler"
+            f"{', '.join(LATENT_DIFFUSION)}, tokenizer and scheduler"
         )
-    configs = {name: _read_config(folder / name, cls) for name, cls in COMPONENTS.items()}
+    configs = {name: _read_config(folder / name, each.module) for name, each in LATENT_DIFFUSION.items()}
     configs["scheduler"] = _read_json(folder / "scheduler" / "scheduler_config.json")
-    tensors = {name: _component_tensors(folder / name) for name in COMPONENTS}
-    return ModelFiles(name=folder.resolve().name, path=folder, configs=configs, tensors=tensors)
+    tensors = {name: _component_tensors(folder / name) for name in LATENT_DIFFUSION}
+    family = family_of(str(configs["text_encoder"].get("hidden_act")))
+    return ModelFiles(name=folder.resolve().name, path=folder, configs=configs, tensors=tensors, family=family)
 
 
 def _find_file(file: Path) -> ModelFiles:
@@ -120,7 +124,12 @@ def _find_file(file: Path) -> ModelFiles:
     for table in found.tensors.values():
         _check_types(table)
     return ModelFiles(
-        name=file.stem, path=file, configs=found.configs, tensors=found.tensors, pad_token=found.pad_token
+        name=file.stem,
+        path=file,
+        configs=found.configs,
+        tensors=found.tensors,
+        pad_token=found.family.text.pad_token,
+        family=found.family,
     )
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 
 from runner.machine.cache import cache_folder
-from runner.model.files import FRAGMENTS, ModelFiles
+from runner.model.files import ModelFiles
 from runner.model.safetensors import StoredTensor
 
 HASH_CHUNK = 1 << 22
@@ -38,19 +38,11 @@ def fingerprints(model: ModelFiles, *, remembered: bool = True) -> dict[str, str
     return hashes
 
 
-def fragment_of(component: str, tensor: str) -> str:
-    """Which of the four fragments a tensor belongs to; the UNet is cut where the original cut it, after the middle."""
-    if component != "unet":
-        return component
-    decodes = tensor.startswith(("up_blocks.", "conv_norm_out.", "conv_out."))
-    return "unet_decode" if decodes else "unet_encode"
-
-
 def _hash_fragments(model: ModelFiles) -> dict[str, str]:
-    hashes = {fragment: hashlib.sha256() for fragment in FRAGMENTS}
+    hashes = {fragment: hashlib.sha256() for fragment in model.family.fragments}
     for component, table in model.tensors.items():
         for name in sorted(table):
-            target, tensor = hashes[fragment_of(component, name)], table[name]
+            target, tensor = hashes[model.family.fragment_of(component, name)], table[name]
             target.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
             for chunk in _read_chunks(tensor):
                 target.update(chunk)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import ModelError
+from runner.model.architecture import V1, V2, Family
 from runner.model.safetensors import StoredTensor
 from runner.text import name_some
 
@@ -27,12 +28,8 @@ LEFTOVERS = re.compile(
     r"|cond_stage_model\.model\.(visual\.|(logit_scale|text_projection|attn_mask)$)"
 )
 OPEN_CLIP_LAYERS = 23  # of 24: what the last one makes of a text is not used
-HEADS_V1 = 8  # of every attention in the UNet
-HEAD_SIZE = 64  # of v2's UNet, and of both text encoders
 
 NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-PREDICTION_V1, PREDICTION_V2 = "epsilon", "auto"  # v2 has models of both kinds, with the same tensors
-PAD_TOKEN_V2 = "!"
 
 OPEN_CLIP_NAMES = (
     (re.compile(r"^positional_embedding$"), "embeddings.position_embedding.weight"),
@@ -79,11 +76,11 @@ VAE_UP_BLOCK = re.compile(r"^decoder\.up_blocks\.(\d{1,4})\.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SingleFile:
-    """A model by diffusers' names; `pad_token` is what its prompts are filled up with, None for the end token."""
+    """A model by diffusers' names."""
 
     configs: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, Table]
-    pad_token: str | None
+    family: Family
 
 
 def read_single_file(file: Path, found: Table) -> SingleFile:
@@ -104,20 +101,20 @@ def read_single_file(file: Path, found: Table) -> SingleFile:
 
 
 def _make_model(file: Path, table: Table, text: str) -> SingleFile:
-    is_v2 = text == TEXT_V2
+    family = V2 if text == TEXT_V2 else V1
     text_part, unet_part, vae_part = (_part(table, prefix) for prefix in (text, UNET, VAE))
     tensors = {
-        "text_encoder": _collect(file, _open_clip(text_part) if is_v2 else _clip(text_part)),
+        "text_encoder": _collect(file, _open_clip(text_part) if family is V2 else _clip(text_part)),
         "unet": _collect(file, _unet(unet_part)),
         "vae": _collect(file, _vae(vae_part)),
     }
     configs = {
-        "text_encoder": _text_config(tensors["text_encoder"], "gelu" if is_v2 else "quick_gelu"),
-        "unet": _unet_config(tensors["unet"], is_v2),
+        "text_encoder": _text_config(tensors["text_encoder"], family),
+        "unet": _unet_config(tensors["unet"], family),
         "vae": _vae_config(tensors["vae"]),
-        "scheduler": NOISE | {"prediction_type": PREDICTION_V2 if is_v2 else PREDICTION_V1},
+        "scheduler": NOISE | {"prediction_type": family.prediction},
     }
-    return SingleFile(configs=configs, tensors=tensors, pad_token=PAD_TOKEN_V2 if is_v2 else None)
+    return SingleFile(configs=configs, tensors=tensors, family=family)
 
 
 def _check_parts(file: Path, table: Table, text: str) -> None:
@@ -219,20 +216,20 @@ def _count(table: Table, pattern: str) -> int:
     return len({match[0] for name in table if (match := re.match(pattern, name))})
 
 
-def _text_config(table: Table, activation: str) -> dict[str, Any]:
+def _text_config(table: Table, family: Family) -> dict[str, Any]:
     vocabulary, width = table["embeddings.token_embedding.weight"].shape
     return {
         "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": table["encoder.layers.0.mlp.fc1.weight"].shape[0],
         "num_hidden_layers": _count(table, r"encoder\.layers\.\d+\."),
-        "num_attention_heads": max(1, width // HEAD_SIZE),
+        "num_attention_heads": max(1, width // family.head_size),
         "max_position_embeddings": table["embeddings.position_embedding.weight"].shape[0],
-        "hidden_act": activation,
+        "hidden_act": family.text.activation,
     }
 
 
-def _unet_config(table: Table, is_v2: bool) -> dict[str, Any]:
+def _unet_config(table: Table, family: Family) -> dict[str, Any]:
     levels = range(_count(table, r"down_blocks\.\d+\."))
     channels = [table[f"down_blocks.{level}.resnets.0.conv1.weight"].shape[0] for level in levels]
     attends = [f"down_blocks.{level}.attentions.0.norm.weight" in table for level in levels]
@@ -246,7 +243,7 @@ def _unet_config(table: Table, is_v2: bool) -> dict[str, Any]:
         "up_block_types": ["CrossAttnUpBlock2D" if attended else "UpBlock2D" for attended in attends[::-1]],
         "cross_attention_dim": table[f"{block}.transformer_blocks.0.attn2.to_k.weight"].shape[1],
         # diffusers means the number of heads, whatever it calls them
-        "attention_head_dim": [max(1, width // HEAD_SIZE) for width in channels] if is_v2 else HEADS_V1,
+        "attention_head_dim": family.heads or [max(1, width // family.head_size) for width in channels],
         "use_linear_projection": len(table[f"{block}.proj_in.weight"].shape) == 2,
     }
 

@@ -12,11 +12,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from runner.files import atomic_write
 from runner.machine.cache import cache_folder
-from runner.model.files import COMPONENTS, ModelFiles
+from runner.model.architecture import V1, Memory
+from runner.model.files import ModelFiles
 from runner.record import NONE, OPENVINO
 
 STAYS, VISITS, WALKS = "stays", "visits", "walks"  # what a component does on the device, see `device.component`
@@ -24,12 +25,8 @@ UNITS = 24  # a unit of a walk has at most about this share of the weights, unle
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 PROCESS_BYTES = 480 << 20  # Python and its libraries, once they were used, with the kernels that they make
-TEXT_BYTES = 24 << 20  # a call of the text encoder
 LEAST_STAGE = 152 << 20  # on a CPU, of the smallest model: more kernels, gaps between blocks in use
-# Numbers held at once for each latent and each channel of the first block, or each pixel and channel of the last one.
-UNET_HELD, DECODER_HELD = 30, 4
 OPENVINO_BYTES = 160 << 20  # its library, and the kernels that it makes for one shape
-WIDEST_LAYER = 16  # numbers for each latent and channel of the first block: a gated feed-forward layer's
 STRIPS_IN_BURST = 8
 STRIPS_HELD = 12  # strips, while one is made from another
 STRIP_ELEMENTS = {"cpu": 1 << 20}  # numbers in a strip of a large picture: on a CPU about what its caches hold
@@ -38,12 +35,22 @@ DECODED_PIXELS = 1 << 16  # in one call of the decoder; a larger picture is deco
 MOST_DECODED_ROWS = 4
 
 
+class Peak(NamedTuple):
+    """A kind of wave with a measured peak: how its pictures are made (`group`), their size in pixels, and its rows."""
+
+    group: tuple[str, ...]
+    width: int
+    height: int
+    rows: int
+    wave_rows: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
     """A model's costs on a device, in bytes. `base` is what the process holds without it, 0 where that doesn't count.
 
     `lanes` is how many calls of a module are made side by side, each on one thread; 0 where one call has all threads.
-    `measured` are peaks of earlier waves by their `key`.
+    `measured` are peaks of earlier waves by their `key`; `factors` are the constants of the family's formula.
     """
 
     device: str
@@ -57,7 +64,8 @@ class Costs:
     model: str = ""
     compiler: str = NONE
     lanes: int = 0
-    measured: Mapping[str, int] = field(default_factory=dict)
+    measured: Mapping[Peak, int] = field(default_factory=dict)
+    factors: Memory = V1.memory
 
     def peak(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> int:
         """The most that a wave holds: `wave_rows` rows of one size, in UNet calls of `rows` rows."""
@@ -74,16 +82,18 @@ class Costs:
     def burst(self, width: int, height: int, rows: int, wave_rows: int) -> int:
         """The most bytes that layers make at once: the UNet's widest, with what it is made from, and the decoder's."""
         latents, pixels = (width // self.latent_factor) * (height // self.latent_factor), width * height
-        widest = rows * latents * int(self.unet["block_out_channels"][0]) * WIDEST_LAYER
+        widest = rows * latents * int(self.unet["block_out_channels"][0]) * self.factors.widest_layer
         if pixels > DECODED_PIXELS:
             decoded = STRIPS_IN_BURST * strip_elements(self.device)
         else:
-            decoded = decode_rows(width, height) * pixels * self.decoder_channels[0] * DECODER_HELD
+            decoded = decode_rows(width, height) * pixels * self.decoder_channels[0] * self.factors.decoder_held
         return (widest + decoded) * DTYPE_BYTES[self.dtype] * self.side_by_side(rows, wave_rows)
 
-    def key(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> str:
-        """The name under which such a wave's peak is remembered."""
-        return f"{self._group(modes)} {width}x{height} {rows} {wave_rows}"
+    def key(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> Peak:
+        """What such a wave's peak is remembered under."""
+        kind = self.device.partition(":")[0]
+        group = (kind, self.compiler, str(self.lanes), self.model, self.dtype, *modes.values())
+        return Peak(group, width, height, rows, wave_rows)
 
     def in_dtype(self, dtype: str) -> Costs:
         """The costs in another number type."""
@@ -92,32 +102,23 @@ class Costs:
         largest = {name: size // old * new for name, size in self.largest_units.items()}
         return replace(self, dtype=dtype, weights=weights, largest_units=largest)
 
-    def _group(self, modes: Mapping[str, str]) -> str:
-        device = self.device.partition(":")[0] + ("" if self.compiler == NONE else f"+{self.compiler}")
-        device += f"*{self.lanes}" if self.lanes else ""
-        return " ".join((device, self.model, self.dtype, *(modes[name] for name in COMPONENTS)))
-
     def _correction(self, modes: Mapping[str, str]) -> float:
         """How far the formula was off for the waves that were measured, at worst."""
-        group, ratios = self._group(modes), [1.0]
-        for key, found in self.measured.items():
-            if key.startswith(f"{group} "):
-                size, rows, wave_rows = key.removeprefix(f"{group} ").split()
-                width, height = map(int, size.split("x"))
-                ratios.append(found / self._formula(modes, width, height, int(rows), int(wave_rows)))
-        return max(ratios[1:], default=1.0)
+        group = self.key(modes, 0, 0, 0, 0).group
+        measured = ((key[1:], found) for key, found in self.measured.items() if key.group == group)
+        return max((found / self._formula(modes, *wave) for wave, found in measured), default=1.0)
 
     def _formula(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> int:
         latents = (width // self.latent_factor) * (height // self.latent_factor)
         at_once = self.side_by_side(rows, wave_rows)
         waiting = self._waiting(latents) * max(0, wave_rows - rows * at_once) if modes["unet"] == WALKS else 0
         stages = {
-            "text_encoder": TEXT_BYTES,
+            "text_encoder": self.factors.text_bytes,
             "unet": self._denoising(latents, rows) * at_once + waiting,
             "vae": self._decoding(width, height) * at_once,
         }
         # Between its own stage and the last one a wave keeps its latents and prompts, which are small.
-        return self._staying(modes) + max(stages[name] + self._brought(name, modes[name]) for name in COMPONENTS)
+        return self._staying(modes) + max(stages[name] + self._brought(name, modes[name]) for name in modes)
 
     def _staying(self, modes: Mapping[str, str]) -> int:
         """What is there in every stage."""
@@ -141,7 +142,9 @@ class Costs:
         return self.weights["unet"] + (OPENVINO_BYTES if self.compiler == OPENVINO else 0)
 
     def _denoising(self, latents: int, rows: int) -> int:
-        return rows * latents * int(self.unet["block_out_channels"][0]) * DTYPE_BYTES[self.dtype] * UNET_HELD
+        return (
+            rows * latents * int(self.unet["block_out_channels"][0]) * DTYPE_BYTES[self.dtype] * self.factors.unet_held
+        )
 
     def _waiting(self, latents: int) -> int:
         """What a row that waits for its next unit holds: the skip connections, and the hidden states."""
@@ -158,7 +161,7 @@ class Costs:
         pixels, number = width * height, DTYPE_BYTES[self.dtype]
         if pixels <= DECODED_PIXELS:
             rows = decode_rows(width, height)
-            return rows * pixels * self.decoder_channels[0] * number * DECODER_HELD * 2
+            return rows * pixels * self.decoder_channels[0] * number * self.factors.decoder_held * 2
         widest = max(self.decoder_channels[min(1, len(self.decoder_channels) - 1)], self.decoder_channels[0])
         strips = STRIPS_HELD * strip_elements(self.device) * number
         return pixels * widest * number + strips
@@ -169,12 +172,12 @@ def model_costs(
 ) -> Costs:
     """The costs of a model on a device; `base` is what the process holds without it, and counts on a CPU."""
     number = DTYPE_BYTES[dtype]
-    weights = {name: model.parameters(name) * number for name in COMPONENTS}
+    weights = {name: model.parameters(name) * number for name in model.family.components}
     largest = {
         name: max(
             weights[name] // UNITS, *(math.prod(tensor.shape) * number for tensor in model.tensors[name].values())
         )
-        for name in COMPONENTS
+        for name in model.family.components
     }
     return Costs(
         device=device,
@@ -189,6 +192,7 @@ def model_costs(
         compiler=compiler,
         lanes=lanes,
         measured=recall(),
+        factors=model.family.memory,
     )
 
 
@@ -202,22 +206,24 @@ def strip_elements(device: str) -> int:
     return STRIP_ELEMENTS.get(device.partition(":")[0], OTHER_STRIP_ELEMENTS)
 
 
-def recall() -> dict[str, int]:
+def recall() -> dict[Peak, int]:
     """The peaks that were measured on this machine, in bytes; none where there are none or they can't be read."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        found = json.loads(_file().read_text(encoding="utf-8"))
-        return {str(key): int(value) for key, value in found.items()}
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
+        found = json.loads(_file().read_text(encoding="utf-8"))["peaks"]
+        return {Peak(tuple(group), *map(int, wave)): int(peak) for group, *wave, peak in found}
     return {}
 
 
-def remember(key: str, peak: int) -> None:
+def remember(key: Peak, peak: int) -> None:
     """Keeps the peak that a wave held, the highest one; that it can't is no reason to stop a run."""
     known = recall()
     if peak > known.get(key, 0):
+        rows = [[*each, found] for each, found in (known | {key: peak}).items()]
+        text = json.dumps({"about": ["group", *Peak._fields[1:], "peak_bytes"], "peaks": rows})
         with contextlib.suppress(OSError):
             _file().parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(_file(), json.dumps(known | {key: peak}, indent=1).encode())
+            atomic_write(_file(), text.encode())
 
 
 def _file() -> Path:
-    return cache_folder() / "memory.json"
+    return cache_folder() / "peaks.json"

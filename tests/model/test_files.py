@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runner.errors import ModelError
-from runner.model import files, fingerprints
+from runner.model import architecture, files, fingerprints
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_one_model_has_one_fingerprint_in_every_form(tmp_path, version, dtype):
     forms = save_forms(tmp_path, version, dtype)
     found = {name: fingerprints.fingerprints(files.find_model(str(path))) for name, path in forms.items()}
     assert all(each == found["folder"] for each in found.values())
-    assert set(found["folder"]) == set(files.FRAGMENTS)
+    assert set(found["folder"]) == set(architecture.V1.fragments)
 
 
 def test_nothing_is_written_beside_the_weights_or_in_the_cache(tmp_path, monkeypatch):

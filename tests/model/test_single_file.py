@@ -57,7 +57,7 @@ def test_the_released_models_have_their_own_configurations(released):
             wanted = getattr(part.config, key)
             assert wanted == (tuple(value) if isinstance(wanted, tuple) else value), key
     assert found.configs["scheduler"]["prediction_type"] == {1: "epsilon", 2: "auto"}[version]
-    assert found.pad_token == {1: None, 2: "!"}[version]
+    assert found.family.text.pad_token == {1: None, 2: "!"}[version]
 
 
 def convert_by_diffusers(version, parts, state):

@@ -1,5 +1,6 @@
 import itertools
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 import tiny
@@ -23,7 +24,7 @@ def model(tmp_path_factory):
 def nothing_measured(monkeypatch):
     """No peaks that other tests left, and none of what a model takes however small it is."""
     monkeypatch.setattr(costs, "LEAST_STAGE", 0)
-    (cache.cache_folder() / "memory.json").unlink(missing_ok=True)
+    (cache.cache_folder() / "peaks.json").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -264,28 +265,30 @@ def test_what_was_measured_corrects_the_plan(make):
         costs.remember(key, 1)
         assert make().costs.peak(ALL_STAY, 512, 512, 2, 2) == known.peak(ALL_STAY, 512, 512, 2, 2)
     finally:
-        (cache.cache_folder() / "memory.json").unlink()
+        (cache.cache_folder() / "peaks.json").unlink()
 
 
 def test_what_is_free_or_was_measured_lowers_rows_but_does_not_change_the_plan(make):
     peaks = {rows: list(make(unet_bs=rows, turbo=False).layouts(128, 128))[-1].peak for rows in (16, 32)}
     keys = {rows: make().costs.key(ALL_LEAVE, 128, 128, rows, rows) for rows in (16, 32)}
 
-    def rows(limit, advice=False, **measured):
+    def rows(limit, measured=MappingProxyType({}), advice=False):
         ours = make(limit=limit, advice=advice, turbo=False)
         ours = replace(ours, costs=replace(ours.costs, measured=measured))
         return ours.planned_rows(128, 128), ours.layout(128, 128).unet_bs
 
     assert rows(peaks[32]) == (32, 32)
-    assert rows(peaks[32], **{keys[32]: 2 * peaks[32], keys[16]: peaks[16]}) == (32, 16)
+    assert rows(peaks[32], {keys[32]: 2 * peaks[32], keys[16]: peaks[16]}) == (32, 16)
     assert rows(peaks[32] - 1) == (16, 16)
-    assert rows(peaks[32] - 1, **{keys[32]: 1}) == (16, 16)  # or a folder that was begun could not be finished
+    assert rows(peaks[32] - 1, {keys[32]: 1}) == (16, 16)  # or a folder that was begun could not be finished
     assert rows(peaks[16], advice=True) == (32, 16)
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"a": "b"}', "{", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "[1]", '{"a": "b"}', "{", "\x00", '{"peaks": [[1]]}', '{"cpu tiny float32 stays 64x64 2 2": 5}']
+)
 def test_a_damaged_memory_of_measurements_counts_as_none(make, text):
-    file = cache.cache_folder() / "memory.json"
+    file = cache.cache_folder() / "peaks.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
     try:

@@ -22,7 +22,7 @@ from torch.nn import functional
 from runner.device.component import Component
 from runner.engine.conditions import Conditions, unet_call
 from runner.engine.text import text_call
-from runner.model.files import COMPONENTS, LATENT_CHANNELS, ModelFiles
+from runner.model.files import ModelFiles
 from runner.model.modules import build_module
 from runner.model.tokens import LENGTH, ClipTokenizer
 from runner.planning import choices
@@ -63,7 +63,7 @@ def probe_model(model: ModelFiles, device: str, free: int | None) -> Iterator[Pr
         call = _call(model, name, component)
         return lambda: component.call_all([call])[0]
 
-    for name in COMPONENTS:
+    for name in model.family.components:
         yield from _compare(name, TYPES, partial(prepare, name))
 
 
@@ -74,9 +74,8 @@ def _call(model: ModelFiles, name: str, component: Component) -> Callable[[Any],
         tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token)
         ids = torch.tensor([tokenizer.encode(TEXT).ids], device=component.device)
         return text_call(ids)
-    channels = int(model.configs["unet"].get("in_channels", LATENT_CHANNELS))
     side = min(PROBED_LATENTS, model.native_size // model.latent_factor)
-    latents = _noise(1, channels, side, side)
+    latents = _noise(1, model.latent_channels, side, side)
     if name == "vae":
         scaled = (latents / float(config["scaling_factor"])).to(*where)
         return lambda vae: vae.decode(scaled).sample

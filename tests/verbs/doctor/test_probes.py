@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runner.device.component import Component
-from runner.model.files import COMPONENTS, find_model
+from runner.model.architecture import LATENT_DIFFUSION as COMPONENTS
+from runner.model.files import find_model
 from runner.verbs.doctor import probes
 from runner.verbs.doctor.probes import TYPES, measure, probe_large_layers, probe_model
 
