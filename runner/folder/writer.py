@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -16,10 +17,21 @@ from runner.record import Written
 
 
 class Writer:
-    """A few threads that encode, hash and write pictures while the next ones are made."""
+    """A few threads that encode, hash and write pictures while the next ones are made.
 
-    def __init__(self, folder: Path, *, threads: int = 3, waiting: int = 16) -> None:
-        self.folder = folder
+    `encode` makes the bytes of a picture's file, `put` brings them into their place.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        threads: int = 3,
+        waiting: int = 16,
+        encode: Callable[[Pixels, Item], bytes] = encode,
+        put: Callable[[Path, bytes], None] = atomic_write,
+    ) -> None:
+        self.folder, self._encode, self._put = folder, encode, put
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="writer")
         # Bounds the pictures in memory: who makes them faster than they are written has to wait.
         self._places = threading.BoundedSemaphore(threads + waiting)
@@ -33,9 +45,9 @@ class Writer:
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)
 
     def submit(self, pixels: Pixels, item: Item, path: PurePosixPath) -> Future[Written]:
-        """Have a picture written to `path` in the folder; its pixels must stay as they are until then.
+        """Lets a picture be written to `path` in the folder; its pixels must stay as they are until then.
 
-        Waits while too many are waiting.
+        Waits while too many pictures are waiting.
         """
         self._places.acquire()
         try:
@@ -47,9 +59,9 @@ class Writer:
         return future
 
     def _write(self, pixels: Pixels, item: Item, path: PurePosixPath) -> Written:
-        data = encode(pixels, item)
+        data = self._encode(pixels, item)
         with writing_to(self.folder):
             self.folder.stat()  # one that has vanished must not come back as a folder of pictures without records
-            atomic_write(self.folder / path, data)
+            self._put(self.folder / path, data)
         sha256 = hashlib.sha256(data).hexdigest()
         return Written(path=str(path), sha256=sha256, pixels_sha256=pixels_hash(pixels), bytes=len(data))

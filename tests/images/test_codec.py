@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
-import os
-import re
 import struct
-import threading
-import unicodedata
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import MODEL, make_item
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from sd_parsers import ParserManager
 
-from runner.errors import FolderUnwritable
-from runner.folder.names import folder_name, image_path
-from runner.folder.writer import Writer, Written
 from runner.images.codec import Pixels, decode, encode, pixels_hash
 from runner.images.infotext import parameters_text
 from runner.images.metadata import UNICODE_COMMENT, Metadata, PictureError, read_metadata
@@ -42,7 +33,6 @@ HOSTILE = [
     "",
     "x" * 4000,
 ]
-WINDOWS_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 
 KEPT: list[Image.Image] = []  # sd-parsers takes an image with the address of an earlier one for that one
@@ -69,60 +59,6 @@ def saved(folder: Path, item: Item, format: str) -> Path:
     path = folder / f"picture.{format}"
     path.write_bytes(as_file(noise(), item, format))
     return path
-
-
-def test_the_place_of_a_picture_is_the_originals() -> None:
-    item = make_item(prompt="Austrian alps, oil on canvas", seed=27, number=12)
-    assert str(image_path(item)) == "images/Austrian_alps,_oil_on_canvas/seed_27_00012.png"
-    assert image_path(make_item(format="jpg", number=1234567)).name == "seed_27_1234567.jpg"
-
-
-@pytest.mark.parametrize(
-    ("prompt", "folder"),
-    [
-        ("tabby cat:0.25 white duck:0.75", "tabby_cat_0.25_white_duck_0.75"),
-        ("portrait: oil", "portrait__oil"),
-        ("", "_"),
-        ("..", "_"),
-        ("../../etc/passwd", "_.._etc_passwd"),
-        ("...hidden...", "hidden"),
-        ('a/b\\c|d?e*f<g>h"i', "a_b_c_d_e_f_g_h_i"),
-        ("line\nbreak\0nul\x7f", "line_break_nul_"),
-        ("CON", "_CON"),
-        ("nul.txt", "_nul.txt"),
-        ("console", "console"),
-        ("e\u0301", "é"),
-        ("\u202egnp.exe", "_gnp.exe"),
-        ("\ud800 alone", "__alone"),
-        ("👩‍🚀 in space", "👩‍🚀_in_space"),
-    ],
-)
-def test_a_folder_is_named_after_its_prompt(prompt: str, folder: str) -> None:
-    assert folder_name(prompt) == folder
-
-
-@given(st.text(max_size=150))
-@example("." * 200)
-@example("CON." + "x" * 96)
-@example("é" * 50)
-@example("é" * 50 + "x")
-@example("🙂" * 80)
-def test_any_prompt_gives_a_folder_that_every_system_takes(prompt: str) -> None:
-    name = folder_name(prompt)
-    assert 1 <= len(name.encode()) <= 100
-    assert not re.search(r'[<>:"/\\|?*\x00-\x1f\x7f]', name)
-    assert not name.startswith(".") and not name.endswith((".", " "))
-    assert not WINDOWS_RESERVED.match(name)
-    assert name == unicodedata.normalize("NFC", name)
-    assert len(image_path(make_item(prompt=prompt)).parts) == 3
-
-
-def test_long_prompts_do_not_meet() -> None:
-    prompts = ["🙂" * 30 + end for end in ("a", "b", "a ", "")]
-    folders = {folder_name(prompt) for prompt in prompts}
-    assert len(folders) == 4
-    assert all(re.search(r"-[0-9a-f]{8}$", folder) for folder in folders)
-    assert folder_name("x" * 100) == "x" * 100
 
 
 def test_the_parameters_are_what_automatic1111_writes() -> None:
@@ -290,76 +226,6 @@ def test_pictures_of_others_say_nothing(tmp_path: Path) -> None:
     assert read_metadata(tmp_path / "a.jpg") == Metadata()
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     assert read_metadata(tmp_path / "plain.png") == Metadata()
-
-
-def submit(writer: Writer, item: Item) -> Future[Written]:
-    return writer.submit(noise(), item._replace(model=MODEL), image_path(item))
-
-
-def test_a_writer_writes_and_says_what(tmp_path: Path) -> None:
-    items = [make_item(number=number, format=("png", "jpg")[number % 2]) for number in range(20)]
-    with Writer(tmp_path, threads=3, waiting=2) as writer:
-        futures = [submit(writer, item) for item in items]
-    for item, future in zip(items, futures, strict=True):
-        written = future.result()
-        data = (tmp_path / written.path).read_bytes()
-        assert written.path == str(image_path(item))
-        assert (written.bytes, written.sha256) == (len(data), hashlib.sha256(data).hexdigest())
-        assert written.pixels_sha256 == pixels_hash(noise())
-        assert data == as_file(noise(), item, item.format)
-    assert len(list(tmp_path.rglob("*.part"))) == 0
-
-
-def test_who_submits_too_fast_has_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, accepted = threading.Event(), []
-    monkeypatch.setattr("runner.folder.writer.encode", lambda *_: b"x" if gate.wait(10) else b"")
-
-    def submit_all(writer: Writer) -> None:
-        for number in range(6):
-            accepted.append(submit(writer, make_item(number=number)))
-
-    with Writer(tmp_path, threads=2, waiting=1) as writer:
-        thread = threading.Thread(target=submit_all, args=(writer,))
-        thread.start()
-        thread.join(0.2)
-        assert len(accepted) == 3 and thread.is_alive()
-        gate.set()
-        thread.join(10)
-    assert [future.result().bytes for future in accepted] == [1] * 6
-
-
-def test_a_full_disk_is_in_the_future_and_the_next_picture_is_not_blocked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with Writer(tmp_path, threads=1, waiting=0) as writer:
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "replace", full)
-            with pytest.raises(FolderUnwritable, match="disk is full"):
-                submit(writer, make_item()).result()
-        assert submit(writer, make_item()).result().bytes > 0
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["seed_27_00000.png"]
-
-
-def test_an_error_around_a_writer_gives_up_what_is_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started, gate = threading.Event(), threading.Event()
-
-    def slow(*_: object) -> bytes:
-        started.set()
-        gate.wait(10)
-        return b"x"
-
-    monkeypatch.setattr("runner.folder.writer.encode", slow)
-    futures = []
-    with pytest.raises(KeyboardInterrupt), Writer(tmp_path, threads=1, waiting=4) as writer:
-        futures = [submit(writer, make_item(number=number)) for number in range(4)]
-        started.wait(10)
-        threading.Timer(0.1, gate.set).start()
-        raise KeyboardInterrupt
-    assert futures[0].result().bytes == 1
-    assert all(future.cancelled() for future in futures[1:])
 
 
 @pytest.mark.parametrize("format", ["png", "jpg"])

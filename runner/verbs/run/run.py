@@ -6,7 +6,8 @@ The ledger says what is missing. Torch, which takes seconds, is imported only if
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from pathlib import Path
 
 from runner.engine.base import Engine
 from runner.engine.stops import Stop
@@ -14,6 +15,7 @@ from runner.events import Outcome, RunEvent, RunFinished, RunStarted
 from runner.files import sweep, writing_to
 from runner.folder.ledger import Ledger
 from runner.folder.names import UNFINISHED
+from runner.folder.writer import Writer
 from runner.report import gallery
 from runner.request import Request
 from runner.verbs.run import turns
@@ -23,11 +25,16 @@ from runner.verbs.run.turns import Loader, Start
 
 
 def run(
-    request: Request, engine: Engine | None = None, stop: Stop | None = None, start: Start = turns.start
+    request: Request,
+    engine: Engine | None = None,
+    stop: Stop | None = None,
+    start: Start = turns.start,
+    make_writer: Callable[[Path], Writer] = Writer,
 ) -> Generator[RunEvent, None, None]:
     """Renders the items that have no picture yet; closing the iterator stops it and keeps what is finished.
 
-    An `engine` for the request's first model and the same settings is used as it is; `start` makes the others.
+    An `engine` for the request's first model and the same settings is used as it is; `start` makes the others,
+    and `make_writer` what writes the pictures.
 
     Raises:
         RunnerError: nothing can be rendered at all, or nothing more; what was finished is safe.
@@ -48,17 +55,21 @@ def run(
         outcome = Outcome()
         yield RunStarted(wanted=request.count(), missing=backlog.missing)
         if backlog.missing:
-            yield from Session(request, loader, ledger, backlog, stop, outcome).run()
+            yield from Session(request, loader, ledger, backlog, stop, outcome).run(make_writer)
         _report(request, stop)
-        yield RunFinished(
-            done=outcome.done,
-            failed=(*outcome.failed, *backlog.given_up),
-            given_up=tuple(backlog.given_up),
-            unwanted=tuple(backlog.unwanted()),
-            hopeless=outcome.hopeless,
-            peak_bytes=outcome.peak_bytes,
-            seconds=time.monotonic() - begun,
-        )
+        yield _finished(outcome, backlog, time.monotonic() - begun)
+
+
+def _finished(outcome: Outcome, backlog: Backlog, seconds: float) -> RunFinished:
+    return RunFinished(
+        done=outcome.done,
+        failed=(*outcome.failed, *backlog.given_up),
+        given_up=tuple(backlog.given_up),
+        unwanted=tuple(backlog.unwanted()),
+        hopeless=outcome.hopeless,
+        peak_bytes=outcome.peak_bytes,
+        seconds=seconds,
+    )
 
 
 def _report(request: Request, stop: Stop) -> None:

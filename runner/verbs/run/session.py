@@ -12,7 +12,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -79,9 +79,9 @@ class Session:
         # A picture is written when others are long rendered, so each stage has failures in a row of its own.
         self._unrendered, self._unwritten = Streak(), Streak()
 
-    def run(self) -> Iterator[RunEvent]:
+    def run(self, make_writer: Callable[[Path], Writer] = Writer) -> Iterator[RunEvent]:
         """Renders all that is missing; whatever happens, what is in a file gets its record."""
-        with Writer(self.request.folder) as writer:
+        with make_writer(self.request.folder) as writer:
             self._writer = writer
             try:
                 for model, items in _by_model(self.backlog):

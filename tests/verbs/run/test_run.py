@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import weakref
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,10 @@ from runner.engine.start import plan_execution, start_engine
 from runner.engine.stops import Stop, Stopped
 from runner.errors import FolderUnwritable, ModelError, RunFolderHeld, SettingError
 from runner.events import ItemDone, ItemFailed, ModelLoaded, RunFinished, RunStarted, StepDone, WaveStarted
-from runner.folder import writer
+from runner.files import atomic_write
 from runner.folder.ledger import Ledger, iterate_records
+from runner.folder.writer import Writer
+from runner.images.codec import encode
 from runner.item import item_id
 from runner.planning import choices
 from runner.report import progress
@@ -53,6 +56,11 @@ def small(prompts, seeds):
 
 def paint(request, **changes):
     return list(running.run(request, FakeEngine(**changes)))
+
+
+def paint_with(request, **changes):
+    """Paints and writes with a writer that is changed."""
+    return list(running.run(request, FakeEngine(), make_writer=partial(Writer, **changes)))
 
 
 @pytest.fixture(scope="module")
@@ -152,12 +160,10 @@ def test_a_run_stopped_between_waves_goes_on(ask, whole):
     assert hashes(folder) == whole
 
 
-def test_pictures_that_are_being_written_when_a_run_is_stopped_are_recorded(ask, monkeypatch):
-    from runner.folder.writer import Writer
-
-    original, gate = Writer._write, threading.Event()
-    monkeypatch.setattr(Writer, "_write", lambda *args: gate.wait(60) and original(*args))
-    events = running.run(ask(text=MANIFEST.replace("1-4", "1-9")))
+def test_pictures_that_are_being_written_when_a_run_is_stopped_are_recorded(ask):
+    gate = threading.Event()
+    slow = partial(Writer, encode=lambda *given: gate.wait(60) and encode(*given))
+    events = running.run(ask(text=MANIFEST.replace("1-4", "1-9")), FakeEngine(), make_writer=slow)
     for event in events:
         if isinstance(event, WaveStarted):
             rendered = len(event.items)
@@ -299,25 +305,21 @@ def test_failures_that_differ_or_are_not_in_a_row_do_not_end_the_run(ask):
     assert (len(every_tenth[-1].failed), every_tenth[-1].hopeless) == (20, "")
 
 
-def test_a_picture_that_cannot_be_encoded_fails_alone(ask, monkeypatch):
-    original = writer.encode
-
-    def encode(pixels, item, *rest):
+def test_a_picture_that_cannot_be_encoded_fails_alone(ask):
+    def encode_some(pixels, item):
         if item.seed == 2:
             raise ValueError("no colours today")
-        return original(pixels, item, *rest)
+        return encode(pixels, item)
 
-    monkeypatch.setattr(writer, "encode", encode)
     request = ask(text=small("cat", "1-3"))
-    finished = paint(request)[-1]
+    finished = paint_with(request, encode=encode_some)[-1]
     assert finished.done == 2
     assert [item.seed for item in finished.failed] == [2]
     assert failures(request.folder) == ["no colours today"]
 
 
-def test_ten_pictures_in_a_row_that_cannot_be_encoded_end_the_run(ask, monkeypatch):
-    monkeypatch.setattr(writer, "encode", lambda *_: 1 / 0)
-    finished = paint(ask(text=small("cat", "1-40")))[-1]
+def test_ten_pictures_in_a_row_that_cannot_be_encoded_end_the_run(ask):
+    finished = paint_with(ask(text=small("cat", "1-40")), encode=lambda *_: 1 / 0)[-1]
     assert finished.hopeless == "10 items in a row failed alike: ZeroDivisionError: division by zero"
     assert 10 <= len(finished.failed) < 40
 
@@ -449,26 +451,24 @@ def test_a_held_folder_is_refused(ask):
         list(running.run(request))
 
 
-def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(ask, whole, monkeypatch):
+def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(ask):
+    paint(ask(out="whole"))
     written = 0
-    original = writer.atomic_write
 
-    def write(path: Path, data: bytes, **options: bool) -> None:
+    def put(path: Path, data: bytes) -> None:
         nonlocal written
         written += 1
         if written > 6:
             raise OSError(28, os.strerror(28), str(path))
-        original(path, data, **options)
+        atomic_write(path, data)
 
-    monkeypatch.setattr(writer, "atomic_write", write)
     request = ask()
     with pytest.raises(FolderUnwritable, match="the disk is full"):
-        list(running.run(request))
-    monkeypatch.undo()
+        paint_with(request, put=put)
     done = hashes(request.folder)
     assert 0 < len(done) <= 6
-    list(running.run(ask()))
-    assert hashes(request.folder) == whole
+    paint(ask())
+    assert hashes(request.folder) == hashes(ask(out="whole").folder)
 
 
 def test_devices_of_this_machine():
