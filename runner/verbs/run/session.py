@@ -107,12 +107,11 @@ class Session:
                     self._written.append((event, self._write(event)))
                 case ItemFailed():
                     yield self._fail(event, making, self._unrendered)
-                case WaveDone():
-                    self.ledger.flush()
-                    yield event
                 case _:
                     yield event
             yield from self._collect(wait=False)
+            if isinstance(event, WaveDone):
+                self.ledger.flush()
             if self.outcome.hopeless:
                 return
 
