@@ -25,6 +25,7 @@ class LocalEngine:
         self.executor = executor
         self._most = most_overflowed
         self._overflowed: dict[str, tuple[Item, str]] = {}  # by id: the item, and what is wrong with its picture
+        self._planned: dict[tuple[str, int, int], int] = {}  # rows by number type and size
 
     def describe(self) -> Making:
         """How its pictures are made, without what depends on their size."""
@@ -32,7 +33,7 @@ class LocalEngine:
 
     def planned_rows(self, width: int, height: int) -> int:
         """The rows of a UNet call that are planned for pictures of a size in pixels."""
-        return self.executor.execution.planned_rows(width, height)
+        return self._plan(self.executor, width, height)
 
     def group(self, items: Iterable[Item]) -> Iterator[Wave]:
         """The items in waves, lazily."""
@@ -61,8 +62,7 @@ class LocalEngine:
             self._overflowed.clear()
 
     def _run(self, executor: Executor, wave: Wave) -> Iterator[WaveEvent]:
-        first = wave.items[0]
-        planned = executor.execution.planned_rows(first.width, first.height)
+        planned = self._plan(executor, wave.items[0].width, wave.items[0].height)
         for event in executor.run(wave):
             match event:
                 case Rendered() | ItemFailed():
@@ -72,6 +72,13 @@ class LocalEngine:
                     yield replace(event, making=making, rerendered=self._why(event.item))
                 case WaveStarted() | StepDone() | MemoryShort() | WaveDone():
                     yield event
+
+    def _plan(self, executor: Executor, width: int, height: int) -> int:
+        """The planned rows, worked out once for each size: nothing that is measured changes them."""
+        key = executor.execution.dtype, width, height
+        if key not in self._planned:
+            self._planned[key] = executor.execution.planned_rows(width, height)
+        return self._planned[key]
 
     def _is_put_off(self, event: Rendered | ItemFailed, executor: Executor) -> bool:
         """Whether a picture overflowed in half precision, so that nothing has failed yet."""
