@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from runner.machine import describe, heap, memory
+from runner.machine import describe, memory
+from runner.machine.heap import process_heap
 from runner.machine.memory import status_bytes
 
 SHORT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "bad allocation", "bad_alloc")
@@ -66,4 +67,4 @@ def release_memory(device: str) -> None:
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
-    heap.sweep()
+    process_heap().sweep()

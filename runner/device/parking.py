@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from runner.device.packed_file import PackedFile, aligned
 from runner.kernels.packed import Packed
-from runner.machine import heap
+from runner.machine.heap import process_heap
 from runner.model.modules import read_tensor, read_tensor_into
 from runner.model.safetensors import StoredTensor
 
@@ -52,7 +52,7 @@ class Arena:
         """So many bytes of it, uint8."""
         if self._memory.numel() < size:
             self.clear()
-            heap.check(size)
+            process_heap().check(size)
             self._memory = torch.empty(size, dtype=torch.uint8, device=self._device)
         return self._memory[:size]
 

@@ -28,7 +28,7 @@ from runner.images import inits
 from runner.item import Item
 from runner.kernels.packed import replace_layers
 from runner.kernels.upsampling import merge_upsampling
-from runner.machine import heap
+from runner.machine.heap import Heap, process_heap
 from runner.model.files import AUTO, ModelFiles
 from runner.model.modules import build_module
 from runner.model.tokens import ClipTokenizer
@@ -54,8 +54,9 @@ class Executor:
         self.model, self.execution = model, execution
         self.tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token)
         device, dtype = torch.device(execution.device), getattr(torch, execution.dtype)
+        self._heap = process_heap() if execution.device == "cpu" else Heap()
         if execution.device == "cpu":
-            heap.take_over(execution.limit)
+            self._heap.take_over(execution.limit)
         self._lanes = Lanes(min(execution.lanes, torch.get_num_threads())) if execution.lanes else None
         place, dtypes = self._lanes or Here(), dict.fromkeys(model.family.components, dtype)
         if execution.compiler == OPENVINO:
@@ -80,7 +81,7 @@ class Executor:
         merge_upsampling(self.components["vae"].module)
         if self.execution.compiler == NONE:
             replace_layers(unet, dtype)
-            heap.watch(unet)
+            self._heap.watch(unet)
 
     @torch.inference_mode()
     def _make_schedule(self) -> NoiseSchedule:
@@ -183,7 +184,7 @@ class Executor:
         key = execution.costs.key(wave.layout.modes, first.width, first.height, wave.unet_bs, rows)
         if not peak:
             return
-        needed = heap.live_bytes() or peak if execution.device == "cpu" else peak
+        needed = self._heap.live_bytes() or peak if execution.device == "cpu" else peak
         if execution.limit and peak > execution.limit:
             needed = max(needed, peak)  # so much was held though all that was free was given back
         costs.remember(key, needed)
@@ -232,7 +233,7 @@ class Executor:
             self._lanes.width = min(self._lanes.count, wanted)
         reset_peak(self.execution.device)
         if self.execution.device == "cpu":
-            heap.begin(self.execution.limit, self._burst(wave))
+            self._heap.begin(self.execution.limit, self._burst(wave))
         clock = Clock()
         with clock.stage("encode"):
             trajectories = self._start(wave)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from runner.kernels.upsampling import interleave, repeat_bias, sum_weights_sparingly
-from runner.machine import heap
+from runner.machine.heap import process_heap
 from runner.planning.costs import strip_elements
 
 LEAST_ROWS = 4
@@ -95,7 +95,7 @@ class _Norm:
 
 def _sums(strip: Tensor) -> tuple[Tensor, Tensor]:
     """The sums of each channel's numbers and of their squares, float64 [C]."""
-    heap.check()
+    process_heap().check()
     numbers = strip.permute(0, 2, 3, 1).flatten(0, 2).float()  # [rows * W, C]
     return numbers.sum(0).double(), numbers.square().sum(0).double()
 
@@ -132,7 +132,7 @@ def _slabs(strips: Iterable[Tensor]) -> Iterator[Tensor]:
     here = next(source)
     above = torch.zeros_like(here[:, :, :1])
     for after in itertools.chain(source, [None]):
-        heap.check()
+        process_heap().check()
         below = torch.zeros_like(here[:, :, :1]) if after is None else after[:, :, :1]
         slab = torch.cat([above, here, below], 2)
         if after is not None:

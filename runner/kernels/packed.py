@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from runner.kernels import attention, upsampling
-from runner.machine import heap
+from runner.machine.heap import process_heap
 
 # oneDNN refuses to pack weights of a number type that the CPU lacks.
 SUPPORTED: dict[torch.dtype, Callable[[], bool]] = {
@@ -60,9 +60,9 @@ class PackedConv2d(nn.Conv2d):
         pack: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # what torch.compile calls
         with _packing:
             if self.packed is None or self.packed.packed_for != shape:
-                heap.check(self.weight.nbytes)
+                process_heap().check(self.weight.nbytes)
                 plain = (self._plain_weight() if self.packed is None else self.packed.weight.to_dense()).to_mkldnn()
-                heap.check(plain.numel() * plain.element_size())
+                process_heap().check(plain.numel() * plain.element_size())
                 self.packed = Packed(pack(plain, *self._how(), shape), shape)
                 _let_go(self)
             return self.packed
@@ -82,7 +82,7 @@ class PackedUpsamplingConv2d(PackedConv2d):
         return upsampling.interleave(self._convolve(input, upsampling.repeat_bias(self.bias)))
 
     def _plain_weight(self) -> Tensor:
-        heap.check(4 * self.weight.nbytes)  # the sums and a copy of them
+        process_heap().check(4 * self.weight.nbytes)  # the sums and a copy of them
         return upsampling.sum_weights_sparingly(self.weight)
 
 
@@ -102,7 +102,7 @@ class PackedLinear(nn.Linear):
         pack: Any = torch.ops.mkldnn._reorder_linear_weight
         with _packing:
             if self.packed is None:
-                heap.check(self.weight.nbytes)
+                process_heap().check(self.weight.nbytes)
                 self.packed = Packed(pack(self.weight))
                 _let_go(self)
             return self.packed

@@ -3,13 +3,14 @@
 What a layer makes is freed a few layers later, gigabytes in each step. glibc would give blocks of that size back to the
 system, which empties each of their pages of 4 KiB before it hands it out again: a fifth of the time that a UNet takes.
 Here its heap keeps all that it was given, and lies in large pages, which cost a sixth of that. `check`, called between
-layers, gives back what is free only when the process is about to reach the ceiling. A process has one such heap, so the
-state is the module's; with another C library nothing is changed.
+layers, gives back what is free only when the process is about to reach the ceiling. With another C library nothing is
+changed.
 
-    take_over(ceiling)
-    begin(ceiling, burst)  # before a wave
-    check()                # between layers
-    live_bytes()           # what the wave could not have done without
+    heap = process_heap()
+    heap.take_over(ceiling)
+    heap.begin(ceiling, burst)  # before a wave
+    heap.check()                # between layers
+    heap.live_bytes()           # what the wave could not have done without
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import ctypes
 import mmap
 import os
 import time
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -43,78 +43,93 @@ class _Mallinfo2(ctypes.Structure):
     )  # fmt: skip
 
 
-@dataclass(slots=True)
-class _State:
-    """The heap in use. Sizes are in bytes; `ceiling` is None where there is none."""
+class Heap:
+    """The heap of a process with glibc. Without `libc` nothing is done: another C library, or another device.
 
-    libc: Any = None
-    reserve: int = 0
-    ceiling: int | None = None
-    sweep_at: int = 0
-    burst: int = 0
-    besides: int = 0  # what the process holds that isn't in the heap
-    most_used: int = 0
-    looked: float = 0.0
-    safe_until: float = 0.0
-    sweeps: int = 0
+    Sizes are in bytes. `sweeps` counts how often a ceiling was near.
+    """
+
+    def __init__(self, libc: Any = None) -> None:
+        self._libc = libc
+        self._reserve_bytes = 0  # 0 until `take_over`
+        self._ceiling: int | None = None
+        self._sweep_at = self._burst = self._most_used = 0
+        self._besides = 0  # what the process holds that isn't in the heap
+        self._looked = self._safe_until = 0.0
+        self.sweeps = 0
+
+    def take_over(self, ceiling: int | None) -> None:
+        """Lets the heap keep its memory from now on; `ceiling` in bytes is a hint."""
+        if self._libc is None or self._reserve_bytes:
+            return
+        for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER)):
+            self._libc.mallopt(option, value)
+        self._reserve_bytes = min(MOST_RESERVED, ceiling or MOST_RESERVED)
+        self._reserve()
+
+    def begin(self, ceiling: int | None, burst: int) -> None:
+        """A wave begins, perhaps with another ceiling in bytes; a layer makes at most `burst` bytes at once."""
+        if not self._reserve_bytes:
+            return
+        if not self._besides:
+            self.sweep()
+            self._besides = resident_bytes() - self._used()
+        self._ceiling, self._burst, self._most_used = ceiling, burst, 0
+        self._sweep_at, self._safe_until = (ceiling or 0) - burst, 0.0
+        self.check()
+
+    def check(self, coming: int = 0) -> None:
+        """Gives free memory back to the system, if the process with `coming` bytes more is near its ceiling."""
+        if not self._reserve_bytes:
+            return
+        now = time.monotonic()
+        if now - self._looked > SECONDS_BETWEEN_LOOKS:
+            self._looked, self._most_used = now, max(self._most_used, self._used())
+        if self._ceiling is None or (now < self._safe_until and not coming):
+            return
+        left = self._sweep_at - resident_bytes() - coming
+        self._safe_until = now + left / FASTEST_GROWTH
+        if left < 0:
+            self.sweep()
+            self.sweeps += 1
+            held, wanted = resident_bytes(), self._ceiling - self._burst
+            # Where that helps little, the next layers go on without it: else they would only sweep.
+            grown = held + LEAST_GROWTH
+            self._sweep_at = max(wanted, grown if held > self._ceiling else min(grown, self._ceiling))
+
+    def sweep(self) -> None:
+        """Gives free memory back to the system."""
+        if self._reserve_bytes:
+            self._libc.malloc_trim(0)
+            self._reserve()
+
+    def live_bytes(self) -> int | None:
+        """The least that the wave could have been made with, as far as was seen; None where that isn't known."""
+        return self._besides + self._most_used + self._burst if self._reserve_bytes else None
+
+    def watch(self, module: nn.Module) -> None:
+        """Calls `check` before each layer of a module."""
+        for layer in module.modules():
+            if not any(True for _ in layer.children()):
+                layer.register_forward_pre_hook(lambda *_: self.check())
+
+    def _used(self) -> int:
+        return int(self._libc.mallinfo2().uordblks)
+
+    def _reserve(self) -> None:
+        """Lets the heap end in address space that it hasn't used yet, and that will be large pages once it is."""
+        libc = self._libc
+        begin = libc.sbrk(0)
+        libc.free(libc.malloc(self._reserve_bytes))
+        begin, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, libc.sbrk(0)
+        if end > begin:
+            libc.madvise(begin, end - begin, mmap.MADV_HUGEPAGE)  # that a system has none is no error
 
 
-_state = _State()
-
-
-def take_over(ceiling: int | None) -> None:
-    """Lets glibc's heap keep its memory from now on, if this process has one; `ceiling` in bytes is a hint."""
-    libc = _glibc()
-    if libc is None or _state.libc is not None:
-        return
-    for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER)):
-        libc.mallopt(option, value)
-    _state.libc, _state.reserve = libc, min(MOST_RESERVED, ceiling or MOST_RESERVED)
-    _reserve()
-
-
-def begin(ceiling: int | None, burst: int) -> None:
-    """A wave begins, with another ceiling in bytes perhaps; a layer makes at most `burst` bytes at once."""
-    if _state.libc is None:
-        return
-    if not _state.besides:
-        sweep()
-        _state.besides = resident_bytes() - _used()
-    _state.ceiling, _state.burst, _state.most_used = ceiling, burst, 0
-    _state.sweep_at, _state.safe_until = (ceiling or 0) - burst, 0.0
-    check()
-
-
-def check(coming: int = 0) -> None:
-    """Gives what is free back to the system, if the process with `coming` bytes more holds nearly as much as it may."""
-    if _state.libc is None:
-        return
-    now = time.monotonic()
-    if now - _state.looked > SECONDS_BETWEEN_LOOKS:
-        _state.looked, _state.most_used = now, max(_state.most_used, _used())
-    if _state.ceiling is None or (now < _state.safe_until and not coming):
-        return
-    left = _state.sweep_at - resident_bytes() - coming
-    _state.safe_until = now + left / FASTEST_GROWTH
-    if left < 0:
-        sweep()
-        _state.sweeps += 1
-        held, wanted = resident_bytes(), _state.ceiling - _state.burst
-        # Where that helps little, the next layers go on without it: they would do nothing else.
-        grown = held + LEAST_GROWTH
-        _state.sweep_at = max(wanted, grown if held > _state.ceiling else min(grown, _state.ceiling))
-
-
-def sweep() -> None:
-    """Gives what is free back to the system."""
-    if _state.libc is not None:
-        _state.libc.malloc_trim(0)
-        _reserve()
-
-
-def live_bytes() -> int | None:
-    """The least that the wave could have been made with, as far as was seen; None where that isn't known."""
-    return _state.besides + _state.most_used + _state.burst if _state.libc is not None else None
+@cache
+def process_heap() -> Heap:
+    """The heap of this process: it has one."""
+    return Heap(glibc())
 
 
 def resident_bytes() -> int:
@@ -126,15 +141,8 @@ def resident_bytes() -> int:
         os.close(file)
 
 
-def watch(module: nn.Module) -> None:
-    """Lets `check` be called before each layer of a module."""
-    for layer in module.modules():
-        if not any(True for _ in layer.children()):
-            layer.register_forward_pre_hook(lambda *_: check())
-
-
 @cache
-def _glibc() -> Any:
+def glibc() -> Any:
     """glibc, if this is a Linux with a version of it that has what is needed."""
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -148,17 +156,3 @@ def _glibc() -> Any:
     except (OSError, AttributeError):
         return None
     return libc
-
-
-def _used() -> int:
-    return int(_state.libc.mallinfo2().uordblks)
-
-
-def _reserve() -> None:
-    """Lets the heap end in address space that it hasn't used yet, and that will be large pages once it is."""
-    libc = _state.libc
-    begin = libc.sbrk(0)
-    libc.free(libc.malloc(_state.reserve))
-    begin, end = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, libc.sbrk(0)
-    if end > begin:
-        libc.madvise(begin, end - begin, mmap.MADV_HUGEPAGE)  # that a system has none is no error

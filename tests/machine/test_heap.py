@@ -7,13 +7,15 @@ import pytest
 
 from runner.machine import heap
 
-needs_glibc = pytest.mark.skipif(heap._glibc() is None, reason="glibc's heap")
+needs_glibc = pytest.mark.skipif(heap.glibc() is None, reason="glibc's heap")
 MIB = 1 << 20
 
 
 def in_a_process(script):
     """What a script prints as JSON; what is done to a heap stays done for the whole process."""
-    begin = f"import json, resource\nimport torch\nfrom runner.machine import heap\nMIB = {MIB}\n"
+    begin = (
+        f"import json, resource\nimport torch\nfrom runner.machine.heap import *\nheap, MIB = process_heap(), {MIB}\n"
+    )
     done = subprocess.run(
         [sys.executable, "-c", begin + textwrap.dedent(script)], capture_output=True, text=True, check=True
     )
@@ -42,17 +44,17 @@ def test_memory_is_kept_for_the_next_layer():
 def test_a_ceiling_is_kept():
     found = in_a_process("""
         heap.take_over(None)
-        ceiling = heap.resident_bytes() + 150 * MIB
+        ceiling = resident_bytes() + 150 * MIB
         heap.begin(ceiling, 30 * MIB)
         highest, lasting = 0, []
         for turn in range(400):
             layer = torch.ones((1 + turn * 7 % 29) * MIB, dtype=torch.uint8)
             if turn % 40 == 0:
                 lasting.append(torch.ones(5 * MIB, dtype=torch.uint8))  # between two layers, so that there are gaps
-            highest = max(highest, heap.resident_bytes())
+            highest = max(highest, resident_bytes())
             del layer
             heap.check()
-        print(json.dumps([highest <= ceiling, heap._state.sweeps, ceiling, heap.live_bytes()]))
+        print(json.dumps([highest <= ceiling, heap.sweeps, ceiling, heap.live_bytes()]))
     """)
     kept, sweeps, ceiling, live = found
     assert kept and sweeps > 0
@@ -63,21 +65,20 @@ def test_a_ceiling_is_kept():
 def test_what_is_in_use_is_not_swept_for_again_and_again():
     sweeps = in_a_process("""
         heap.take_over(None)
-        heap.begin(heap.resident_bytes() + 50 * MIB, 10 * MIB)
+        heap.begin(resident_bytes() + 50 * MIB, 10 * MIB)
         lasting = torch.ones(100 * MIB, dtype=torch.uint8)
         for _ in range(100):
             torch.ones(MIB, dtype=torch.uint8)
             heap.check()
-        print(heap._state.sweeps)
+        print(heap.sweeps)
     """)
     assert 1 <= sweeps <= 3
 
 
-def test_with_another_c_library_nothing_is_done(monkeypatch):
-    monkeypatch.setattr(heap, "_glibc", lambda: None)
-    monkeypatch.setattr(heap, "_state", heap._State())
-    heap.take_over(1)
-    heap.begin(1, 0)
-    heap.check()
-    heap.sweep()
-    assert heap.live_bytes() is None
+def test_with_another_c_library_nothing_is_done():
+    other = heap.Heap(None)
+    other.take_over(1)
+    other.begin(1, 0)
+    other.check()
+    other.sweep()
+    assert (other.live_bytes(), other.sweeps) == (None, 0)
