@@ -43,22 +43,28 @@ def test_memory_is_kept_for_the_next_layer():
 @needs_glibc
 def test_a_ceiling_is_kept():
     found = in_a_process("""
+        def ones(size):
+            return torch.ones(size * MIB, dtype=torch.uint8)
+
         heap.take_over(None)
-        ceiling = resident_bytes() + 150 * MIB
+        ceiling = resident_bytes() + 120 * MIB
         heap.begin(ceiling, 30 * MIB)
-        highest, lasting = 0, []
-        for turn in range(400):
-            layer = torch.ones((1 + turn * 7 % 29) * MIB, dtype=torch.uint8)
-            if turn % 40 == 0:
-                lasting.append(torch.ones(5 * MIB, dtype=torch.uint8))  # between two layers, so that there are gaps
+        layers, lasting = [], []
+        for _ in range(10):  # what lasts lies between the layers, so that ten gaps of 9 MiB are left
+            layers.append(ones(9))
+            lasting.append(ones(1))
+        del layers
+        highest = resident_bytes()
+        for size in range(20, 30):  # no gap holds it
+            heap.check(size * MIB)
+            layer = ones(size)
             highest = max(highest, resident_bytes())
             del layer
-            heap.check()
         print(json.dumps([highest <= ceiling, heap.sweeps, ceiling, heap.live_bytes()]))
     """)
     kept, sweeps, ceiling, live = found
     assert kept and sweeps > 0
-    assert ceiling - 150 * MIB < live <= ceiling
+    assert ceiling - 120 * MIB < live <= ceiling
 
 
 @needs_glibc
