@@ -42,7 +42,7 @@ REASONS = {
 
 
 @contextlib.contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
+def writing_to(folder: object) -> Iterator[None]:
     """Within it, a disk that is full, closed or gone is a `FolderUnwritable` that names the folder."""
     try:
         yield

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from runner.errors import Location, ManifestError, ModelError, every
 from runner.folder.names import RUN
+from runner.folder.store import Store, store_at
 from runner.item import Item, Model
 from runner.manifest import items as manifest_items
 from runner.manifest import job as manifest_job
@@ -40,7 +41,7 @@ class Request:
     """
 
     target: Path
-    folder: Path
+    store: Store
     items: Sequence[Item]
     drawn_seeds: Mapping[int, int]
     jobs: Sequence[manifest_job.Job]
@@ -90,11 +91,11 @@ def read_request(target: Path, settings: Settings) -> Request:
     _check_lengths(
         source.texts, [ClipTokenizer(files.path / "tokenizer", files.pad_token) for files in models.values()]
     )
-    folder = Path(settings.out) if settings.out else OUTPUTS / source.name
-    drawn = _draw_seeds(source.without_seed, folder)
+    store = store_at(settings.out or OUTPUTS / source.name)
+    drawn = _draw_seeds(source.without_seed, store)
     return Request(
         target=target,
-        folder=folder,
+        store=store,
         items=source.items(drawn, {asked: model for asked, (model, _) in found.items()}),
         drawn_seeds=drawn,
         jobs=source.jobs,
@@ -169,17 +170,18 @@ def _check_lengths(texts: Iterable[tuple[str, Location]], tokenizers: Sequence[C
             )
 
 
-def _draw_seeds(jobs: Sequence[int], folder: Path) -> dict[int, int]:
+def _draw_seeds(jobs: Sequence[int], store: Store) -> dict[int, int]:
     """A seed for each job without one: the one that the run folder keeps already, or a new one."""
     if not jobs:
         return {}
-    kept = _kept_seeds(folder / RUN)
+    kept = _kept_seeds(store)
     return {job: kept.get(str(job), secrets.randbelow(LARGEST_DRAWN_SEED)) for job in jobs}
 
 
-def _kept_seeds(run_file: Path) -> Mapping[str, int]:
+def _kept_seeds(store: Store) -> Mapping[str, int]:
     try:
-        kept = json.loads(run_file.read_text(encoding="utf-8"))["drawn_seeds"]
+        with store.open(RUN) as file:
+            kept = json.load(file)["drawn_seeds"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return {job: seed for job, seed in kept.items() if isinstance(seed, int)}

@@ -46,7 +46,7 @@ def ask(tmp_path):
 
 
 def hashes(request):
-    return {record["id"]: record["sha256"] for record in iterate_records(request.folder)}
+    return {record["id"]: record["sha256"] for record in iterate_records(request.store)}
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +59,12 @@ def whole(tmp_path_factory):
 
 
 def test_the_background_that_was_asked_for_is_there(whole):
-    records = [record for record in iterate_records(whole.folder) if record["item"]["sampler"] == "dpmpp_2m"]
+    records = [record for record in iterate_records(whole.store) if record["item"]["sampler"] == "dpmpp_2m"]
     assert len(records) == 36
     for record in records:  # six steps are too few for ddim
         prompt = record["item"]["prompt"]
         colour = next((name for name in COLOURS if name in prompt), "white")
-        picture = np.asarray(Image.open(whole.folder / record["image"]).convert("RGB")).astype(int)
+        picture = np.asarray(Image.open(whole.store.folder / record["image"]).convert("RGB")).astype(int)
         border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
         assert np.abs(np.median(border, axis=0) - COLOURS[colour]).max() < 60, prompt
 
@@ -94,7 +94,7 @@ def test_the_same_files_after_an_interruption_between_two_waves(ask, whole):
 def test_another_number_of_rows_changes_no_more_than_the_rounding(ask, whole):
     request = ask("unet_bs=6", "limit=6")
     list(running.run(request))
-    for record in iterate_records(request.folder):
+    for record in iterate_records(request.store):
         ours, other = (np.asarray(Image.open(run.folder / record["image"])).astype(int) for run in (request, whole))
         assert np.abs(ours - other).max() <= 2
 

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from runner.folder.ledger import iterate_records
+from runner.folder.store import LocalStore
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("RUNNER_FULL_SIZE") != "1", reason="full-size models: set RUNNER_FULL_SIZE=1"
@@ -115,7 +116,7 @@ def render(place, manifest, model, *overrides):
     out = place / f"out-{manifest}-{model}-{len(list(place.iterdir()))}"
     printed, code = command(place, "run", manifest, model, f"out={out}", "unet_bs=2", "skip_grid=true", *overrides)
     assert code == 0, printed
-    records = {record["id"]: record for record in iterate_records(out)}
+    records = {record["id"]: record for record in iterate_records(LocalStore(out))}
     assert all(record["status"] == "done" for record in records.values()), printed
     print(f"{max(record['peak_bytes'] for record in records.values()) / 1e9:.2f} GB at most")
     for record in records.values():

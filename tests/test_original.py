@@ -40,9 +40,9 @@ def render(folder: Path, model: Path, jobs: str) -> dict[tuple[str, str, int], n
     list(running.run(request))
     return {
         (record["item"]["sampler"], record["item"]["prompt"], record["item"]["seed"]): np.asarray(
-            Image.open(request.folder / record["image"])
+            Image.open(request.store.folder / record["image"])
         )
-        for record in iterate_records(request.folder)
+        for record in iterate_records(request.store)
     }
 
 

@@ -14,6 +14,7 @@ from runner import cli, settings
 from runner.errors import ManifestError
 from runner.folder import schema
 from runner.folder.ledger import iterate_records
+from runner.folder.store import LocalStore
 from runner.item import item_id
 from runner.record import Making, Record, Written, is_newer, is_record, model_dict
 from runner.request import read_request
@@ -67,7 +68,7 @@ def test_differences_name_each_factor_and_leave_out_what_changes_no_byte():
 
 def test_the_shipped_schema_is_up_to_date_and_accepts_records_of_both_versions():
     assert (ROOT / "runner/schema/record.v1.json").read_text() == schema.to_text()
-    lines = [make_record().to_dict(), *iterate_records(BEFORE)]
+    lines = [make_record().to_dict(), *iterate_records(LocalStore(BEFORE))]
     assert [error.message for line in lines for error in VALIDATOR.iter_errors(orjson.loads(orjson.dumps(line)))] == []
     assert list(VALIDATOR.iter_errors(make_record().to_dict() | {"sha256": "?"}))
 
@@ -77,7 +78,7 @@ def test_a_record_of_a_later_version_is_refused_with_its_place(tmp_path):
     assert is_newer(line)
     (tmp_path / "records.jsonl").write_bytes(orjson.dumps(line) + b"\n")
     with pytest.raises(ManifestError, match=r"records.jsonl:1:1: the record is of version 2; this runner reads"):
-        list(iterate_records(tmp_path))
+        list(iterate_records(LocalStore(tmp_path)))
 
 
 def test_a_folder_of_the_version_before_goes_on_verifies_and_is_a_target(tmp_path, capsys):
@@ -87,7 +88,7 @@ def test_a_folder_of_the_version_before_goes_on_verifies_and_is_a_target(tmp_pat
     assert (started.wanted, started.missing, finished.done) == (4, 0, 0)
     again = tmp_path / "again"
     assert cli.main(["run", str(folder / "records.jsonl"), f"out={again}", "skip_grid=true"]) == 0
-    old, new = ({record["id"]: record for record in iterate_records(place)} for place in (folder, again))
+    old, new = ({record["id"]: record for record in iterate_records(LocalStore(place))} for place in (folder, again))
     assert old.keys() == new.keys()
     capsys.readouterr()
     assert cli.main(["verify", str(folder), "sample=2", "json=true"]) in (0, 5)  # bytes are those of one machine

@@ -23,6 +23,7 @@ from runner import settings
 from runner.errors import FolderUnwritable
 from runner.events import ItemDone, ModelLoaded
 from runner.folder.ledger import Ledger, iterate_records
+from runner.folder.store import LocalStore
 from runner.request import read_request
 from runner.verbs.run import run as running
 
@@ -86,7 +87,7 @@ def newest_records(folder):
     measured = {"seconds", "peak_bytes"}
     return {
         record["id"]: {key: value for key, value in record.items() if key not in measured}
-        for record in iterate_records(folder)
+        for record in iterate_records(LocalStore(folder))
     }
 
 
@@ -280,8 +281,8 @@ def test_the_folder_may_vanish(ask, tmp_path, vanish):
     request = ask("disturbed", text=text)
     with pytest.raises(FolderUnwritable, match="the folder has vanished"):
         for event in running.run(request, FakeEngine()):
-            if isinstance(event, ItemDone) and request.folder.exists():
-                vanish(request.folder)
+            if isinstance(event, ItemDone) and request.store.folder.exists():
+                vanish(request.store.folder)
     for left in Path().glob("moved"):
         check_finished_is_true(left)
     paint(ask("disturbed", text=text))
@@ -310,8 +311,8 @@ def test_files_that_a_killed_process_left_half_written_are_swept(ask, tmp_path):
     next(event for event in events if isinstance(event, ItemDone))
     events.close()
     for path in (".a.part", "images/.b.part", "images/cat/.c.part"):
-        (request.folder / path).write_bytes(b"half")
-    (request.folder / "images/cat/mine.part").write_bytes(b"")
+        (request.store.folder / path).write_bytes(b"half")
+    (request.store.folder / "images/cat/mine.part").write_bytes(b"")
     paint(ask("disturbed"))
     assert set(files(Path("out"))) - set(files(tmp_path / "undisturbed/out")) == {"images/cat/mine.part"}
 
@@ -333,6 +334,6 @@ def test_a_ledger_is_closed_whatever_happens_to_the_run(ask):
     while not isinstance(next(events), ModelLoaded):
         pass
     events.close()
-    with Ledger(request.folder) as ledger:
+    with Ledger(request.store) as ledger:
         assert not ledger.images()
     assert json.loads(Path("out/run.json").read_text())["settings"]["attempts"] == 3

@@ -211,7 +211,7 @@ class ThisRunner:
                     self._making = record.making
                     self._seconds_in_stages += sum(record.seconds.values())
                     self.wave_peak = max(self.wave_peak, record.peak_bytes)
-                    yield event.item.number, request.folder / record.image
+                    yield event.item.number, Path(f"{request.store}/{record.image}")
 
     def details(self, seconds: float) -> dict[str, Any]:
         """How the pictures were made. `overhead` is the share of the time that the model's stages didn't take."""

@@ -69,7 +69,7 @@ def _run(call: Call) -> int:
     asked = request.read_request(call.target, call.settings)
     try:
         with Stop().listening() as stop:
-            finished = progress.watch(run.run(asked, stop=stop), asked.folder, Console(stderr=True))
+            finished = progress.watch(run.run(asked, stop=stop), asked.store, Console(stderr=True))
     except Stopped:
         print("runner: stopped; what was finished is safe, run again to go on", file=sys.stderr)
         raise
@@ -95,21 +95,25 @@ def _verify(call: Call) -> int:
     threads.settle()
     from rich.console import Console
 
+    from runner.folder.store import store_at
     from runner.report import progress
     from runner.settings import given_keys
     from runner.verbs.verify import verify
 
-    verification = verify.Verification(call.target, call.settings, given_keys(call.overrides))
+    verification = verify.Verification(store_at(call.target), call.settings, given_keys(call.overrides))
     progress.show(verification.run(), Console(stderr=True))
     verify.print_report(verification, as_json=call.settings.json)
     return verification.exit_code()
 
 
 def _gallery(call: Call) -> int:
+    from runner.folder.names import GALLERY, GRID
+    from runner.folder.store import store_at
     from runner.report import gallery
 
-    files = gallery.build(call.target, call.settings.n_rows)
-    print(files.html, files.grid, sep="\n")
+    store = store_at(call.target)
+    gallery.build(store, call.settings.n_rows)
+    print(f"{store}/{GALLERY}", f"{store}/{GRID}", sep="\n")
     return 0
 
 

@@ -6,11 +6,11 @@ import hashlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Self
 
-from runner.files import atomic_write, writing_to
+from runner.folder.store import Store
 from runner.images.codec import Pixels, encode, pixels_hash
 from runner.item import Item
 from runner.record import Written
@@ -19,19 +19,18 @@ from runner.record import Written
 class Writer:
     """A few threads that encode, hash and write pictures while the next ones are made.
 
-    `encode` makes the bytes of a picture's file, `put` brings them into their place.
+    `encode` makes the bytes of a picture's file.
     """
 
     def __init__(
         self,
-        folder: Path,
+        store: Store,
         *,
         threads: int = 3,
         waiting: int = 16,
         encode: Callable[[Pixels, Item], bytes] = encode,
-        put: Callable[[Path, bytes], None] = atomic_write,
     ) -> None:
-        self.folder, self._encode, self._put = folder, encode, put
+        self._store, self._encode = store, encode
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="writer")
         # Bounds the pictures in memory: who makes them faster than they are written has to wait.
         self._places = threading.BoundedSemaphore(threads + waiting)
@@ -45,7 +44,7 @@ class Writer:
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)
 
     def submit(self, pixels: Pixels, item: Item, path: PurePosixPath) -> Future[Written]:
-        """Lets a picture be written to `path` in the folder; its pixels must stay as they are until then.
+        """Lets a picture be written to `path` in the run folder; its pixels must stay as they are until then.
 
         Waits while too many pictures are waiting.
         """
@@ -60,8 +59,6 @@ class Writer:
 
     def _write(self, pixels: Pixels, item: Item, path: PurePosixPath) -> Written:
         data = self._encode(pixels, item)
-        with writing_to(self.folder):
-            self.folder.stat()  # one that has vanished must not come back as a folder of pictures without records
-            self._put(self.folder / path, data)
+        self._store.put(str(path), data)
         sha256 = hashlib.sha256(data).hexdigest()
         return Written(path=str(path), sha256=sha256, pixels_sha256=pixels_hash(pixels), bytes=len(data))

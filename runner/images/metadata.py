@@ -6,8 +6,7 @@ import logging
 import struct
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 from PIL import Image, UnidentifiedImageError
@@ -56,14 +55,13 @@ def exif_bytes(parameters: str, wish: str) -> bytes:
     return b""
 
 
-def read_metadata(path: Path) -> Metadata:
+def read_metadata(file: BinaryIO) -> Metadata:
     """How a picture was made, as far as its file says. Executes nothing and decodes no pixel.
 
     Raises:
-        OSError: the file can't be read.
         PictureError: it isn't a PNG or JPEG picture, is broken, or its text isn't what `encode` writes.
     """
-    with path.open("rb") as file, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about large pictures, which are not decoded, and about broken EXIF
         try:
             with Image.open(file, formats=("PNG", "JPEG")) as image:

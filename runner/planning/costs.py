@@ -81,13 +81,12 @@ class Costs:
 
     def burst(self, width: int, height: int, rows: int, wave_rows: int) -> int:
         """The most bytes that layers make at once: the UNet's widest, with what it is made from, and the decoder's."""
-        latents, pixels = (width // self.latent_factor) * (height // self.latent_factor), width * height
-        widest = rows * latents * int(self.unet["block_out_channels"][0]) * self.factors.widest_layer
-        if pixels > DECODED_PIXELS:
-            decoded = STRIPS_IN_BURST * strip_elements(self.device)
+        widest = self._unet_map(width, height, rows) * self.factors.widest_layer
+        if width * height > DECODED_PIXELS:
+            decoded = STRIPS_IN_BURST * self._strip()
         else:
-            decoded = decode_rows(width, height) * pixels * self.decoder_channels[0] * self.factors.decoder_held
-        return (widest + decoded) * DTYPE_BYTES[self.dtype] * self.side_by_side(rows, wave_rows)
+            decoded = self._decoder_map(width, height) * self.factors.decoder_held
+        return (widest + decoded) * self.side_by_side(rows, wave_rows)
 
     def key(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> Peak:
         """What such a wave's peak is remembered under."""
@@ -109,12 +108,12 @@ class Costs:
         return max((found / self._formula(modes, *wave) for wave, found in measured), default=1.0)
 
     def _formula(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> int:
-        latents = (width // self.latent_factor) * (height // self.latent_factor)
         at_once = self.side_by_side(rows, wave_rows)
-        waiting = self._waiting(latents) * max(0, wave_rows - rows * at_once) if modes["unet"] == WALKS else 0
+        waiting = max(0, wave_rows - rows * at_once) if modes["unet"] == WALKS else 0
+        denoising = self._unet_map(width, height, rows) * self.factors.unet_held
         stages = {
             "text_encoder": self.factors.text_bytes,
-            "unet": self._denoising(latents, rows) * at_once + waiting,
+            "unet": denoising * at_once + self._waiting(width, height) * waiting,
             "vae": self._decoding(width, height) * at_once,
         }
         # Between its own stage and the last one a wave keeps its latents and prompts, which are small.
@@ -141,15 +140,28 @@ class Costs:
             return 0
         return self.weights["unet"] + (OPENVINO_BYTES if self.compiler == OPENVINO else 0)
 
-    def _denoising(self, latents: int, rows: int) -> int:
-        return (
-            rows * latents * int(self.unet["block_out_channels"][0]) * DTYPE_BYTES[self.dtype] * self.factors.unet_held
-        )
+    def _latents(self, width: int, height: int) -> int:
+        return (width // self.latent_factor) * (height // self.latent_factor)
 
-    def _waiting(self, latents: int) -> int:
+    def _unet_map(self, width: int, height: int, rows: int) -> int:
+        """One map of the UNet's first block, the largest: what a step holds, and what a layer makes, are some of it."""
+        channels = int(self.unet["block_out_channels"][0])
+        return rows * self._latents(width, height) * channels * DTYPE_BYTES[self.dtype]
+
+    def _decoder_map(self, width: int, height: int) -> int:
+        """One map of the decoder's last block, the largest of a call that decodes whole pictures."""
+        pixels = decode_rows(width, height) * width * height
+        return pixels * self.decoder_channels[0] * DTYPE_BYTES[self.dtype]
+
+    def _strip(self) -> int:
+        """One strip of a large picture."""
+        return strip_elements(self.device) * DTYPE_BYTES[self.dtype]
+
+    def _waiting(self, width: int, height: int) -> int:
         """What a row that waits for its next unit holds: the skip connections, and the hidden states."""
         channels = [int(number) for number in self.unet["block_out_channels"]]
         layers = int(self.unet.get("layers_per_block", 2))
+        latents = self._latents(width, height)
         held = 2 * channels[0] * latents
         for level, number in enumerate(channels):
             held += layers * number * (latents >> 2 * level)
@@ -158,13 +170,10 @@ class Costs:
         return held * DTYPE_BYTES[self.dtype]
 
     def _decoding(self, width: int, height: int) -> int:
-        pixels, number = width * height, DTYPE_BYTES[self.dtype]
-        if pixels <= DECODED_PIXELS:
-            rows = decode_rows(width, height)
-            return rows * pixels * self.decoder_channels[0] * number * self.factors.decoder_held * 2
+        if width * height <= DECODED_PIXELS:
+            return self._decoder_map(width, height) * self.factors.decoder_held * 2
         widest = max(self.decoder_channels[min(1, len(self.decoder_channels) - 1)], self.decoder_channels[0])
-        strips = STRIPS_HELD * strip_elements(self.device) * number
-        return pixels * widest * number + strips
+        return width * height * widest * DTYPE_BYTES[self.dtype] + STRIPS_HELD * self._strip()
 
 
 def model_costs(

@@ -3,7 +3,7 @@
 Both are made anew from the records and the pictures, so they can be made at any time, also during a run. No record and
 no picture is changed; an item without a picture is shown as such. The page is made here, the contact sheet in `sheet`.
 
-    files = build(Path("outputs/alps"))
+    files = build(store_at("outputs/alps"))
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, Template
 
-from runner.files import atomic_write, writing_to
 from runner.folder.names import GALLERY, GRID
+from runner.folder.store import Store
 from runner.report.pictures import LARGE_SHOWN, SMALL, Picture, as_text, common_settings, read_pictures
 from runner.report.sheet import render_grid, to_png
 
@@ -33,20 +32,16 @@ CONTROLS = dict.fromkeys({*range(32), *range(127, 160)} - {ord("\t"), ord("\n")}
 class GalleryFiles:
     """What was made, and of how many items."""
 
-    html: Path
-    grid: Path
     items: int
     failed: int
 
 
-def build(folder: Path, per_row: int | None = None) -> GalleryFiles:
+def build(store: Store, per_row: int | None = None) -> GalleryFiles:
     """Makes `gallery.html` and `grid.png` of a run folder; `per_row` is the number of pictures in a row of the grid."""
-    pictures = read_pictures(folder)
-    page, grid = folder / GALLERY, folder / GRID
-    with writing_to(folder):
-        atomic_write(page, render_page(folder.resolve().name, pictures).encode("utf-8", "replace"))
-        atomic_write(grid, to_png(render_grid(pictures, per_row)))
-    return GalleryFiles(html=page, grid=grid, items=len(pictures), failed=sum(picture.failed for picture in pictures))
+    pictures = read_pictures(store)
+    store.put(GALLERY, render_page(store.name, pictures).encode("utf-8", "replace"))
+    store.put(GRID, to_png(render_grid(pictures, per_row)))
+    return GalleryFiles(items=len(pictures), failed=sum(picture.failed for picture in pictures))
 
 
 def render_page(title: str, pictures: Sequence[Picture]) -> str:
@@ -92,13 +87,13 @@ def _card(picture: Picture, common: Mapping[str, str]) -> dict[str, Any]:
     facts = [("seed", seed), *settings.items(), ("number", as_text(picture.item.get("number"))), ("file", picture.path)]
     facts += [("problem", picture.problem)] if picture.problem else []
     return {
-        "kind": "" if picture.file else "none" if picture.failed else "none missing",
+        "kind": "" if picture.open else "none" if picture.failed else "none missing",
         "shown": _shown_width(width, height),
         "width": width,
         "height": height,
         "facts": json.dumps(facts),
         "item": json.dumps(picture.item),
-        "address": quote(picture.path, errors="replace") if picture.file else None,
+        "address": quote(picture.path, errors="replace") if picture.open else None,
         "problem": picture.problem,
         "pixels": max(width, height) <= SMALL,
         "seed": seed,

@@ -3,20 +3,22 @@
 Everything is read from the records, and nothing is changed; no picture is opened, only looked for. Here is what all
 reports share: the sizes in which they show pictures, and how they write a value.
 
-    for picture in read_pictures(Path("outputs/alps")):
-        print(picture.file or picture.problem, picture.settings())
+    for picture in read_pictures(store_at("outputs/alps")):
+        print(picture.path if picture.open else picture.problem, picture.settings())
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from functools import partial
+from io import BufferedReader
 from typing import Any
 
 from runner.folder.ledger import iterate_records
+from runner.folder.store import Store
 from runner.record import FAILED, part
 
 SMALL = 128  # pixels; up to it a picture is enlarged in whole multiples, each of its pixels a square
@@ -26,12 +28,12 @@ UNSHOWN = frozenset({"prompt", "parts", "seed", "number", "axes"})  # shown in t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """One item as a report shows it; `file` is None where there is no picture, and `problem` says why."""
+    """One item as a report shows it; `open` opens its picture, and is None where there is none: `problem` says why."""
 
     item: dict[str, Any]
     model: str
     path: str
-    file: Path | None
+    open: Callable[[], BufferedReader] | None
     problem: str
     failed: bool
 
@@ -56,9 +58,9 @@ class Picture:
         return {"model": self.model, "size": f"{width}x{height}", **{key: as_text(values[key]) for key in values}}
 
 
-def read_pictures(folder: Path) -> list[Picture]:
+def read_pictures(store: Store) -> list[Picture]:
     """The newest record of each item, in the order of the manifest."""
-    newest = {record["id"]: _picture(folder, record) for record in iterate_records(folder)}
+    newest = {record["id"]: _picture(store, record) for record in iterate_records(store)}
     return sorted(newest.values(), key=lambda picture: _number(picture.item))
 
 
@@ -81,24 +83,16 @@ def as_text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _picture(folder: Path, record: dict[str, Any]) -> Picture:
+def _picture(store: Store, record: dict[str, Any]) -> Picture:
     item, model, error = (part(record, key) for key in ("item", "model", "error"))
     path, failed = str(record.get("image") or ""), record["status"] == FAILED
-    file = None if failed else file_within(folder, path)
-    problem = "" if file else "missing: " + (path or "no file was recorded")
+    there = not failed and store.size(path) >= 0
+    problem = "" if there else "missing: " + (path or "no file was recorded")
     if failed:
         problem = f"failed: {error.get('class', 'error')}: {error.get('message', 'unknown')}"
     model_name = str(model.get("name", "?"))
-    return Picture(item=item, model=model_name, path=path, file=file, problem=problem, failed=failed)
-
-
-def file_within(folder: Path, path: str) -> Path | None:
-    """The picture's file, if it is there; a path that leaves the run folder is nobody's picture."""
-    parts = PurePosixPath(path)
-    if not path or "\0" in path or parts.is_absolute() or ".." in parts.parts:
-        return None
-    file = folder / parts
-    return file if file.is_file() else None
+    opening = partial(store.open, path) if there else None
+    return Picture(item=item, model=model_name, path=path, open=opening, problem=problem, failed=failed)
 
 
 def _number(item: dict[str, Any]) -> float:

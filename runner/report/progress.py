@@ -6,12 +6,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Generator, Iterable, Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from runner.errors import FolderUnwritable
 from runner.events import (
     ItemDone,
     ItemFailed,
@@ -23,8 +23,8 @@ from runner.events import (
     StepDone,
     WaveStarted,
 )
-from runner.files import writing_to
 from runner.folder.names import GALLERY, LOG, RECORDS
+from runner.folder.store import Store
 from runner.item import Item
 from runner.text import name_some, shorten, show_size
 
@@ -34,11 +34,11 @@ NAME_LENGTH = 80
 log = logging.getLogger("runner")
 
 
-def watch(events: Iterable[RunEvent], folder: Path, console: Console) -> RunFinished:
+def watch(events: Iterable[RunEvent], store: Store, console: Console) -> RunFinished:
     """Shows a run's events on `console` until its last one, which is returned."""
-    seen = logged(events, folder)
+    seen = logged(events, store)
     finished = show(seen, console)
-    for line in summary(finished, folder):
+    for line in summary(finished, store):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return finished
 
@@ -48,22 +48,22 @@ def show(events: Iterable[RunEvent], console: Console) -> RunFinished:
     return _show_bar(events, console) if console.is_terminal else _show_lines(events, console)
 
 
-def summary(finished: RunFinished, folder: Path) -> list[str]:
+def summary(finished: RunFinished, store: Store) -> list[str]:
     """What is said at the end."""
     lines = []
     if finished.hopeless:
         lines.append(f"stopped early: {finished.hopeless}")
     if finished.done or finished.failed:
         pace = finished.done / finished.seconds if finished.seconds else 0.0
-        where = f", see {folder}/{GALLERY}" if (folder / GALLERY).exists() else ""
+        where = f", see {store}/{GALLERY}" if store.size(GALLERY) >= 0 else ""
         memory = f", at most {show_size(finished.peak_bytes)} of memory" if finished.peak_bytes else ""
         lines.append(f"{finished.done} pictures in {finished.seconds:.1f} s ({pace:.2f} a second){memory}{where}")
     else:
-        lines.append(f"nothing to render: all pictures are in {folder}")
+        lines.append(f"nothing to render: all pictures are in {store}")
     given_up = {item.number for item in finished.given_up}
     failed = [item for item in finished.failed if item.number not in given_up]
     if failed:
-        lines.append(f"{len(failed)} failed, see {folder}/{RECORDS}; run again to try them again:")
+        lines.append(f"{len(failed)} failed, see {store}/{RECORDS}; run again to try them again:")
         lines += _name_items(failed)
     if finished.given_up:
         lines.append(
@@ -140,13 +140,13 @@ def _print_notes(notes: Iterable[str], console: Console) -> None:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
-def logged(events: Iterable[RunEvent], folder: Path) -> Generator[RunEvent, None, None]:
+def logged(events: Iterable[RunEvent], store: Store) -> Generator[RunEvent, None, None]:
     """Passes the events on and writes `runner.log` as soon as there is a run folder."""
     handler: logging.Handler | None = None
     try:
         for event in events:
-            if handler is None and isinstance(event, RunStarted) and event.missing and folder.exists():
-                handler = _open_log(folder)
+            if handler is None and isinstance(event, RunStarted) and event.missing and store.exists():
+                handler = _open_log(store)
             _log(event)
             yield event
     finally:
@@ -155,20 +155,21 @@ def logged(events: Iterable[RunEvent], folder: Path) -> Generator[RunEvent, None
             handler.close()
 
 
-class _LogFile(logging.FileHandler):
+class _LogFile(logging.Handler):
     """A log that a full disk cuts off, and nothing else: what matters is in the records."""
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass
+    def __init__(self, store: Store) -> None:
+        super().__init__()
+        self._store = store
 
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            super().close()
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(FolderUnwritable):
+            self._store.append(LOG, f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
 
 
-def _open_log(folder: Path) -> logging.Handler:
-    with writing_to(folder):
-        handler = _LogFile(folder / LOG, encoding="utf-8")
+def _open_log(store: Store) -> logging.Handler:
+    store.append(LOG, b"")
+    handler = _LogFile(store)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.setLevel(logging.INFO)
     log.addHandler(handler)

@@ -240,10 +240,10 @@ def _spans(columns: Sequence[tuple[str, ...]], level: int) -> list[tuple[int, in
 
 def _thumb(picture: Picture, box: tuple[int, int]) -> Image.Image | None:
     """The picture in the size of its box; None if there is none, or it can't be read."""
-    if picture.file is None:
+    if picture.open is None:
         return None
     try:
-        with Image.open(picture.file, formats=("PNG", "JPEG")) as image:
+        with picture.open() as file, Image.open(file, formats=("PNG", "JPEG")) as image:
             image.draft("RGB", box)  # a JPEG is decoded no larger than needed
             factor = min(box[0] / image.width, box[1] / image.height)
             size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))

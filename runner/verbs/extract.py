@@ -97,7 +97,8 @@ def _read(path: Path) -> _Source:
     try:
         if path.is_dir() or (path.exists() and not path.is_file()):
             raise ManifestError("holds no PNG or JPEG pictures" if path.is_dir() else "is not a file", place)
-        found = metadata.read_metadata(path)
+        with path.open("rb") as file:
+            found = metadata.read_metadata(file)
         if found.item is not None:
             return _read_own(path, found.item, found.model or {}, place)
         if found.parameters is None:

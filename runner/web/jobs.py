@@ -77,6 +77,7 @@ class Job:
     `pictures` are their files and seeds."""
 
     request: Request
+    folder: Path  # the run folder
     manifest: str
     state: str = WAITING
     message: str = ""
@@ -91,11 +92,6 @@ class Job:
     _over: threading.Event = field(default_factory=threading.Event)
     _before: int = 0  # pictures of the waves before this one
     _wave: int = 0
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return self.request.folder
 
     @property
     def over(self) -> bool:
@@ -190,7 +186,7 @@ class Studio:
                 if picture is not None:
                     flatten(picture).save(folder / PICTURE)
                 atomic_write(folder / MANIFEST, text.encode("utf-8", "replace"))
-            job = Job(request=read_request(folder / MANIFEST, settings), manifest=text)
+            job = Job(request=read_request(folder / MANIFEST, settings), folder=folder, manifest=text)
         except BaseException:
             shutil.rmtree(folder)
             raise
@@ -243,14 +239,14 @@ class Studio:
         job.state = LOADING
         with (
             closing(running.run(job.request, self._engine_for(job.request))) as events,
-            closing(progress.logged(events, job.folder)) as logged,
+            closing(progress.logged(events, job.request.store)) as logged,
         ):
             for event in logged:
                 job.note(event)
                 if job.stop.is_set():
                     break
         if job.stop.is_set() and job.pictures:
-            gallery.build(job.folder)
+            gallery.build(job.request.store)
 
     def _engine_for(self, request: Request) -> Engine:
         """The engine that is held, if it was started for the same settings; else a new one takes its place."""

@@ -44,9 +44,9 @@ def ask(tmp_path, model):
 
 def pictures(request):
     list(running.run(request))
-    records = list(iterate_records(request.folder))
+    records = list(iterate_records(request.store))
     assert all(record["status"] == "done" for record in records), records
-    files = [request.folder / record["image"] for record in records]
+    files = [request.store.folder / record["image"] for record in records]
     return {r["item"]["number"]: np.asarray(Image.open(file)) for r, file in zip(records, files, strict=True)}
 
 
@@ -96,10 +96,10 @@ def test_a_picture_is_encoded_once(ask, monkeypatch):
 def test_the_run_folder_is_whole_on_its_own(ask, tmp_path):
     request = ask("init: sketch.png, crop: [10, 10, 80, 80]")
     made = pictures(request)
-    record = next(iterate_records(request.folder))
-    data = (request.folder / record["item"]["init"]).read_bytes()
+    record = next(iterate_records(request.store))
+    data = (request.store.folder / record["item"]["init"]).read_bytes()
     assert hashlib.sha256(data).hexdigest() == record["item"]["init_sha256"]
-    moved = request.folder.rename(tmp_path / "moved")
+    moved = request.store.folder.rename(tmp_path / "moved")
     (tmp_path / "sketch.png").unlink()
     given = [f"model.path={request.settings.model.path}", f"out={tmp_path / 'again'}", "unet_bs=4"]
     again = read_request(moved / "records.jsonl", settings.compose(given))
@@ -138,7 +138,7 @@ def test_one_broken_picture_fails_its_own_items_only(ask, tmp_path):
     request = ask("matrix: {init: [sketch.png, second.png]}")
     Image.new("RGB", (64, 64), "red").save(tmp_path / "second.png")
     list(running.run(request))
-    records = list(iterate_records(request.folder))
+    records = list(iterate_records(request.store))
     failed = {
         record["item"]["number"]: record["error"]["message"] for record in records if record["status"] == "failed"
     }

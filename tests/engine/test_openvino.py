@@ -17,6 +17,7 @@ from runner.engine.executor import Executor
 from runner.errors import FolderUnwritable, ModelError, SettingError
 from runner.events import ItemFailed, Rendered
 from runner.folder.ledger import iterate_records
+from runner.folder.store import LocalStore
 from runner.model import files
 from runner.planning import choices
 from runner.planning.costs import model_costs
@@ -142,14 +143,14 @@ def test_records_say_what_computed_the_unet_and_ways_are_not_mixed(tmp_path, mod
         return read_request(tmp_path / "m.yaml", settings.compose(given))
 
     list(running.run(ask("1", "compile=openvino")))
-    [record] = iterate_records(tmp_path / "out")
+    [record] = iterate_records(LocalStore(tmp_path / "out"))
     assert record["run"]["compile"] == OPENVINO
     assert record["env"]["openvino"] == version("openvino")
     with pytest.raises(SettingError, match="compile was openvino and is now none"):
         list(running.run(ask("1-2")))
     shutil.rmtree(tmp_path / "out")
     list(running.run(ask("1")))
-    [record] = iterate_records(tmp_path / "out")
+    [record] = iterate_records(LocalStore(tmp_path / "out"))
     assert record["run"]["compile"] == NONE
     assert "openvino" not in record["env"]
 

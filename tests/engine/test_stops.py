@@ -8,6 +8,7 @@ import pytest
 from runner.engine.stops import Stop, Stopped
 from runner.events import StepDone, WaveStarted
 from runner.folder.ledger import Ledger
+from runner.folder.store import LocalStore
 
 
 class Clock:
@@ -117,7 +118,7 @@ def test_a_second_signal_in_the_middle_of_a_record_leaves_none_of_it(tmp_path, m
         real(descriptor, bytes(data)[:5])
         raise Stopped(signal.SIGINT)
 
-    with Ledger(tmp_path) as ledger:
+    with Ledger(LocalStore(tmp_path)) as ledger:
         ledger.append({"id": "a", "status": "failed"})
         with monkeypatch.context() as patched, pytest.raises(Stopped):
             patched.setattr(os, "write", write)

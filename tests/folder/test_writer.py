@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import threading
 from concurrent.futures import Future
@@ -11,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import MODEL, make_item
+from fake_store import FakeStore
 
 from runner.errors import FolderUnwritable
-from runner.files import atomic_write
 from runner.folder.names import image_path
+from runner.folder.store import LocalStore
 from runner.folder.writer import Writer
 from runner.images.codec import Pixels, encode, pixels_hash
 from runner.item import Item
@@ -31,7 +31,7 @@ def submit(writer: Writer, item: Item) -> Future[Written]:
 
 def test_a_writer_writes_and_says_what(tmp_path: Path) -> None:
     items = [make_item(number=number, format=("png", "jpg")[number % 2]) for number in range(20)]
-    with Writer(tmp_path, threads=3, waiting=2) as writer:
+    with Writer(LocalStore(tmp_path), threads=3, waiting=2) as writer:
         futures = [submit(writer, item) for item in items]
     for item, future in zip(items, futures, strict=True):
         written = future.result()
@@ -50,7 +50,7 @@ def test_who_submits_too_fast_has_to_wait(tmp_path: Path) -> None:
         for number in range(6):
             accepted.append(submit(writer, make_item(number=number)))
 
-    with Writer(tmp_path, threads=2, waiting=1, encode=lambda *_: b"x" if gate.wait(10) else b"") as writer:
+    with Writer(LocalStore(tmp_path), threads=2, waiting=1, encode=lambda *_: b"x" if gate.wait(10) else b"") as writer:
         thread = threading.Thread(target=submit_all, args=(writer,))
         thread.start()
         thread.join(0.2)
@@ -60,19 +60,20 @@ def test_who_submits_too_fast_has_to_wait(tmp_path: Path) -> None:
     assert [future.result().bytes for future in accepted] == [1] * 6
 
 
-def test_a_full_disk_is_in_the_future_and_the_next_picture_is_not_blocked(tmp_path: Path) -> None:
-    faults = [OSError(errno.ENOSPC, "No space left on device")]
+def test_a_full_disk_is_in_the_future_and_the_next_picture_is_not_blocked() -> None:
+    faults = [FolderUnwritable("the disk is full")]
 
-    def put(path: Path, data: bytes) -> None:
+    def before(method: str, name: str) -> None:
         if faults:
             raise faults.pop()
-        atomic_write(path, data)
 
-    with Writer(tmp_path, threads=1, waiting=0, put=put) as writer:
+    store = FakeStore(before)
+
+    with Writer(store, threads=1, waiting=0) as writer:
         with pytest.raises(FolderUnwritable, match="disk is full"):
             submit(writer, make_item()).result()
         assert submit(writer, make_item()).result().bytes > 0
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["seed_27_00000.png"]
+    assert list(store.list()) == [str(image_path(make_item()))]
 
 
 def test_an_error_around_a_writer_gives_up_what_is_waiting(tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_an_error_around_a_writer_gives_up_what_is_waiting(tmp_path: Path) -> No
         return b"x"
 
     futures = []
-    with pytest.raises(KeyboardInterrupt), Writer(tmp_path, threads=1, waiting=4, encode=slow) as writer:
+    with pytest.raises(KeyboardInterrupt), Writer(LocalStore(tmp_path), threads=1, waiting=4, encode=slow) as writer:
         futures = [submit(writer, make_item(number=number)) for number in range(4)]
         started.wait(10)
         threading.Timer(0.1, gate.set).start()

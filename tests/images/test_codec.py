@@ -38,6 +38,11 @@ HOSTILE = [
 KEPT: list[Image.Image] = []  # sd-parsers takes an image with the address of an earlier one for that one
 
 
+def metadata_of(path: Path) -> Metadata:
+    with path.open("rb") as file:
+        return read_metadata(file)
+
+
 def noise(height: int = 64, width: int = 48) -> Pixels:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
@@ -113,7 +118,7 @@ def test_every_sampler_has_a_name() -> None:
 @pytest.mark.parametrize("prompt", HOSTILE)
 def test_a_picture_carries_its_item(tmp_path: Path, prompt: str, format: str) -> None:
     item = hostile_item(prompt)
-    found = read_metadata(saved(tmp_path, item, format))
+    found = metadata_of(saved(tmp_path, item, format))
     assert found.item == item.to_dict() | {"format": format, "axes": {"scale": 7.5, "weights": [1, 2]}}
     assert found.model == MODEL.to_dict()
     assert found.parameters == parameters_text(of_model(item, "emoji"))
@@ -124,7 +129,7 @@ def test_any_prompt_comes_back(tmp_path_factory: pytest.TempPathFactory, prompt:
     item = make_item(prompt=prompt)
     path = tmp_path_factory.getbasetemp() / f"any.{format}"
     path.write_bytes(as_file(noise(8, 8), item, format))
-    found = read_metadata(path)
+    found = metadata_of(path)
     assert found.item is not None and found.item["prompt"] == prompt
     assert found.parameters == parameters_text(of_model(item, "emoji"))
 
@@ -171,7 +176,7 @@ def test_a_prompt_too_long_for_a_jpeg_costs_metadata_and_not_the_picture(
 ) -> None:
     item = make_item(prompt="x" * letters, parts=(Part(text="y", weight=1.0),), negative="z" * letters)
     path = saved(tmp_path, item, "jpg")
-    found = read_metadata(path)
+    found = metadata_of(path)
     with Image.open(path) as image:
         assert image.size == (48, 64)
     assert (found.item, found.model) == (
@@ -185,9 +190,9 @@ def test_garbage_is_no_picture(tmp_path: Path) -> None:
     for data in (b"", b"no picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe1\x00\x10Exif\0\0MM\0*", bytes(5000)):
         path.write_bytes(data)
         with pytest.raises(PictureError, match=r"^is (not a PNG or JPEG picture|broken)"):
-            read_metadata(path)
+            metadata_of(path)
     with pytest.raises(FileNotFoundError):
-        read_metadata(tmp_path / "nowhere")
+        metadata_of(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("format", ["png", "jpg"])
@@ -201,7 +206,7 @@ def test_a_picture_cut_or_changed_at_any_place_is_read_or_refused(tmp_path: Path
         for broken in (data[:place], bytes(changed)):
             path.write_bytes(broken)
             with contextlib.suppress(PictureError):
-                assert isinstance(read_metadata(path), Metadata)
+                assert isinstance(metadata_of(path), Metadata)
 
 
 NO_WISHES = ('{"item":', '{"item":{}}', '{"item":[],"model":{}}', '{"item":{},"model":"x"}', '{"item":' + "[" * 4000)
@@ -216,16 +221,16 @@ def test_a_damaged_item_is_not_overlooked(tmp_path: Path, text: str) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
     for name in ("a.jpg", "a.png"):
         with pytest.raises(PictureError, match="holds a text of runner that"):
-            read_metadata(tmp_path / name)
+            metadata_of(tmp_path / name)
 
 
 def test_pictures_of_others_say_nothing(tmp_path: Path) -> None:
     info = Image.Exif()
     info[0x010E] = "OLYMPUS DIGITAL CAMERA"
     Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg", exif=info)
-    assert read_metadata(tmp_path / "a.jpg") == Metadata()
+    assert metadata_of(tmp_path / "a.jpg") == Metadata()
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
-    assert read_metadata(tmp_path / "plain.png") == Metadata()
+    assert metadata_of(tmp_path / "plain.png") == Metadata()
 
 
 @pytest.mark.parametrize("format", ["png", "jpg"])

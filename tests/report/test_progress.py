@@ -1,15 +1,15 @@
 """People are told what happened, in a few lines, and a log that can't be written is no matter."""
 
-import logging
 import os
-from pathlib import Path
 
 import pytest
 from builders import make_item
+from fake_store import FakeStore
 from rich.console import Console
 
 from runner.errors import FolderUnwritable
 from runner.events import Failure, ItemDone, ItemFailed, ModelLoaded, RunFinished, RunStarted
+from runner.folder.store import LocalStore
 from runner.item import Model
 from runner.report import progress
 
@@ -23,11 +23,11 @@ def finished(**changes):
 
 
 def test_nothing_to_render(tmp_path):
-    assert progress.summary(finished(), tmp_path) == [f"nothing to render: all pictures are in {tmp_path}"]
+    assert progress.summary(finished(), LocalStore(tmp_path)) == [f"nothing to render: all pictures are in {tmp_path}"]
 
 
 def test_failures_are_named_but_not_all_of_many(tmp_path):
-    lines = progress.summary(finished(done=4, failed=ITEMS), tmp_path)
+    lines = progress.summary(finished(done=4, failed=ITEMS), LocalStore(tmp_path))
     assert lines[0] == "4 pictures in 2.0 s (2.00 a second)"
     assert lines[1].startswith("14 failed")
     assert lines[2] == "  0: Austrian alps, oil on canvas, seed 0"
@@ -36,33 +36,39 @@ def test_failures_are_named_but_not_all_of_many(tmp_path):
 
 
 def test_items_that_were_given_up_are_named_apart(tmp_path):
-    lines = progress.summary(finished(failed=ITEMS[:3], given_up=ITEMS[1:3]), tmp_path)
+    lines = progress.summary(finished(failed=ITEMS[:3], given_up=ITEMS[1:3]), LocalStore(tmp_path))
     assert [line.split(",")[0] for line in lines if not line.startswith("  ")][1:] == ["1 failed", "2 skipped"]
     assert sum(line.startswith("  ") for line in lines) == 3
 
 
 def test_notes_are_shown_and_logged(tmp_path, capsys):
     events = [RunStarted(wanted=2, missing=1), ModelLoaded(model=SD14, notes=("torch was [old]",)), finished(done=1)]
-    progress.watch(events, tmp_path, Console(width=200))
+    progress.watch(events, LocalStore(tmp_path), Console(width=200))
     assert "note: torch was [old]" in capsys.readouterr().out
     assert "WARNING torch was [old]" in (tmp_path / "runner.log").read_text()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_a_log_on_a_full_disk_costs_nothing(tmp_path, capsys):
-    (tmp_path / "runner.log").symlink_to("/dev/full")
+def test_a_log_on_a_full_disk_costs_nothing(capsys):
+    def before(method, name):
+        if store.files:  # the log is there, and nothing more goes into it
+            raise FolderUnwritable("the disk is full")
+
+    store, handlers = FakeStore(before), list(progress.log.handlers)
+    store.made = True
     events = [
         RunStarted(wanted=2, missing=2),
         ItemDone(item=ITEMS[0], record={}),
         ItemFailed(item=ITEMS[1], error=Failure.of(ValueError("bad"))),
         finished(done=1, failed=ITEMS[1:2]),
     ]
-    assert list(progress.logged(events, tmp_path)) == events
+    assert list(progress.logged(events, store)) == events
+    assert store.files == {"runner.log": b""}
     assert capsys.readouterr().err == ""
-    assert not any(isinstance(handler, logging.FileHandler) for handler in progress.log.handlers)
+    assert progress.log.handlers == handlers
 
 
 def test_a_log_that_cannot_be_opened_is_the_folders_error(tmp_path):
     (tmp_path / "runner.log").mkdir()
-    with pytest.raises(FolderUnwritable, match="a folder stands where a file should be"):
-        list(progress.logged([RunStarted(wanted=1, missing=1), finished()], Path(tmp_path)))
+    with pytest.raises(FolderUnwritable, match="is not a file"):
+        list(progress.logged([RunStarted(wanted=1, missing=1), finished()], LocalStore(tmp_path)))

@@ -7,13 +7,18 @@ from pathlib import Path
 import pytest
 from builders import make_item, matrix, run_folder
 
+from runner.folder.store import LocalStore
 from runner.report import sheet
 from runner.report.pictures import read_pictures
 from runner.report.sheet import render_grid
 
 
+def read(folder):
+    return read_pictures(LocalStore(folder))
+
+
 def arranged(folder: Path, per_row: int | None = None) -> sheet.Sheet:
-    return sheet._arrange(read_pictures(folder), per_row)
+    return sheet._arrange(read(folder), per_row)
 
 
 def test_rows_are_the_first_axis_and_columns_the_others(tmp_path: Path) -> None:
@@ -55,7 +60,7 @@ def test_a_given_number_of_pictures_in_a_row_makes_a_plain_sheet(tmp_path: Path)
     folder = run_folder(tmp_path, matrix(2, 3))
     found = arranged(folder, per_row=5)
     assert (found.wide, found.cells, len(found.loose)) == (5, {}, 6)
-    pictures = read_pictures(folder)
+    pictures = read(folder)
     assert render_grid(pictures, 6).width > render_grid(pictures, 1).width
 
 
@@ -67,7 +72,7 @@ def test_a_matrix_of_holes_makes_a_square(tmp_path: Path) -> None:
 
 
 def test_the_sheet_shows_the_pictures_in_their_places(tmp_path: Path) -> None:
-    pictures = read_pictures(run_folder(tmp_path, matrix(2, 3)))
+    pictures = read(run_folder(tmp_path, matrix(2, 3)))
     found = sheet._arrange(pictures)
     measures, image = sheet._fit(found, pictures), render_grid(pictures)
     for (row, column), picture in found.cells.items():
@@ -79,7 +84,7 @@ def test_the_sheet_shows_the_pictures_in_their_places(tmp_path: Path) -> None:
 
 
 def test_a_large_sheet_is_scaled_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = read_pictures(run_folder(tmp_path, matrix(4, 5)))
+    pictures = read(run_folder(tmp_path, matrix(4, 5)))
     whole = render_grid(pictures)
     monkeypatch.setattr(sheet, "MAX_PIXELS", 200_000)
     image = render_grid(pictures)
@@ -88,13 +93,13 @@ def test_a_large_sheet_is_scaled_down(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_sheet_too_large_shows_the_first_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sheet, "MAX_SIDE", 3)
-    pictures = read_pictures(run_folder(tmp_path, matrix(4, 5)))
+    pictures = read(run_folder(tmp_path, matrix(4, 5)))
     found = sheet._arrange(pictures)
     assert (len(found.rows), len(found.columns), len(found.cells), len(found.loose)) == (3, 3, 9, 0)
     assert sheet._footer(pictures, 9).startswith("the first 9 of 20 items")
     monkeypatch.setattr(sheet, "MAX_PICTURES", 4)
     assert len(sheet._arrange(pictures).cells) == 3
-    assert len(sheet._arrange(read_pictures(run_folder(tmp_path / "one", matrix(1, 9)))).loose) == 4
+    assert len(sheet._arrange(read(run_folder(tmp_path / "one", matrix(1, 9)))).loose) == 4
 
 
 @pytest.mark.parametrize(

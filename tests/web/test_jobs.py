@@ -14,6 +14,7 @@ from PIL import Image
 from runner import cli, settings
 from runner.errors import ManifestError, SettingError
 from runner.folder.ledger import iterate_records
+from runner.folder.store import LocalStore
 from runner.images.inits import flatten
 from runner.manifest import read as manifest_read
 from runner.web import jobs as web_jobs
@@ -110,7 +111,7 @@ def test_a_job_waits_for_the_others_and_can_be_cancelled_meanwhile(open_studio):
         assert here.ahead(third) == 0
     assert [job.state for job in (first, second, third)] == [web_jobs.STOPPED, web_jobs.STOPPED, web_jobs.DONE]
     assert not second.pictures
-    assert not (second.folder / "records.jsonl").exists()
+    assert not (second.store.folder / "records.jsonl").exists()
     assert len(third.pictures) == 2
 
 
@@ -122,7 +123,7 @@ def test_a_cancelled_job_keeps_what_is_finished(open_studio):
         assert job.seconds_left() >= 0
         job.stop.set()
         job.wait()
-    records = list(iterate_records(job.folder))
+    records = list(iterate_records(LocalStore(job.folder)))
     assert 0 < len(job.pictures) <= len(records) < 500
     assert all((job.folder / record["image"]).exists() for record in records)
     assert (job.folder / "gallery.html").exists()

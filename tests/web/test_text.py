@@ -11,7 +11,7 @@ from runner.web.text import describe, spans, wrong
 
 @pytest.fixture
 def job(tmp_path):
-    return Job(request=SimpleNamespace(folder=tmp_path / "0001-x"), manifest="version: 1\n")
+    return Job(request=SimpleNamespace(), folder=tmp_path / "0001-x", manifest="version: 1\n")
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ class Survey:
         """As one JSON document."""
         return {
             "target": str(self.request.target),
-            "folder": str(self.request.folder),
+            "folder": str(self.request.store),
             "images": self.images,
             "done": self.done,
             "missing": self.missing,
@@ -260,7 +260,8 @@ def _make_turn(
     layouts = {size: execution.layout(*size) for size in {kind.size for kind in kinds}}
     rows = {size: layout.unet_bs for size, layout in layouts.items()}
     shares = {kind: samples[model, kind].rows / layouts[kind.size].wave_rows for kind in kinds}
-    folders = [request.folder, *_folders(request.folder.parent), *_folders(OUTPUTS)]
+    own = Path(str(request.store))
+    folders = [own, *_folders(own.parent), *_folders(OUTPUTS)]
     return Turn(
         model=model,
         execution=execution,
@@ -278,9 +279,9 @@ class _Tally:
 
     def __init__(self, request: Request) -> None:
         self.request, self.linter = request, Linter(request)
-        self.index = read_index(request.folder)
+        self.index = read_index(request.store)
         self.owners = self.index.image_paths()
-        self.begun = (request.folder / RECORDS).exists()
+        self.begun = request.store.size(RECORDS) >= 0
         self.failures: dict[str, int] = {}  # how often an item without a picture was tried before, by its id
         self.ids, self.numbers, self.kinds, self.done = array("Q"), array("Q"), array("Q"), bytearray()
         self.samples: dict[Work, Item] = {}

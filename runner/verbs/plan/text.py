@@ -52,7 +52,7 @@ def _headline(survey: Survey) -> str:
 def _facts(survey: Survey) -> Iterator[Row]:
     name = device_name(survey.device)
     device = survey.device if name in (None, survey.device) else f"{survey.device} ({name})"
-    yield "folder", str(survey.request.folder)
+    yield "folder", str(survey.request.store)
     for turn in survey.turns:
         mode = "kept on the device" if turn.turbo else "streamed through it"
         todo = f"; {turn.missing:,} to render" if len(survey.turns) > 1 else ""

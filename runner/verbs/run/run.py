@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator
-from pathlib import Path
 
 from runner.engine.base import Engine
 from runner.engine.stops import Stop
 from runner.events import Outcome, RunEvent, RunFinished, RunStarted
-from runner.files import sweep, writing_to
 from runner.folder.ledger import Ledger
 from runner.folder.names import UNFINISHED
+from runner.folder.store import Store
 from runner.folder.writer import Writer
 from runner.report import gallery
 from runner.request import Request
@@ -29,7 +28,7 @@ def run(
     engine: Engine | None = None,
     stop: Stop | None = None,
     start: Start = turns.start,
-    make_writer: Callable[[Path], Writer] = Writer,
+    make_writer: Callable[[Store], Writer] = Writer,
 ) -> Generator[RunEvent, None, None]:
     """Renders the items that have no picture yet; closing the iterator stops it and keeps what is finished.
 
@@ -45,12 +44,13 @@ def run(
     if request.settings.skip_save:
         yield from render_only(request, loader, stop)
         return
-    if not request.folder.exists():  # nothing is written where nothing can be rendered
+    store = request.store
+    if not store.exists():  # nothing is written where nothing can be rendered
         loader.load(next(request.wanted()).model)
-    with Ledger(request.folder, deep=request.settings.deep) as ledger:
-        with stop.harmless(), writing_to(request.folder):
-            if (request.folder / UNFINISHED).exists():
-                sweep(request.folder)
+    with Ledger(store, deep=request.settings.deep) as ledger:
+        with stop.harmless():
+            if store.size(UNFINISHED) >= 0:
+                store.sweep()
             backlog = Backlog(request, ledger)
         outcome = Outcome()
         yield RunStarted(wanted=request.count(), missing=backlog.missing)
@@ -74,9 +74,7 @@ def _finished(outcome: Outcome, backlog: Backlog, seconds: float) -> RunFinished
 
 def _report(request: Request, stop: Stop) -> None:
     """Builds the gallery, if something was rendered since it was built the last time."""
-    unfinished = request.folder / UNFINISHED
-    if unfinished.exists() and not request.settings.skip_grid:
+    if request.store.size(UNFINISHED) >= 0 and not request.settings.skip_grid:
         with stop.harmless():
-            gallery.build(request.folder, request.settings.n_rows)
-        with writing_to(request.folder):
-            unfinished.unlink()
+            gallery.build(request.store, request.settings.n_rows)
+        request.store.remove(UNFINISHED)

@@ -34,9 +34,9 @@ from runner.events import (
     RunStarted,
     WaveDone,
 )
-from runner.files import atomic_write, flush_folder, writing_to
 from runner.folder.ledger import Index, Ledger
 from runner.folder.names import INITS, LINES, MANIFEST, RUN, UNFINISHED, image_path
+from runner.folder.store import Store
 from runner.folder.ways import changed_versions, differences, lowered
 from runner.folder.writer import Writer
 from runner.item import Item, Model, item_id
@@ -79,9 +79,9 @@ class Session:
         # A picture is written when others are long rendered, so each stage has failures in a row of its own.
         self._unrendered, self._unwritten = Streak(), Streak()
 
-    def run(self, make_writer: Callable[[Path], Writer] = Writer) -> Iterator[RunEvent]:
+    def run(self, make_writer: Callable[[Store], Writer] = Writer) -> Iterator[RunEvent]:
         """Renders all that is missing; whatever happens, what is in a file gets its record."""
-        with make_writer(self.request.folder) as writer:
+        with make_writer(self.request.store) as writer:
             self._writer = writer
             try:
                 for model, items in _by_model(self.backlog):
@@ -131,14 +131,12 @@ class Session:
         if item.init is None:
             return item
         name = f"{INITS}/{item.init_sha256}{Path(item.init).suffix.lower()}"
-        copy = self.request.folder / name
-        if not copy.exists():
+        if self.request.store.size(name) < 0:
             try:
                 data = Path(item.init).read_bytes()
             except OSError:
                 return item  # it has vanished; the record says where it was
-            with writing_to(self.request.folder):
-                atomic_write(copy, data)
+            self.request.store.put(name, data)
         return item._replace(init=name)
 
     def _free_path(self, item: Item) -> PurePosixPath:
@@ -244,7 +242,7 @@ def check_rounding(request: Request, model: Model, engine: Engine, index: Index)
     found = differences(ways, now)
     if found and not request.settings.mixed:
         raise SettingError(
-            f"the pictures in '{request.folder}' were made in another way: {'; '.join(found)}. The same item could "
+            f"the pictures in '{request.store}' were made in another way: {'; '.join(found)}. The same item could "
             "become other bytes. Go on as before, choose another 'out=', or mix them with mixed=true"
         )
     changed = found + changed_versions(ways, making.env)
@@ -255,9 +253,7 @@ def check_rounding(request: Request, model: Model, engine: Engine, index: Index)
 def _prepare_folder(request: Request, settings: Mapping[str, Any]) -> None:
     """Writes what is asked for, and the mark that the folder's report is behind its records from now on."""
     asked = LINES if request.target.suffix == ".jsonl" else MANIFEST
-    manifest = request.target.read_bytes()
-    with writing_to(request.folder):
-        (request.folder / UNFINISHED).touch()
-        atomic_write(request.folder / asked, manifest)
-        atomic_write(request.folder / RUN, orjson.dumps(settings, option=orjson.OPT_INDENT_2))
-        flush_folder(request.folder)
+    request.store.put(UNFINISHED, b"")
+    request.store.put(asked, request.target.read_bytes())
+    request.store.put(RUN, orjson.dumps(settings, option=orjson.OPT_INDENT_2))
+    request.store.flush()

@@ -2,13 +2,14 @@
 
 Two of the three that agree show which one has changed. It renders nothing itself, and it writes nothing.
 
-    item = read_back(folder, line, record)                     # or what is wrong with the record
-    finding = judge(folder, record, item, pixels, making, fingerprints)   # as they are now
+    item = read_back(store, line, record)                     # or what is wrong with the record
+    finding = judge(store, record, item, pixels, making, fingerprints)   # as they are now
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,13 +18,13 @@ from typing import Any
 from runner.errors import Location, ManifestError
 from runner.events import Failure
 from runner.folder.names import RECORDS
+from runner.folder.store import Store
 from runner.images import codec, metadata
 from runner.images.codec import Pixels
 from runner.images.distance import Distance, measure
 from runner.item import DIGITS_SHOWN, Item, item_id
 from runner.manifest.lines import read_item, read_model
 from runner.record import Making, Pairs, fingerprints_of, part
-from runner.report.pictures import file_within
 
 SAME, DIFFERS, DAMAGED, MISSING, ALTERED, FAILED = "same", "differs", "damaged", "missing", "altered", "failed"
 STATES = (SAME, DIFFERS, DAMAGED, MISSING, ALTERED, FAILED)
@@ -47,16 +48,16 @@ class Finding:
     changed: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
-def read_back(folder: Path, line: int, record: Mapping[str, Any]) -> Item | Finding:
+def read_back(store: Store, line: int, record: Mapping[str, Any]) -> Item | Finding:
     """The record's item, numbered by its line; or why it can't be rendered again."""
     finding = Finding(line=line, image=record["image"], state=ALTERED)
     wish = part(record, "item")
     if isinstance(init := wish.get("init"), str) and (
-        state := _file_state(_read(folder, init), wish.get("init_sha256"))
+        state := _file_state(_read(store, init), wish.get("init_sha256"))
     ):
         return replace(finding, state=state, message=f"the picture that it begins with, {init}")
     try:
-        place = Location(folder / RECORDS, line, 1)
+        place = Location(Path(f"{store}/{RECORDS}"), line, 1)
         item = read_item(wish, number=line, location=place, model=read_model(record, place))
     except ManifestError as error:
         return replace(finding, message=error.message)
@@ -66,13 +67,13 @@ def read_back(folder: Path, line: int, record: Mapping[str, Any]) -> Item | Find
 
 
 def judge(
-    folder: Path, record: Mapping[str, Any], item: Item, made: Pixels | Failure, now: Making, weights: Pairs
+    store: Store, record: Mapping[str, Any], item: Item, made: Pixels | Failure, now: Making, weights: Pairs
 ) -> Finding:
     """What a rendering of the item (uint8 [H, W, 3], or why there is none) shows about record and file.
 
     `now` is how it was made, `weights` are the fingerprints that it was made with.
     """
-    file = _read(folder, record["image"])
+    file = _read(store, record["image"])
     state = _file_state(file, record.get("sha256"))
     finding = Finding(line=item.number, image=record["image"], state=state or FAILED)
     if isinstance(made, Failure):
@@ -81,7 +82,7 @@ def judge(
     new = codec.encode(made, item)
     recorded = (record.get("pixels"), record.get("sha256"), record["bytes"])
     as_recorded = (codec.pixels_hash(made), _sha256(new), len(new)) == recorded
-    if (file == new and not as_recorded) or (not state and _says_otherwise(folder / record["image"], record["item"])):
+    if (file == new and not as_recorded) or (file and not state and _says_otherwise(file, record["item"])):
         return replace(finding, state=ALTERED, message="the file is as it was made, and the record says otherwise")
     changed = _changed(record, now, weights)
     reproduced = as_recorded and not any(name.startswith(WEIGHTS) for name in changed)
@@ -125,9 +126,9 @@ def _distance(file: bytes | None, new: bytes, item: Item) -> Distance | None:
     return None if one is None or other is None else measure(one, other)
 
 
-def _says_otherwise(image: Path, wish: Mapping[str, Any]) -> bool:
+def _says_otherwise(file: bytes, wish: Mapping[str, Any]) -> bool:
     """Whether a file was made of another item than the record's; few files say nothing of it."""
-    written = metadata.read_metadata(image).item
+    written = metadata.read_metadata(io.BytesIO(file)).item
     return written is not None and written != {key: value for key, value in wish.items() if key != "model"}
 
 
@@ -137,11 +138,13 @@ def _file_state(file: bytes | None, sha256: object) -> str | None:
     return None if _sha256(file) == sha256 else DAMAGED
 
 
-def _read(folder: Path, path: str) -> bytes | None:
+def _read(store: Store, path: str) -> bytes | None:
     """A file of the run folder: None where there is none, empty where it can't be read."""
-    file = file_within(folder, path)
+    if store.size(path) < 0:
+        return None
     try:
-        return file.read_bytes() if file else None
+        with store.open(path) as file:
+            return file.read()
     except OSError:
         return b""
 

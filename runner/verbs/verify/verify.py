@@ -3,7 +3,7 @@
 It writes nothing into the folder and takes no lock; of a run that is going on, it verifies what is recorded so far.
 `judge` compares a rendering with its record and its file.
 
-    verification = Verification(Path("outputs/alps"), settings.compose([]), given=())
+    verification = Verification(store_at("outputs/alps"), settings.compose([]), given=())
     for event in verification.run():
         ...
     print_report(verification, as_json=False)
@@ -18,7 +18,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -30,6 +29,7 @@ from runner.errors import EXIT_DIFFERENCE, EXIT_ITEMS_FAILED, ModelError, NoRunF
 from runner.events import ItemDone, ItemFailed, Rendered, RunEvent, RunFinished, RunStarted
 from runner.folder.ledger import numbered_records
 from runner.folder.names import RECORDS
+from runner.folder.store import Store
 from runner.item import Item, Model
 from runner.model import files as model_files
 from runner.model import find
@@ -50,8 +50,8 @@ class Verification:
     `given` are the keys of the settings that hold instead of what is recorded; `start` makes an engine.
     """
 
-    def __init__(self, folder: Path, settings: Settings, given: Container[str], start: Start = start_engine) -> None:
-        self.folder, self.settings, self.given, self._start = folder, settings, given, start
+    def __init__(self, store: Store, settings: Settings, given: Container[str], start: Start = start_engine) -> None:
+        self.store, self.settings, self.given, self._start = store, settings, given, start
         self.done = self.failed = 0  # records
         self.unreadable: list[int] = []  # lines
         self.recorded: set[Pairs] = set()  # fingerprints
@@ -68,7 +68,7 @@ class Verification:
         chosen = self._choose()
         groups: dict[tuple[Model, Asked], list[Item]] = defaultdict(list)
         for line, record in chosen.items():
-            item = read_back(self.folder, line, record)
+            item = read_back(self.store, line, record)
             if isinstance(item, Finding):
                 self.findings.append(item)
             else:
@@ -99,7 +99,7 @@ class Verification:
     def _choose(self) -> dict[int, dict[str, Any]]:
         """By their lines: each id's newest record, if it says done; of these all, or as many as asked for."""
         newest: dict[str, int | None] = {}
-        for line, record in numbered_records(self.folder):
+        for line, record in numbered_records(self.store):
             if record is None:
                 self.unreadable.append(line)
             else:
@@ -108,12 +108,12 @@ class Verification:
         done = [line for line in newest.values() if line]
         self.done, self.failed = len(done), len(newest) - len(done)
         if not done and not self.unreadable:
-            raise NoRunFolder(f"'{self.folder}' has no record of a finished picture, so there is nothing to verify")
+            raise NoRunFolder(f"'{self.store}' has no record of a finished picture, so there is nothing to verify")
         if self.settings.sample and self.settings.sample < len(done):
             # Not every n-th: a step that fits the manifest's axes would meet one value of an axis only.
             done = random.Random(self.settings.shuffle or 0).sample(done, self.settings.sample)
         lines = set(done)
-        return {line: record for line, record in numbered_records(self.folder) if record and line in lines}
+        return {line: record for line, record in numbered_records(self.store) if record and line in lines}
 
     def _render(
         self, asked: Asked, found: Found, items: list[Item], records: Mapping[int, Mapping[str, Any]]
@@ -126,7 +126,7 @@ class Verification:
                 record = records[event.item.number]
                 made = event.pixels if isinstance(event, Rendered) else event.error
                 making = event.making or engine.describe()
-                self.findings.append(judge(self.folder, record, event.item, made, making, model.fingerprints))
+                self.findings.append(judge(self.store, record, event.item, made, making, model.fingerprints))
                 yield ItemDone(item=event.item, record=Record.from_dict(record))
             else:
                 yield event
@@ -187,7 +187,7 @@ def print_report(verification: Verification, *, as_json: bool) -> None:
 
 def _document(verification: Verification) -> dict[str, Any]:
     return {
-        "folder": str(verification.folder),
+        "folder": str(verification.store),
         "records": verification.done,
         "verified": len(verification.findings),
         "failed_records": verification.failed,

@@ -51,11 +51,11 @@ def finish(asked, numbers, **changes):
     lines = []
     for number in numbers:
         item = asked.items[number]
-        file = asked.folder / image_path(item)
+        file = asked.store.folder / image_path(item)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"x")
         lines.append(record(item, id=item_id(item), **changes))
-    write(asked.folder, lines)
+    write(asked.store.folder, lines)
 
 
 def write(folder, records):
@@ -101,10 +101,10 @@ def test_what_is_done_and_what_has_failed(ask):
     asked = ask()
     finish(asked, [0, 1, 2])
     failed = [{**failure(asked.items[n]), "id": item_id(asked.items[n])} for n in (2, 3, 3, 4)]
-    write(asked.folder, failed)
-    write(asked.folder, [{**failure(asked.items[1]), "id": item_id(asked.items[1])}])
+    write(asked.store.folder, failed)
+    write(asked.store.folder, [{**failure(asked.items[1]), "id": item_id(asked.items[1])}])
     finish(asked, [1])
-    (asked.folder / image_path(asked.items[1])).unlink()
+    (asked.store.folder / image_path(asked.items[1])).unlink()
     found = survey.make_survey(asked)
     assert (found.done, found.missing, found.failed, found.attempts) == (1, 47, 3, 4)
     assert "48 pictures: 1 done, 47 to render (3 of them failed before, 4 times in all)" in shown(found, 120)
@@ -112,7 +112,7 @@ def test_what_is_done_and_what_has_failed(ask):
 
 def test_the_attempts_of_an_item_that_stands_twice_count_once(ask):
     asked = ask(JOBS.replace("1-4", "[1, 1, 2]"))
-    write(asked.folder, [{**failure(asked.items[0]), "id": item_id(asked.items[0])}] * 2)
+    write(asked.store.folder, [{**failure(asked.items[0]), "id": item_id(asked.items[0])}] * 2)
     found = survey.make_survey(asked)
     assert (found.failed, found.attempts) == (1, 2)
 

@@ -7,7 +7,6 @@ import signal
 import threading
 import weakref
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,8 +22,9 @@ from runner.engine.start import plan_execution, start_engine
 from runner.engine.stops import Stop, Stopped
 from runner.errors import FolderUnwritable, ModelError, RunFolderHeld, SettingError
 from runner.events import ItemDone, ItemFailed, ModelLoaded, RunFinished, RunStarted, StepDone, WaveStarted
-from runner.files import atomic_write
+from runner.files import writing_to
 from runner.folder.ledger import Ledger, iterate_records
+from runner.folder.store import LocalStore
 from runner.folder.writer import Writer
 from runner.images.codec import encode
 from runner.item import item_id
@@ -78,9 +78,13 @@ def ask(tmp_path, model):
     return read
 
 
+def records_of(folder):
+    return iterate_records(LocalStore(folder))
+
+
 def hashes(folder):
     """What each finished item's id became."""
-    return {record["id"]: record["pixels"] for record in iterate_records(folder) if record["status"] == "done"}
+    return {record["id"]: record["pixels"] for record in records_of(folder) if record["status"] == "done"}
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +103,11 @@ def test_a_run_folder_has_everything(ask):
     assert events[0].missing == events[0].wanted == 20
     assert events[-1].done == 20
     assert not events[-1].failed
-    names = {path.name for path in request.folder.iterdir()}
+    names = {path.name for path in request.store.folder.iterdir()}
     assert names >= {"manifest.yaml", "run.json", "records.jsonl", "images", "gallery.html", "grid.png"}
-    assert (request.folder / "manifest.yaml").read_text() == MANIFEST
-    for record in iterate_records(request.folder):
-        file = request.folder / record["image"]
+    assert (request.store.folder / "manifest.yaml").read_text() == MANIFEST
+    for record in iterate_records(request.store):
+        file = request.store.folder / record["image"]
         assert hashlib.sha256(file.read_bytes()).hexdigest() == record["sha256"]
         assert file.stat().st_size == record["bytes"]
         picture = np.asarray(Image.open(file).convert("RGB"))
@@ -114,7 +118,7 @@ def test_a_run_folder_has_everything(ask):
         assert set(record["model"]["fingerprints"]) == {"text_encoder", "unet_encode", "unet_decode", "vae"}
         assert record["env"]["torch"]
         assert record["item"]["axes"]
-    assert (request.folder / "images/cat/seed_1_00000.png").exists()
+    assert (request.store.folder / "images/cat/seed_1_00000.png").exists()
 
 
 def test_a_second_run_renders_nothing(ask):
@@ -130,7 +134,7 @@ def test_a_second_run_renders_nothing(ask):
 def test_pictures_do_not_depend_on_order_mode_or_company(ask, whole, overrides):
     request = ask(*overrides)
     list(running.run(request))
-    made = hashes(request.folder)
+    made = hashes(request.store.folder)
     assert len(made) == request.count()
     assert made.items() <= whole.items()
 
@@ -141,8 +145,8 @@ def test_two_halves_are_the_whole(ask, whole):
     )
     request = ask(text=text)
     list(running.run(request))
-    assert hashes(request.folder).items() <= whole.items()
-    assert len(hashes(request.folder)) == 10
+    assert hashes(request.store.folder).items() <= whole.items()
+    assert len(hashes(request.store.folder)) == 10
 
 
 def test_a_run_stopped_between_waves_goes_on(ask, whole):
@@ -153,7 +157,7 @@ def test_a_run_stopped_between_waves_goes_on(ask, whole):
         if waves == 2:
             break
     events.close()
-    folder = ask().folder
+    folder = ask().store.folder
     assert 0 < len(hashes(folder)) < 20
     rest = list(running.run(ask()))
     assert rest[0].missing == 20 - rest[0].wanted + rest[-1].done
@@ -172,34 +176,34 @@ def test_pictures_that_are_being_written_when_a_run_is_stopped_are_recorded(ask)
     next(events)
     gate.set()
     events.close()
-    assert len(hashes(ask().folder)) == rendered
+    assert len(hashes(ask().store.folder)) == rendered
 
 
 def test_what_a_picture_was_made_of_makes_it_again(ask, whole):
     request = ask()
     list(running.run(request))
-    records = (request.folder / "records.jsonl").read_text()
+    records = (request.store.folder / "records.jsonl").read_text()
     again = ask(text=records, name="records.jsonl", out="again")
     list(running.run(again))
-    assert hashes(again.folder) == whole
+    assert hashes(again.store.folder) == whole
 
 
 def test_a_picture_that_was_lost_or_cut_is_made_again(ask, whole):
     request = ask()
     list(running.run(request))
-    files = sorted((request.folder / "images").rglob("*.png"))
+    files = sorted((request.store.folder / "images").rglob("*.png"))
     before = files[0].read_bytes()
     files[0].unlink()
     files[1].write_bytes(b"cut")
     events = list(running.run(ask()))
     assert events[0].missing == 2
     assert files[0].read_bytes() == before
-    assert hashes(request.folder) == whole
+    assert hashes(request.store.folder) == whole
 
 
 def test_deep_looks_into_the_files(ask):
     paint(ask(text=small("cat", "1-3")))
-    file = ask().folder / "images/cat/seed_2_00001.png"
+    file = ask().store.folder / "images/cat/seed_2_00001.png"
     before = file.read_bytes()
     file.write_bytes(before[:-1] + b"?")
     assert paint(ask(text=small("cat", "1-3")))[0].missing == 0
@@ -213,12 +217,12 @@ def test_new_items_of_a_changed_manifest_overwrite_nobody(ask):
     text = "version: 1\njobs: [{prompts: [cat], seeds: 1, matrix: {scale: [3, 5]}, width: 64, height: 64, steps: 2}]\n"
     request = ask(text=text)
     list(running.run(request))
-    before = {path: path.read_bytes() for path in (request.folder / "images").rglob("*.png")}
+    before = {path: path.read_bytes() for path in (request.store.folder / "images").rglob("*.png")}
     request = ask(text=text.replace("[3, 5]", "[1, 3, 5]"))
     events = list(running.run(request))
     assert events[0].missing == 1
     assert all(path.read_bytes() == data for path, data in before.items())
-    assert len(list((request.folder / "images").rglob("*.png"))) == 3
+    assert len(list((request.store.folder / "images").rglob("*.png"))) == 3
 
 
 def test_an_item_that_occurs_twice_is_made_once(ask):
@@ -235,21 +239,21 @@ def test_a_failure_is_recorded_and_tried_again(ask):
     failed = [event.item.seed for event in events if isinstance(event, ItemFailed)]
     assert failed == [3, 3, 3]
     assert [item.seed for item in events[-1].failed] == [3, 3, 3]
-    records = [record for record in iterate_records(request.folder) if record["status"] == "failed"]
+    records = [record for record in iterate_records(request.store) if record["status"] == "failed"]
     assert [record["error"] for record in records] == [{"class": "ValueError", "message": "no noise today"}] * 3
     assert paint(ask())[-1].done == 3
-    assert hashes(request.folder) == hashes(ask(out="whole").folder)
+    assert hashes(request.store.folder) == hashes(ask(out="whole").store.folder)
 
 
 def test_pictures_that_nobody_asks_for_any_more_are_kept_and_named(ask):
     request = ask(text=small("cat, dog", "1-2"))
     assert paint(request)[-1].unwanted == ()
-    old = set((request.folder / "images").rglob("*.png"))
+    old = set((request.store.folder / "images").rglob("*.png"))
     events = paint(ask(text=small("cat, owl", "1-2")))
     assert events[0].missing == 2
     assert set(events[-1].unwanted) == {"images/dog/seed_1_00002.png", "images/dog/seed_2_00003.png"}
     assert all(path.exists() for path in old)
-    lines = progress.summary(events[-1], request.folder)
+    lines = progress.summary(events[-1], request.store)
     assert any("2 pictures are no longer in the manifest and were kept: images/dog/seed_1" in line for line in lines)
     assert paint(ask("limit=1", text=small("owl", "1-2")))[-1].unwanted == ()
 
@@ -259,7 +263,7 @@ def no_dogs(item):
 
 
 def failures(folder):
-    return [record["error"]["message"] for record in iterate_records(folder) if record["status"] == "failed"]
+    return [record["error"]["message"] for record in records_of(folder) if record["status"] == "failed"]
 
 
 def test_an_item_is_tried_three_times_in_all(ask):
@@ -272,17 +276,17 @@ def test_an_item_is_tried_three_times_in_all(ask):
     [started, finished] = paint(request, refuse=no_dogs)
     assert started.missing == 0
     assert finished.failed == finished.given_up == (request.items[1],)
-    assert "1 skipped, since they failed" in progress.summary(finished, request.folder)[1]
-    assert failures(request.folder) == ["no dogs today"] * 3
+    assert "1 skipped, since they failed" in progress.summary(finished, request.store)[1]
+    assert failures(request.store.folder) == ["no dogs today"] * 3
     assert paint(ask("attempts=4", text=text), refuse=no_dogs)[-1].given_up == ()
-    assert failures(request.folder) == ["no dogs today"] * 4
+    assert failures(request.store.folder) == ["no dogs today"] * 4
 
 
 def test_a_success_forgets_the_failures_before_it(ask):
     request = ask(text=small("dog", "1"))
     paint(request, refuse=no_dogs)
     assert paint(request)[-1].done == 1
-    with Ledger(request.folder) as ledger:
+    with Ledger(request.store) as ledger:
         assert ledger.failures(item_id(request.items[0])) == 0
 
 
@@ -292,7 +296,7 @@ def test_many_failures_alike_end_the_run(ask):
     assert finished.done == 16
     assert len(finished.failed) == 10
     assert finished.hopeless == "10 items in a row failed alike: ValueError: no dogs today"
-    assert "stopped early: 10 items" in progress.summary(finished, request.folder)[0]
+    assert "stopped early: 10 items" in progress.summary(finished, request.store)[0]
     assert not finished.unwanted
 
 
@@ -315,7 +319,7 @@ def test_a_picture_that_cannot_be_encoded_fails_alone(ask):
     finished = paint_with(request, encode=encode_some)[-1]
     assert finished.done == 2
     assert [item.seed for item in finished.failed] == [2]
-    assert failures(request.folder) == ["no colours today"]
+    assert failures(request.store.folder) == ["no colours today"]
 
 
 def test_ten_pictures_in_a_row_that_cannot_be_encoded_end_the_run(ask):
@@ -337,7 +341,7 @@ def test_pictures_made_in_two_ways_are_mixed_only_if_that_is_wanted(ask):
 
 def test_a_run_goes_on_after_it_took_a_lower_unet_bs_since_memory_ran_out(ask):
     paint(ask(text=small("cat", "1-2")), made={"unet_bs": 2, "lowered_from": 4})
-    records = list(iterate_records(ask().folder))
+    records = list(iterate_records(LocalStore(ask().store.folder)))
     assert [record["run"]["lowered_from"] for record in records] == [4, 4]
     _, loaded, *_, finished = paint(ask(text=small("cat", "1-3")), unet_bs=4)
     assert loaded.notes == ("pictures of 64x64 were made with unet_bs=2, since memory was short for 4",)
@@ -386,13 +390,13 @@ def test_what_overflows_is_rendered_again_in_full_precision(ask, model, tmp_path
     events = run_in_half(request)
     assert events[-1].done == 4
     assert not any(isinstance(event, ItemFailed) for event in events)
-    again = [record for record in iterate_records(request.folder) if "rerendered" in record]
+    again = [record for record in iterate_records(request.store) if "rerendered" in record]
     assert len(again) == number
     assert all(record["rerendered"] == f"{why} in float16" for record in again)
     assert all(set(record["run"]["dtypes"].values()) == {"float32"} for record in again)
     in_full = ask(f"model.path={broken}", text=text, out="full")
     list(running.run(in_full))
-    assert {record["id"]: record["pixels"] for record in again}.items() <= hashes(in_full.folder).items()
+    assert {record["id"]: record["pixels"] for record in again}.items() <= hashes(in_full.store.folder).items()
 
 
 def test_what_still_overflows_in_full_precision_has_failed(ask, model, tmp_path):
@@ -404,7 +408,7 @@ def test_what_still_overflows_in_full_precision_has_failed(ask, model, tmp_path)
     request = ask(f"model.path={broken}", text=small("cat", "1-2"))
     finished = run_in_half(request)[-1]
     assert (finished.done, len(finished.failed)) == (0, 2)
-    for record in iterate_records(request.folder):
+    for record in iterate_records(request.store):
         assert record["error"] == {"class": "NotFinite", "message": "the latents are not finite in float32"}
         assert record["rerendered"] == "the latents are not finite in float16"
 
@@ -414,7 +418,7 @@ def test_a_picture_of_one_colour_is_suspicious_in_half_precision_only(ask, monke
     monkeypatch.setattr(autoencoder, "decode", lambda *given: ((made * 0, good) for made, good in original(*given)))
     request = ask(text=small("cat", "1"))
     assert run_in_half(request)[-1].done == 1
-    [record] = iterate_records(request.folder)
+    [record] = iterate_records(request.store)
     assert record["rerendered"] == "the picture is of one colour in float16"
 
 
@@ -447,28 +451,29 @@ def test_nothing_is_written_where_nothing_can_be_rendered(ask, model, tmp_path):
 
 def test_a_held_folder_is_refused(ask):
     request = ask()
-    with Ledger(request.folder), pytest.raises(RunFolderHeld):
+    with Ledger(request.store), pytest.raises(RunFolderHeld):
         list(running.run(request))
 
 
 def test_a_full_disk_stops_the_run_and_keeps_what_is_finished(ask):
     paint(ask(out="whole"))
-    written = 0
+    written = []
 
-    def put(path: Path, data: bytes) -> None:
-        nonlocal written
-        written += 1
-        if written > 6:
-            raise OSError(28, os.strerror(28), str(path))
-        atomic_write(path, data)
+    class NearlyFull(LocalStore):
+        def put(self, name, data):
+            written.append(name)
+            with writing_to(self.folder):
+                if sum(name.startswith("images/") for name in written) > 6:
+                    raise OSError(28, os.strerror(28), name)
+            super().put(name, data)
 
     request = ask()
     with pytest.raises(FolderUnwritable, match="the disk is full"):
-        paint_with(request, put=put)
-    done = hashes(request.folder)
+        paint(dataclasses.replace(request, store=NearlyFull(request.store.folder)))
+    done = hashes(request.store.folder)
     assert 0 < len(done) <= 6
     paint(ask())
-    assert hashes(request.folder) == hashes(ask(out="whole").folder)
+    assert hashes(request.store.folder) == hashes(ask(out="whole").store.folder)
 
 
 def test_devices_of_this_machine():
@@ -487,8 +492,8 @@ def test_skip_save_renders_and_writes_nothing(ask, tmp_path):
 def test_skip_grid_builds_no_report(ask):
     request = ask("skip_grid=true", "limit=2")
     list(running.run(request))
-    assert not {path.name for path in request.folder.iterdir()} & {"gallery.html", "grid.png"}
-    assert len(hashes(request.folder)) == 2
+    assert not {path.name for path in request.store.folder.iterdir()} & {"gallery.html", "grid.png"}
+    assert len(hashes(request.store.folder)) == 2
 
 
 def test_a_ceiling_that_a_size_needs_more_than_is_an_error_before_anything_is_made(ask):
@@ -565,14 +570,14 @@ def test_models_take_turns_and_records_name_their_own(sweep, loads, tmp_path):
     assert [event.model.name for event in events if isinstance(event, ModelLoaded)] == loads
     waves = [{item.model.name for item in event.items} for event in events if isinstance(event, WaveStarted)]
     assert waves == [{"one"}, {"one"}, {"two"}, {"two"}] or waves == [{"one"}, {"two"}]
-    records = list(iterate_records(request.folder))
+    records = list(iterate_records(request.store))
     assert [record["model"]["name"] for record in records] == ["one"] * 4 + ["two"] * 4
     assert len({record["pixels"] for record in records}) == 8
     for record in records:
         name = record["item"]["model"]
         assert record["item"]["axes"]["model"] == record["model"]["name"] == name
         assert record["model"]["path"] == str(tmp_path / name)
-    assert [model["name"] for model in json.loads((request.folder / "run.json").read_text())["models"]] == loads
+    assert [model["name"] for model in json.loads((request.store.folder / "run.json").read_text())["models"]] == loads
 
 
 def test_a_picture_is_the_same_beside_those_of_another_model(sweep, tmp_path):
@@ -580,8 +585,8 @@ def test_a_picture_is_the_same_beside_those_of_another_model(sweep, tmp_path):
     list(running.run(request))
     alone = sweep(f"model.path={tmp_path / 'two'}", text=SWEEP.replace("matrix: {model: [one, two]}", ""), out="two")
     list(running.run(alone))
-    assert len(hashes(alone.folder)) == 4
-    assert hashes(alone.folder).items() <= hashes(request.folder).items()
+    assert len(hashes(alone.store.folder)) == 4
+    assert hashes(alone.store.folder).items() <= hashes(request.store.folder).items()
 
 
 def test_a_run_that_was_stopped_between_models_goes_on(sweep, loads):
@@ -593,10 +598,10 @@ def test_a_run_that_was_stopped_between_models_goes_on(sweep, loads):
             break
     events.close()
     del events
-    assert len(hashes(sweep().folder)) == 4
+    assert len(hashes(sweep().store.folder)) == 4
     finished = list(running.run(sweep(), start=loads))[-1]
     assert (finished.done, loads) == (4, ["one", "two", "two"])
-    assert files(sweep().folder) == files(whole.folder)
+    assert files(sweep().store.folder) == files(whole.store.folder)
     assert next(running.run(sweep())).missing == 0
 
 
@@ -610,7 +615,7 @@ def test_a_signal_stops_between_models(sweep):
 
     with pytest.raises(Stopped):
         list(running.run(sweep(), stop=stop, start=start))
-    assert len(hashes(sweep().folder)) == 4
+    assert len(hashes(sweep().store.folder)) == 4
     assert list(running.run(sweep(), start=lambda *_: FakeEngine()))[-1].done == 4
 
 
@@ -621,19 +626,19 @@ def test_records_of_several_models_make_their_pictures_again(sweep):
     ):
         request = sweep(text=text.replace("PROMPT", "prompt: [cat, dog]"), out=out)
         list(running.run(request))
-        records = (request.folder / "records.jsonl").read_text()
+        records = (request.store.folder / "records.jsonl").read_text()
         again = sweep("model=emoji", text=records, name="records.jsonl", out=f"{out}-again")
         list(running.run(again))
-        assert len(hashes(again.folder)) == 8
-        assert hashes(again.folder) == hashes(request.folder)
+        assert len(hashes(again.store.folder)) == 8
+        assert hashes(again.store.folder) == hashes(request.store.folder)
     # Files hold their items' numbers, which are the lines here: the same where the manifest has model after model.
-    assert files(again.folder) == files(request.folder)
+    assert files(again.store.folder) == files(request.store.folder)
 
 
 def test_limit_and_shuffle_choose_before_models_take_turns(sweep, loads):
     request = sweep("limit=3", "shuffle=2", text=SWEEP.replace("1-2", "1-9"))
     list(running.run(request, start=loads))
-    assert sorted(record["item"]["number"] for record in iterate_records(request.folder)) == sorted(
+    assert sorted(record["item"]["number"] for record in iterate_records(request.store)) == sorted(
         item.number for item in request.chosen()
     )
     assert len(loads) == len({item.model for item in request.chosen()})
@@ -659,7 +664,7 @@ def test_a_ceiling_that_a_later_model_breaks_is_told_at_the_start(sweep, monkeyp
     monkeypatch.setattr(choices, "decide", decide)
     with pytest.raises(SettingError, match="need at least"):
         list(running.run(sweep("memory=8GiB")))
-    assert not sweep().folder.exists()
+    assert not sweep().store.folder.exists()
 
 
 def test_models_take_turns_where_nothing_is_saved_too(sweep, loads):

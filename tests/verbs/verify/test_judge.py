@@ -9,6 +9,7 @@ from PIL import Image
 
 from runner.events import Failure
 from runner.folder.names import image_path
+from runner.folder.store import LocalStore
 from runner.images import codec
 from runner.images.codec import encode
 from runner.images.distance import Distance, measure
@@ -45,10 +46,10 @@ class Case:
         self.record = json.loads(json.dumps(made | NOW.to_dict() | {"model": TINY.to_dict()}))
 
     def find(self, made=PIXELS, weights=TINY.fingerprints, **now):
-        item = judge.read_back(self.folder, 12, self.record)
+        item = judge.read_back(LocalStore(self.folder), 12, self.record)
         if isinstance(item, judge.Finding):
             return item
-        return judge.judge(self.folder, self.record, item, made, NOW._replace(**now), weights)
+        return judge.judge(LocalStore(self.folder), self.record, item, made, NOW._replace(**now), weights)
 
 
 @pytest.fixture(params=["png", "jpg"])
@@ -73,7 +74,7 @@ def test_what_nobody_touched_is_the_same(case):
 
 
 def test_a_record_is_read_back_as_the_item_that_it_was(png, tmp_path):
-    item = judge.read_back(tmp_path, 12, png.record)
+    item = judge.read_back(LocalStore(tmp_path), 12, png.record)
     assert item == make_item(number=12, axes=(("seed", 27),), model=TINY)
 
 

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 from runner import cli, settings
 from runner.engine import denoise
 from runner.folder.ledger import Ledger
+from runner.folder.store import LocalStore
 from runner.images import inits
 from runner.model import fingerprints
 from runner.record import environment
@@ -90,7 +91,7 @@ def test_what_nobody_touched_is_the_same_and_stays_untouched(verify, folder):
     def listing():
         return {path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes()) for path in folder.rglob("*")}
 
-    with Ledger(folder):  # as if a run were going on: no lock is taken
+    with Ledger(LocalStore(folder)):  # as if a run were going on: no lock is taken
         before = listing()
         code, report = verify()
         assert listing() == before
@@ -108,7 +109,7 @@ def asked_for(folder, *overrides):
         return FakeEngine()
 
     chosen = settings.compose(overrides)
-    list(verb.Verification(folder, chosen, settings.given_keys(overrides), start).run())
+    list(verb.Verification(LocalStore(folder), chosen, settings.given_keys(overrides), start).run())
     return asked
 
 

@@ -1,0 +1,224 @@
+"""Where the files of a run folder lie: everything that is read or written in a run folder goes through a store.
+
+A store puts files whole and appends lines, for one process at a time. What is in the files it doesn't know.
+`LocalStore` is a folder of this machine.
+
+    store = store_at("outputs/alps")
+    with store.hold():
+        store.put("images/a_dog/seed_1_00000.png", data)
+        store.append("records.jsonl", line)
+        store.flush()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from io import BufferedReader
+from pathlib import Path
+from typing import Protocol
+
+from filelock import FileLock, Timeout
+
+from runner.errors import FolderUnwritable, RunFolderHeld
+from runner.files import atomic_write, flush_folder, sweep, write_all, writing_to
+from runner.folder.names import LOCK
+
+LONGEST_LINE = 1 << 24  # bytes; what is longer comes in pieces
+LOCKLESS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})  # a disk that knows no locks
+
+
+class Store(Protocol):
+    """The files of one run folder. A name is a file's path within it, with "/"; `str(store)` is what messages show.
+
+    What writes raises `FolderUnwritable` where it can't. A name that leaves the folder is one that isn't there.
+    """
+
+    @property
+    def name(self) -> str:
+        """What a report is headed with."""
+
+    def exists(self) -> bool:
+        """Whether there is a run folder, perhaps an empty one."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Writes a file whole: a reader meets the old content or the new, after a power cut as well."""
+
+    def open(self, name: str) -> BufferedReader:
+        """A file's content. Raises `OSError`: there is no such file, or it can't be read."""
+
+    def size(self, name: str) -> int:
+        """A file's size in bytes; -1 where there is none."""
+
+    def list(self) -> Iterator[str]:
+        """The names of all files, sorted."""
+
+    def remove(self, name: str) -> None:
+        """Removes a file, if there is one."""
+
+    def sweep(self) -> None:
+        """Removes what a killed process left half-written; only for whoever holds the folder."""
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Keeps other processes from writing, and makes the folder. Raises `RunFolderHeld`: another one has it."""
+
+    def append(self, name: str, data: bytes) -> None:
+        """Adds to the end of a file, for whoever holds the folder. A crash may leave the data's beginning."""
+
+    def flush(self) -> None:
+        """Waits until the disk has all that was appended."""
+
+    def lines(self, name: str) -> Iterator[bytes]:
+        """The lines of a file with their ends. Raises `OSError` as `open` does."""
+
+    def cut(self, name: str, end: int, rest: str) -> int:
+        """Moves what lies beyond `end` bytes of a file to the end of the file `rest`; how many bytes these are."""
+
+
+class LocalStore:
+    """A folder of this machine, held by one process at a time; the lock vanishes with the process."""
+
+    def __init__(self, folder: Path, *, longest_line: int = LONGEST_LINE) -> None:
+        self.folder = folder
+        self._longest_line = longest_line
+        self._prefix = f"{folder}/"  # a Path takes longer than the system's answer
+        self._appended: dict[str, int] = {}  # the descriptors of files that are appended to
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    def exists(self) -> bool:
+        return self.folder.exists()
+
+    def put(self, name: str, data: bytes) -> None:
+        with writing_to(self.folder):
+            self.folder.stat()  # one that has vanished must not come back as a folder of pictures without records
+            atomic_write(Path(self._path(name)), data)
+
+    def open(self, name: str) -> BufferedReader:
+        # Opening a pipe would wait for ever.
+        descriptor = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "is not a file", self._path(name))
+        return os.fdopen(descriptor, "rb")
+
+    def size(self, name: str) -> int:
+        try:
+            found = os.stat(self._path(name))
+        except (OSError, ValueError):  # ValueError: a name with a NUL
+            return -1
+        return found.st_size if stat.S_ISREG(found.st_mode) else -1
+
+    def list(self) -> Iterator[str]:
+        files = (path for path in sorted(self.folder.rglob("*")) if path.is_file())
+        return (path.relative_to(self.folder).as_posix() for path in files)
+
+    def remove(self, name: str) -> None:
+        with writing_to(self.folder):
+            Path(self._path(name)).unlink(missing_ok=True)
+
+    def sweep(self) -> None:
+        with writing_to(self.folder):
+            sweep(self.folder)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        with writing_to(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = self._take_lock()
+        try:
+            yield
+        finally:
+            try:
+                self.flush()
+            finally:
+                while self._appended:
+                    os.close(self._appended.popitem()[1])
+                lock.release()
+
+    def append(self, name: str, data: bytes) -> None:
+        with writing_to(self.folder):
+            if name not in self._appended:
+                self._appended[name] = self._open_to_append(name)
+            descriptor = self._appended[name]
+            start = self._end(name, descriptor)
+            try:
+                write_all(descriptor, data)
+            except BaseException:
+                # A disk that became full may have taken the beginning of the line.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(descriptor, start)
+                raise
+
+    def flush(self) -> None:
+        with writing_to(self.folder):
+            for descriptor in self._appended.values():
+                os.fsync(descriptor)
+
+    def lines(self, name: str) -> Iterator[bytes]:
+        with self.open(name) as file:
+            yield from iter(partial(file.readline, self._longest_line), b"")
+
+    def cut(self, name: str, end: int, rest: str) -> int:
+        with writing_to(self.folder), open(self._path(name), "r+b") as file, open(self._path(rest), "ab") as torn:
+            size = file.seek(0, os.SEEK_END) - end
+            file.seek(end)
+            shutil.copyfileobj(file, torn)  # a crash may leave gigabytes of zeros
+            torn.write(b"\n")
+            torn.flush()
+            os.fsync(torn.fileno())
+            file.truncate(end)
+        return size
+
+    def _path(self, name: str) -> str:
+        if name.startswith("/") or "\0" in name or ".." in name.split("/"):
+            raise FileNotFoundError(errno.ENOENT, "is not within the run folder", name)
+        return self._prefix + name
+
+    def _open_to_append(self, name: str) -> int:
+        path = self._path(name)
+        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
+            raise FolderUnwritable(f"'{path}' is not a file; choose another 'out='")
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        flush_folder(self.folder)
+        return descriptor
+
+    def _end(self, name: str, descriptor: int) -> int:
+        """The file's size. A file that was removed or moved away takes writes all the same, but they are lost."""
+        ours, path = os.fstat(descriptor), self._path(name)
+        if not os.path.samestat(ours, os.stat(path)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return ours.st_size
+
+    def _take_lock(self) -> FileLock:
+        # Not bound to a thread: a server may leave the folder in another thread than it entered it.
+        lock = FileLock(self.folder / LOCK, blocking=False, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            message = (
+                f"the run folder '{self.folder}' is held by another process; wait for it, or choose another 'out='"
+            )
+            raise RunFolderHeld(message) from None
+        except OSError as error:
+            if error.errno in LOCKLESS:
+                message = f"the disk of '{self.folder}' can't lock files ({error.strerror}); choose another 'out='"
+                raise FolderUnwritable(message) from None
+            raise
+        return lock
+
+
+def store_at(place: Path | str) -> Store:
+    """The store of the run folder at a place, which needn't exist."""
+    return LocalStore(Path(place))

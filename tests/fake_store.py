@@ -1,0 +1,76 @@
+"""A run folder in memory, which keeps the promises of a store and breaks where a test asks for it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+
+from runner.errors import RunFolderHeld
+
+
+class FakeStore:
+    """Files by their names. `before` is called with each writing call's method and name, and may raise."""
+
+    name = "fake"
+
+    def __init__(self, before: Callable[[str, str], None] = lambda method, name: None) -> None:
+        self.files: dict[str, bytes] = {}
+        self.before = before
+        self._held = False
+        self.made = False
+
+    def __str__(self) -> str:
+        return "memory/fake"
+
+    def exists(self) -> bool:
+        return self.made
+
+    def put(self, name: str, data: bytes) -> None:
+        self.before("put", name)
+        self.files[name] = data
+
+    def open(self, name: str) -> io.BufferedReader:
+        if name not in self.files:
+            raise FileNotFoundError(name)
+        return io.BufferedReader(io.BytesIO(self.files[name]))
+
+    def size(self, name: str) -> int:
+        return len(self.files[name]) if name in self.files else -1
+
+    def list(self) -> Iterator[str]:
+        return iter(sorted(self.files))
+
+    def remove(self, name: str) -> None:
+        self.before("remove", name)
+        self.files.pop(name, None)
+
+    def sweep(self) -> None:
+        self.before("sweep", "")
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        if self._held:
+            raise RunFolderHeld(f"'{self}' is held")
+        self._held = self.made = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def append(self, name: str, data: bytes) -> None:
+        self.before("append", name)
+        self.files[name] = self.files.get(name, b"") + data
+
+    def flush(self) -> None:
+        self.before("flush", "")
+
+    def lines(self, name: str) -> Iterator[bytes]:
+        with self.open(name) as file:
+            yield from file
+
+    def cut(self, name: str, end: int, rest: str) -> int:
+        self.before("cut", name)
+        whole = self.files[name]
+        self.files[name], self.files[rest] = whole[:end], self.files.get(rest, b"") + whole[end:] + b"\n"
+        return len(whole) - end

@@ -1,0 +1,101 @@
+"""What every store promises, held by the folder of this machine and by the fake one of the tests."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+
+import pytest
+from fake_store import FakeStore
+
+from runner.errors import FolderUnwritable, RunFolderHeld
+from runner.folder.store import LocalStore, store_at
+
+
+@pytest.fixture(params=["local", "fake"])
+def store(request, tmp_path):
+    return LocalStore(tmp_path / "new" / "run") if request.param == "local" else FakeStore()
+
+
+def content(store, name):
+    with store.open(name) as file:
+        return file.read()
+
+
+def test_files_are_put_read_listed_and_removed(store):
+    assert not store.exists() and store.size("a") == -1
+    with store.hold():
+        assert store.exists()
+        store.put("images/a dog/x.png", b"abc")
+        store.put("images/a dog/x.png", b"abcd")
+        store.put("run.json", b"{}")
+        assert content(store, "images/a dog/x.png") == b"abcd"
+        assert (store.size("images/a dog/x.png"), store.size("run.json"), store.size("images/b")) == (4, 2, -1)
+        store.remove("run.json")
+        store.remove("run.json")
+    assert [name for name in store.list() if name != ".lock"] == ["images/a dog/x.png"]
+    with pytest.raises(FileNotFoundError):
+        store.open("run.json")
+
+
+def test_lines_are_appended_read_with_their_ends_and_cut(store):
+    with store.hold():
+        store.append("records.jsonl", b"")
+        assert store.size("records.jsonl") == 0
+        for line in (b"one\n", b"two\n", b"thr"):
+            store.append("records.jsonl", line)
+        store.flush()
+        assert list(store.lines("records.jsonl")) == [b"one\n", b"two\n", b"thr"]
+        assert store.cut("records.jsonl", 8, "records.torn") == 3
+        store.append("records.jsonl", b"four\n")
+        assert list(store.lines("records.jsonl")) == [b"one\n", b"two\n", b"four\n"]
+    assert content(store, "records.torn") == b"thr\n"
+    with pytest.raises(OSError):
+        list(store.lines("nothing"))
+
+
+def test_one_holds_it_at_a_time(store):
+    with store.hold(), pytest.raises(RunFolderHeld), store.hold():
+        pass
+    with pytest.raises(RuntimeError, match="within"), store.hold():
+        raise RuntimeError("within")
+    with store.hold():
+        store.put("a", b"")
+
+
+@pytest.mark.parametrize("name", ["../outside", "images/../../outside", "/etc/passwd", "nul\0nul", "x" * 5000])
+def test_a_name_that_leaves_the_folder_is_not_there(store, name):
+    with store.hold():
+        assert store.size(name) == -1
+        with pytest.raises(OSError):
+            store.open(name)
+
+
+def test_nothing_is_written_outside(tmp_path):
+    store = LocalStore(tmp_path / "run")
+    with store.hold(), pytest.raises(FolderUnwritable):
+        store.put("../outside", b"x")
+    assert not (tmp_path / "outside").exists()
+
+
+def test_what_is_no_file_is_never_opened(tmp_path):
+    store = store_at(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    assert store.size("pipe") == store.size("folder") == -1
+    opened = []
+
+    def attempt():
+        for name in ("pipe", "folder"):
+            try:
+                store.open(name)
+            except OSError as error:
+                opened.append(error.errno)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert opened == [errno.EINVAL, errno.EINVAL]
+    with store.hold(), pytest.raises(FolderUnwritable, match="is not a file"):
+        store.append("pipe", b"x")
