@@ -1,11 +1,71 @@
 """Settings that every test shares: one thread, no network, no file outside the test's own folders."""
 
 import atexit
+import importlib.machinery
 import os
 import shutil
+import sys
 import tempfile
+import types
+
+import pytest
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="runner-cache-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+
+@pytest.fixture
+def limit(monkeypatch):
+    """Gives constants of a module, its limits and measured numbers, another value for one test; never a function."""
+
+    def replace(module, **values):
+        for name, value in values.items():
+            assert (name.isupper() and not callable(getattr(module, name))) or name == "LOADER", name
+            monkeypatch.setattr(module, name, value)
+
+    return replace
+
+
+@pytest.fixture
+def system(monkeypatch):
+    """Lets functions of the system answer otherwise for one test: a full disk, another clock, fewer processors."""
+
+    def replace(module, **functions):
+        assert module.__name__ in ("os", "time", "sysconfig", "torch"), module
+        for name, function in functions.items():
+            monkeypatch.setattr(module, name, function)
+
+    return replace
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Lets a library that a run can do without be installed for one test, or not; it can't be used."""
+
+    def replace(name, *, there=True):
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, module if there else None)
+
+    return replace
+
+
+@pytest.fixture
+def no_noise(monkeypatch):
+    """Lets the items of these seeds fail while they are rendered, or all."""
+
+    def replace(*seeds):
+        from runner.engine import denoise
+
+        draw = denoise.draw_noise
+
+        def fail(items, *rest):
+            if not seeds or any(item.seed in seeds for item in items):
+                raise ValueError("no noise today")
+            return draw(items, *rest)
+
+        monkeypatch.setattr(denoise, "draw_noise", fail)
+
+    return replace

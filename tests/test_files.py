@@ -47,26 +47,26 @@ def test_a_failure_leaves_the_old_file_and_no_litter(
     assert names(tmp_path) == ["file"]
 
 
-def test_an_interrupt_leaves_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_no_litter(tmp_path: Path, system) -> None:
     def interrupt(*_: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", interrupt)
+    system(os, replace=interrupt)
     with pytest.raises(KeyboardInterrupt):
         atomic_write(tmp_path / "file", b"new")
     assert names(tmp_path) == []
 
 
-def test_what_the_system_did_not_take_at_once_is_written_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_system_did_not_take_at_once_is_written_after(tmp_path: Path, system) -> None:
     whole = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, data: whole(descriptor, bytes(data)[:3]))
+    system(os, write=lambda descriptor, data: whole(descriptor, bytes(data)[:3]))
     atomic_write(tmp_path / "file", b"0123456789")
     assert (tmp_path / "file").read_bytes() == b"0123456789"
 
 
-def test_writing_nothing_calls_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_nothing_calls_nothing(system) -> None:
     calls: list[object] = []
-    monkeypatch.setattr(os, "write", lambda *given: calls.append(given))
+    system(os, write=lambda *given: calls.append(given))
     write_all(-1, b"")
     assert calls == []
 
@@ -93,14 +93,14 @@ def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path) -> None:
         atomic_write(tmp_path / "images" / "a" / "file", b"")
 
 
-def test_a_disk_that_cannot_flush_folders_is_used_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_cannot_flush_folders_is_used_all_the_same(tmp_path: Path, system) -> None:
     tried: list[int] = []
 
     def refuse(descriptor: int) -> None:
         tried.append(descriptor)
         raise OSError(errno.EINVAL, "Invalid argument")
 
-    monkeypatch.setattr(os, "fsync", refuse)
+    system(os, fsync=refuse)
     flush_folder(tmp_path)
     assert len(tried) == 1
 

@@ -289,11 +289,11 @@ def test_the_folder_may_vanish(ask, tmp_path, vanish):
     assert newest_records(Path("out")) == newest_records(tmp_path / "undisturbed/out")
 
 
-def test_the_clock_may_jump(ask, tmp_path, monkeypatch):
+def test_the_clock_may_jump(ask, tmp_path, system):
     paint(ask("undisturbed"))
     request, jumps = ask("disturbed"), random.Random(4)
-    monkeypatch.setattr(time, "time", lambda: jumps.uniform(0, 2**32))
-    monkeypatch.setattr(time, "time_ns", lambda: int(jumps.uniform(0, 2**62)))
+    system(time, time=lambda: jumps.uniform(0, 2**32))
+    system(time, time_ns=lambda: int(jumps.uniform(0, 2**62)))
     paint(request)
     check_same(Path("out"), tmp_path / "undisturbed/out")
 

@@ -59,6 +59,8 @@ WORKER = (sys.executable, "-W", "ignore", "-c", PROGRAM)
 THINGS = ("tiger face", "penguin", "red apple", "fire engine", "mushroom", "rocket", "pizza", "octopus")
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "pink", "gray")
 
+Ask = Callable[[Job, Path], list[dict[str, Any]]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
@@ -96,8 +98,10 @@ class Report:
         return [f"{row['name']}: {row['problem']}" for row in self.rows if row["problem"]]
 
 
-def bench(settings: Settings, command: str, say: Callable[[str], None] = lambda line: None) -> Report:
-    """Lets the contenders take turns; `say` is told about each turn.
+def bench(
+    settings: Settings, command: str, say: Callable[[str], None] = lambda line: None, ask: Ask | None = None
+) -> Report:
+    """Lets the contenders take turns; `say` is told about each turn, and `ask` answers a job with a process of its own.
 
     Raises:
         RunnerError: a setting or the model is wrong. A contender that fails is only reported.
@@ -108,13 +112,14 @@ def bench(settings: Settings, command: str, say: Callable[[str], None] = lambda 
         )
     anywhere = [dataclasses.replace(settings, device=device) for device in ("cpu", ANY_GPU)]
     choose([each for on in anywhere for each in contenders(on)], settings.bench.contenders)  # says typos at once
-    settings, folder = _with_model(settings, say), folder_of(settings)
+    ask = ask or ask_process
+    settings, folder = with_model(settings, say, ask), folder_of(settings)
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / LOG, b"")
         with tempfile.TemporaryDirectory(dir=folder, prefix=".bench-") as inputs:
             _write_items(Path(inputs), settings.bench)
-            return Turns(settings, Path(inputs), folder / LOG, say).report(command)
+            return Turns(settings, Path(inputs), folder / LOG, say, ask).report(command)
 
 
 def folder_of(settings: Settings) -> Path:
@@ -125,10 +130,10 @@ def folder_of(settings: Settings) -> Path:
 class Turns:
     """The contenders' turns: who renders when, and what they answered."""
 
-    def __init__(self, settings: Settings, inputs: Path, log: Path, say: Callable[[str], None]) -> None:
-        self.inputs, self.log, self.say = inputs, log, say
+    def __init__(self, settings: Settings, inputs: Path, log: Path, say: Callable[[str], None], ask: Ask) -> None:
+        self.inputs, self.log, self.say, self._ask = inputs, log, say, ask
         chosen = settings.bench.contenders
-        answer = ask(Job(task="describe", settings=settings, inputs=inputs, folder=inputs), log)
+        *_, answer = ask(Job(task="describe", settings=settings, inputs=inputs, folder=inputs), log)
         if "error" in answer:
             raise SettingError(answer["error"])
         self.about = answer
@@ -158,7 +163,7 @@ class Turns:
         stock = standing.contender.stock
         if stock is None or stock.batch != FIND_BATCH:
             return
-        answers = ask_all(self._job("batch", standing, "batches"), self.log)
+        answers = self._ask(self._job("batch", standing, "batches"), self.log)
         tried = [answer for answer in answers if "batch" in answer]  # a process without memory may not say goodbye
         if not tried:
             standing.problem = answers[-1]["error"]
@@ -171,7 +176,7 @@ class Turns:
         if standing.problem:
             return
         name, bench = standing.contender.name, self.settings.bench
-        answer = ask(self._job("measure", standing, f"{round_}-{name}"), self.log)
+        *_, answer = self._ask(self._job("measure", standing, f"{round_}-{name}"), self.log)
         if "error" in answer:
             standing.problem, said = answer["error"], answer["error"]
         else:
@@ -186,13 +191,11 @@ class Turns:
         return Job(task=task, settings=settings, inputs=self.inputs, folder=place, stock=contender.stock)
 
 
-def ask(job: Job, log: Path) -> dict[str, Any]:
-    """The last answer of a process that is started for the job; `error` in it says what went wrong."""
-    return ask_all(job, log)[-1]
+def ask_process(job: Job, log: Path) -> list[dict[str, Any]]:
+    """The answers of a process that is started for the job, at least one; `error` in the last says what went wrong.
 
-
-def ask_all(job: Job, log: Path) -> list[dict[str, Any]]:
-    """All the answers. What the process writes elsewhere goes into the log."""
+    What the process writes elsewhere goes into the log.
+    """
     with log.open("ab") as errors:
         done = subprocess.run(WORKER, input=pickle.dumps(job), stdout=subprocess.PIPE, stderr=errors)
     answers: list[dict[str, Any]] = [orjson.loads(line) for line in done.stdout.splitlines()]
@@ -242,25 +245,25 @@ def choose(known: Sequence[Contender], names: Sequence[str]) -> list[Contender]:
     return [table[name] for name in wanted]
 
 
-def _with_model(settings: Settings, say: Callable[[str], None]) -> Settings:
+def with_model(settings: Settings, say: Callable[[str], None], ask: Ask) -> Settings:
     """The settings with the model's folder as its path; a random model is made if it isn't there."""
     path = settings.model.path
     if path == RANDOM_SD15:
-        path = str(_random_model(settings, say))
+        path = str(_random_model(settings, say, ask))
     model = find_model(path)
     if not model.path.is_dir():
         raise ModelError(f"model.path={path}: bench needs a diffusers folder, since stock diffusers has to read it too")
     return dataclasses.replace(settings, model=dataclasses.replace(settings.model, path=str(model.path)))
 
 
-def _random_model(settings: Settings, say: Callable[[str], None]) -> Path:
+def _random_model(settings: Settings, say: Callable[[str], None], ask: Ask) -> Path:
     folder = cache_folder() / "bench-sd15"
     if not folder.exists():
         say(f"writing a model with random weights to {folder}, once (2.1 GB)")
         with writing_to(folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
             job = Job(task="random_model", settings=settings, inputs=folder, folder=folder)
-            answer = ask(job, folder.with_suffix(".log"))
+            *_, answer = ask(job, folder.with_suffix(".log"))
         if "error" in answer:
             raise ModelError(f"{folder}: {answer['error']}")
     return folder

@@ -100,9 +100,13 @@ def _make_random_model(job: Job) -> Iterator[dict[str, Any]]:
     yield {}
 
 
-def _find_batch(job: Job) -> Iterator[dict[str, Any]]:
+def find_batch(
+    job: Job,
+    shortest: Callable[[StockPipeline, Sequence[Mapping[str, Any]]], float] | None = None,
+    limit_memory: Callable[[], None] | None = None,
+) -> Iterator[dict[str, Any]]:
     """The seconds that a picture takes in batches of 1, 2, 4, ..., until it gets much slower or memory runs out."""
-    _limit_memory()
+    (limit_memory or limit_to_free_memory)()
     contender = StockPipeline(job)
     _render(contender, contender.warm_up)
     best, batch = float("inf"), 1
@@ -110,7 +114,7 @@ def _find_batch(job: Job) -> Iterator[dict[str, Any]]:
         contender.batch = batch
         items = [item | {"steps": TRIAL_STEPS} for item in contender.wanted[:batch]]
         try:
-            seconds = _shortest(contender, items) / batch
+            seconds = (shortest or shortest_of_tries)(contender, items) / batch
         except (RuntimeError, MemoryError):  # how torch says that there isn't enough
             if batch == 1:
                 raise
@@ -121,7 +125,7 @@ def _find_batch(job: Job) -> Iterator[dict[str, Any]]:
         best, batch = min(best, seconds), 2 * batch
 
 
-def _shortest(contender: StockPipeline, items: Sequence[Mapping[str, Any]]) -> float:
+def shortest_of_tries(contender: StockPipeline, items: Sequence[Mapping[str, Any]]) -> float:
     """The seconds of the quickest of as many tries as fit into a short time, at least one."""
     begun, best = time.monotonic(), float("inf")
     while time.monotonic() - begun < TRIAL_SECONDS:
@@ -131,7 +135,7 @@ def _shortest(contender: StockPipeline, items: Sequence[Mapping[str, Any]]) -> f
     return best
 
 
-def _limit_memory() -> None:
+def limit_to_free_memory() -> None:
     """Lets an allocation fail that the machine has no memory for, where the system would kill some process instead."""
     if available := free_main_memory():
         with contextlib.suppress(OSError):
@@ -334,6 +338,6 @@ def peak_bytes(device: str) -> int:
 TASKS: Mapping[str, Callable[[Job], Iterator[dict[str, Any]]]] = {
     "describe": _describe,
     "random_model": _make_random_model,
-    "batch": _find_batch,
+    "batch": find_batch,
     "measure": _measure,
 }

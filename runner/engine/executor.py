@@ -26,7 +26,7 @@ from runner.errors import RunnerError, SettingError
 from runner.events import Failure, ItemFailed, MemoryShort, Rendered, StepDone, WaveDone, WaveEvent, WaveStarted
 from runner.images import inits
 from runner.item import Item
-from runner.kernels.packed import replace_layers
+from runner.kernels.replace import replace_layers
 from runner.kernels.upsampling import merge_upsampling
 from runner.machine.heap import Heap, process_heap
 from runner.model.files import AUTO, ModelFiles

@@ -17,11 +17,11 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from torch.nn import functional
 
+from runner.kernels import small
 from runner.machine import describe
 
 SCORES = 1 << 21  # made at once: what caches hold
 FEW_SCORES = 1 << 16  # of a head; from here on flash is as quick in float32
-NARROW = 16  # channels of a head, which are less than a vector of AVX-512 then
 
 
 class AttentionByProducts(Attention):  # type: ignore[misc]
@@ -74,31 +74,20 @@ def attend_by_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     by itself; in the output of a UNet, whose every layer rounds to it, no difference was found.
     """
     queries, keys, values = (numbers.flatten(0, 1) for numbers in (query, key, value))  # [rows * heads, tokens, C]
-    if query.shape[3] < NARROW:
-        return _attend_to_narrow_heads(queries, keys, values).view(query.shape)
+    if query.shape[3] < small.NARROW:
+        return small.attend_to_narrow_heads(queries, keys, values, parts(queries, keys, SCORES)).view(query.shape)
     output, nothing, scale = torch.empty_like(queries), query.new_empty(1, 1, 1), query.shape[3] ** -0.5
-    for heads, tokens in _parts(queries, keys):
+    for heads, tokens in parts(queries, keys, SCORES):
         scores = torch.baddbmm(nothing, queries[heads, tokens], keys[heads].mT, beta=0, alpha=scale)
         torch.softmax(scores, 2, out=scores)
         torch.bmm(scores, values[heads], out=output[heads, tokens])
     return output.view(query.shape)
 
 
-def _attend_to_narrow_heads(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The same of [heads, tokens, C], turned round: products have a column for each token, not for each channel."""
-    output, nothing = queries.new_empty(queries.mT.shape), queries.new_empty(1, 1, 1)
-    for heads, tokens in _parts(queries, keys):
-        columns = queries[heads, tokens].mT
-        scores = torch.baddbmm(nothing, keys[heads], columns, beta=0, alpha=queries.shape[2] ** -0.5)
-        torch.softmax(scores, 1, out=scores)
-        torch.bmm(values[heads].mT, scores, out=output[heads, :, tokens])
-    return output.mT
-
-
-def _parts(queries: Tensor, keys: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Heads and tokens whose scores are made at once."""
+def parts(queries: Tensor, keys: Tensor, scores: int) -> Iterator[small.Part]:
+    """Heads and tokens whose scores, `scores` numbers at most, are made at once."""
     heads, tokens, seen = len(queries), queries.shape[1], keys.shape[1]
-    heads_at_once, tokens_at_once = max(1, SCORES // (tokens * seen)), max(1, SCORES // seen)
+    heads_at_once, tokens_at_once = max(1, scores // (tokens * seen)), max(1, scores // seen)
     for head in range(0, heads, heads_at_once):
         for token in range(0, tokens, tokens_at_once):
             yield slice(head, head + heads_at_once), slice(token, token + tokens_at_once)

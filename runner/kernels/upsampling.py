@@ -14,6 +14,9 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn import functional
 
+from runner.kernels.packed import PackedConv2d
+from runner.machine.heap import process_heap
+
 PLACES = 4  # of the copies of a pixel
 CHANNELS_AT_ONCE = 16
 MOST_LEVELS = 3  # the smallest size, 8 latents along one side, is halved no more often without becoming odd
@@ -34,6 +37,18 @@ class UpsamplingConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """From [n, C, h, w] [n, C', 2h, 2w]."""
         return interleave(functional.conv2d(input, sum_weights(self.weight), repeat_bias(self.bias), padding=1))
+
+
+class PackedUpsamplingConv2d(PackedConv2d):
+    """An `UpsamplingConv2d` whose weight is packed, as the four convolutions that it is."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The same as that of `UpsamplingConv2d`; what comes out has the channels last."""
+        return interleave(self._convolve(input, repeat_bias(self.bias)))
+
+    def _plain_weight(self) -> Tensor:
+        process_heap().check(4 * self.weight.nbytes)  # the sums and a copy of them
+        return sum_weights_sparingly(self.weight)
 
 
 def repeat_bias(bias: Tensor | None) -> Tensor | None:

@@ -48,6 +48,9 @@ class FakeProcesses:
         self.picture, self.seconds, self.turns = str(picture), seconds, []
 
     def ask(self, job, log):
+        return [self.answer(job)]
+
+    def answer(self, job):
         if job.task == "describe":
             return {"run": {"device": "cpu", "device_name": "a CPU", "threads": 1}, "env": {"torch": "2"}}
         turn, name = job.folder.name.split("-", 1)
@@ -59,12 +62,11 @@ class FakeProcesses:
 
 
 @pytest.fixture
-def fake(folder, monkeypatch):
+def fake(folder):
     Image.new("RGB", (64, 64), "red").save(folder / "red.png")
 
     def start(**seconds):
         processes = FakeProcesses(folder / "red.png", **seconds)
-        monkeypatch.setattr(bench, "ask", processes.ask)
         names = f"bench.contenders=[{','.join(seconds)}]"
         rounds = f"bench.rounds={len(next(iter(seconds.values())))}"
         return processes, settings.compose([names, rounds, "bench.images=6"])
@@ -104,7 +106,7 @@ def test_the_real_thing(folder, model, capsys):
 
 def test_rounds_alternate_and_a_ratio_is_the_median_of_the_rounds_own(fake):
     processes, chosen = fake(stock_full=[2.0, 20.0, 3.0], runner=[1.0, 5.0, 1.0])
-    report = bench.bench(chosen, "runner bench")
+    report = bench.bench(chosen, "runner bench", ask=processes.ask)
     assert processes.turns == ["stock_full", "runner", "runner", "stock_full", "stock_full", "runner"]
     stock, runner = report.rows
     assert runner["ratios"] == [2.0, 4.0, 3.0]
@@ -115,35 +117,34 @@ def test_rounds_alternate_and_a_ratio_is_the_median_of_the_rounds_own(fake):
     assert (runner["psnr"], runner["largest_difference"]) == (float("inf"), 0)
 
 
-def test_a_contender_that_fails_is_reported_and_gets_no_other_turn(fake, capsys):
+def test_a_contender_that_fails_is_reported_and_gets_no_other_turn(fake, capsys, monkeypatch):
     processes, chosen = fake(runner_full=[None, None], stock_full=[1.0, 1.0])
+    monkeypatch.setattr(bench, "ask_process", processes.ask)
     assert VERBS["bench"].run(Call(targets=(), settings=chosen, overrides=())) == 3
     assert processes.turns == ["runner_full", "stock_full", "stock_full"]
     assert "failed: runner_full: no memory left" in capsys.readouterr().out
 
 
 def test_without_the_baseline_there_are_no_ratios_and_nothing_to_compare_with(fake):
-    _, chosen = fake(runner=[1.0])
-    [row] = bench.bench(chosen, "runner bench").rows
+    processes, chosen = fake(runner=[1.0])
+    [row] = bench.bench(chosen, "runner bench", ask=processes.ask).rows
     assert row["ratio"] is row["psnr"] is None
     assert row["pictures_per_second"] == 6.0
 
 
-def test_stock_diffusers_takes_the_fastest_batch_even_if_the_search_ran_out_of_memory(fake, monkeypatch):
+def test_stock_diffusers_takes_the_fastest_batch_even_if_the_search_ran_out_of_memory(fake):
     processes, chosen = fake(stock_full_batched=[1.0])
     tried = [{"batch": 1, "seconds": 3.0}, {"batch": 2, "seconds": 1.0}, {"batch": 4, "seconds": 2.0}]
     asked = []
 
-    def measure(job, log):
+    def ask(job, log):
         asked.append(job.stock)
-        return processes.ask(job, log)
+        return [*tried, {"error": "killed"}] if job.task == "batch" else processes.ask(job, log)
 
-    monkeypatch.setattr(bench, "ask", measure)
-    monkeypatch.setattr(bench, "ask_all", lambda job, log: [*tried, {"error": "killed"}])
-    assert not bench.bench(chosen, "runner bench").problems
+    assert not bench.bench(chosen, "runner bench", ask=ask).problems
     assert asked[-1] == Stock(half=False, batch=2)
-    monkeypatch.setattr(bench, "ask_all", lambda job, log: [{"error": "killed"}])
-    assert bench.bench(chosen, "runner bench").problems == ["stock_full_batched: killed"]
+    tried.clear()
+    assert bench.bench(chosen, "runner bench", ask=ask).problems == ["stock_full_batched: killed"]
 
 
 def names(*overrides):
@@ -165,8 +166,8 @@ def test_every_contender_has_settings_that_are_valid():
         assert (changed.memory == 1_200_000_000) == (contender.name == "runner_1200MB")
 
 
-def test_contenders_whose_unet_is_compiled(monkeypatch):
-    monkeypatch.setattr(bench, "find_spec", lambda name: name == "openvino")
+def test_contenders_whose_unet_is_compiled(installed):
+    installed("openvino")
     asked = ["turbo=false", "compile=true"]  # each contender says of both what it needs
     known = {each.name: each.changes for each in bench.contenders(settings.compose(["device=cpu", *asked]))}
     assert known["runner_compiled"] == {"turbo": None, "compile": True}
@@ -176,17 +177,16 @@ def test_contenders_whose_unet_is_compiled(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["runner_openvino", "stock_group_offload"])
-def test_names_of_any_device_are_known_before_the_device_is(monkeypatch, name):
+def test_names_of_any_device_are_known_before_the_device_is(folder, installed, name):
     class Reached(Exception):
         pass
 
     def reach(*_):
         raise Reached
 
-    monkeypatch.setattr(bench, "find_spec", lambda name: name == "openvino")
-    monkeypatch.setattr(bench, "_with_model", reach)
+    installed("openvino")
     with pytest.raises(Reached):
-        bench.bench(settings.compose([f"bench.contenders=[{name}]"]), "runner bench")
+        bench.bench(settings.compose([f"bench.contenders=[{name}]"]), "runner bench", ask=reach)
 
 
 def test_contenders_are_chosen_by_name():
@@ -201,13 +201,13 @@ def test_contenders_are_chosen_by_name():
         bench.choose(known, [])
 
 
-def test_the_usual_contenders_are_those_that_there_are(monkeypatch):
+def test_the_usual_contenders_are_those_that_there_are(installed):
     usual = ["stock_full", "stock_full_batched", "runner", "runner_streamed"]
-    for installed in (True, False):
-        monkeypatch.setattr(bench, "find_spec", lambda name, there=installed: there)
+    for there in (True, False):
+        installed("openvino", there=there)
         known = bench.contenders(settings.compose(["device=cpu"]))
         chosen = [each.name for each in bench.choose(known, settings.compose([]).bench.contenders)]
-        assert chosen == usual + ["runner_openvino"] * installed
+        assert chosen == usual + ["runner_openvino"] * there
 
 
 def test_others_are_measured_by_stock_diffusers_as_people_run_it():
@@ -227,22 +227,23 @@ def test_pictures_are_compared_byte_by_byte(tmp_path):
     assert bench.compare(files, files) == (float("inf"), 0)
 
 
-def test_a_process_that_dies_is_an_error_and_its_answers_are_kept(tmp_path, monkeypatch):
+def test_a_process_that_dies_is_an_error_and_its_answers_are_kept(tmp_path, limit):
     program = (
         "import os, sys; print('{\"batch\": 1}', flush=True); print('oh', file=sys.stderr); os.kill(os.getpid(), 9)"
     )
-    monkeypatch.setattr(bench, "WORKER", (sys.executable, "-c", program))
+    limit(bench, WORKER=(sys.executable, "-c", program))
     job = Job(task="batch", settings=settings.compose([]), inputs=tmp_path, folder=tmp_path)
     log = tmp_path / "bench.log"
-    assert bench.ask_all(job, log) == [{"batch": 1}, {"error": f"its process ended with code -9, see {log}"}]
+    assert bench.ask_process(job, log) == [{"batch": 1}, {"error": f"its process ended with code -9, see {log}"}]
     assert log.read_text() == "oh\n"
 
 
-def test_what_is_wrong_with_the_settings_is_said_once(fake, monkeypatch):
+def test_what_is_wrong_with_the_settings_is_said_once(fake):
     _, chosen = fake(stock_full=[1.0])
-    monkeypatch.setattr(bench, "ask", lambda job, log: {"error": "device=cuda:7: this machine has no such device"})
     with pytest.raises(SettingError, match="cuda:7: this machine has no such device"):
-        bench.bench(chosen, "runner bench")
+        bench.bench(
+            chosen, "runner bench", ask=lambda job, log: [{"error": "device=cuda:7: this machine has no such device"}]
+        )
 
 
 def test_a_single_file_is_refused_since_stock_diffusers_could_not_read_it(folder, capsys):
@@ -252,23 +253,21 @@ def test_a_single_file_is_refused_since_stock_diffusers_could_not_read_it(folder
     assert "bench needs a diffusers folder" in capsys.readouterr().err
 
 
-def test_a_model_with_random_weights_is_written_once_to_the_cache(folder, model, monkeypatch):
+def test_a_model_with_random_weights_is_written_once_to_the_cache(folder, model):
     asked = []
 
     def write(job, log):
         asked.append(job.task)
         shutil.copytree(model, job.folder)
-        return {}
+        return [{}]
 
-    monkeypatch.setattr(bench, "ask", write)
     chosen = settings.compose(["bench=sd15"])
-    made = [bench._with_model(chosen, lambda line: None).model.path for _ in range(2)]
+    made = [bench.with_model(chosen, print, write).model.path for _ in range(2)]
     assert asked == ["random_model"]
     assert made == [str(folder / "cache/runner/bench-sd15")] * 2
-    monkeypatch.setattr(bench, "ask", lambda job, log: {"error": "the disk is full"})
     shutil.rmtree(made[0])
     with pytest.raises(ModelError, match="the disk is full"):
-        bench._with_model(chosen, lambda line: None)
+        bench.with_model(chosen, print, lambda job, log: [{"error": "the disk is full"}])
 
 
 def test_all_pictures_differ_and_the_warm_up_has_texts_of_its_own(tmp_path):

@@ -14,9 +14,9 @@ def test_the_architecture_is_stable_diffusion_v1s():
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(limit):
     text, unet, vae = tiny.components()
-    monkeypatch.setattr(random_model, "PARTS", {"text_encoder": lambda: text, "unet": lambda: unet, "vae": lambda: vae})
+    limit(random_model, PARTS={"text_encoder": lambda: text, "unet": lambda: unet, "vae": lambda: vae})
 
 
 def test_it_is_a_model_in_half_precision_that_is_written_once(small, tmp_path):
@@ -30,7 +30,7 @@ def test_it_is_a_model_in_half_precision_that_is_written_once(small, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_half_a_model_does_not_count(small, tmp_path, monkeypatch):
+def test_half_a_model_does_not_count(small, tmp_path, monkeypatch, limit):
     def broken():
         raise OSError("no space left")
 
@@ -39,6 +39,6 @@ def test_half_a_model_does_not_count(small, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         random_model.save_sd15(tmp_path / "bench")
     assert not (tmp_path / "bench").exists()
-    monkeypatch.setattr(random_model, "PARTS", whole)
+    limit(random_model, PARTS=whole)
     random_model.save_sd15(tmp_path / "bench")
     assert files.find_model(str(tmp_path / "bench")).parameters("vae")

@@ -51,32 +51,25 @@ def test_stock_diffusers_in_half_precision_begins_with_the_same_noise(job):
         assert 20 < psnr < 60
 
 
-def test_an_item_that_the_runner_cannot_make_is_an_error(job, monkeypatch):
-    from runner.engine import denoise
-
-    def draw(*_):
-        raise ValueError("no noise today")
-
-    monkeypatch.setattr(denoise, "draw_noise", draw)
+def test_an_item_that_the_runner_cannot_make_is_an_error(job, no_noise):
+    no_noise()
     with pytest.raises(RuntimeError, match="ValueError: no noise today"):
         list(worker.TASKS["measure"](job()))
 
 
 @pytest.fixture
-def search(job, monkeypatch):
-    monkeypatch.setattr(worker, "_limit_memory", lambda: None)  # it would hold for all the other tests
-    monkeypatch.setattr(worker, "TRIAL_SECONDS", 0.01)
+def search(job, limit):
+    limit(worker, TRIAL_SECONDS=0.01)
 
     def run(render):
-        monkeypatch.setattr(worker, "_shortest", render)
-        return list(worker.TASKS["batch"](job(Stock(half=False, batch=worker.FIND_BATCH))))
+        # A limit of memory would hold for all the other tests.
+        return list(worker.find_batch(job(Stock(half=False, batch=worker.FIND_BATCH)), render, lambda: None))
 
     return run
 
 
 def test_batches_are_tried_up_to_the_number_of_pictures(search):
-    shortest = worker._shortest
-    answers = search(shortest)
+    answers = search(worker.shortest_of_tries)
     assert [answer["batch"] for answer in answers] == [1, 2]
     assert all(answer["seconds"] > 0 for answer in answers)
 

@@ -157,13 +157,8 @@ def test_extract_takes_many_files_and_names_those_that_it_cannot_read(manifest, 
     assert json.loads(capsysbinary.readouterr().out)["images"] == 2
 
 
-def test_failed_items_are_named_and_are_code_3(manifest, model, monkeypatch, capsys):
-    from runner.engine import denoise
-
-    def draw(*_):
-        raise ValueError("no noise today")
-
-    monkeypatch.setattr(denoise, "draw_noise", draw)
+def test_failed_items_are_named_and_are_code_3(manifest, model, no_noise, capsys):
+    no_noise()
     assert cli.main(["run", "m.yaml", f"model.path={model}", "limit=2"]) == 3
     error = capsys.readouterr().err
     assert "2 failed" in error

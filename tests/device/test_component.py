@@ -4,7 +4,7 @@ import torch
 
 from runner.device import component as device_component
 from runner.device.lanes import Lanes
-from runner.kernels.packed import replace_layers
+from runner.kernels.replace import replace_layers
 from runner.model import files
 from runner.model.modules import build_module
 from runner.planning.costs import STAYS, VISITS, WALKS

@@ -7,7 +7,8 @@ from torch import nn
 
 from runner.device import component, packed_file, parking
 from runner.engine import denoise
-from runner.kernels import opaque, packed
+from runner.kernels import opaque
+from runner.kernels.replace import SUPPORTED, replace_layers
 from runner.model import files, modules
 from runner.planning.costs import STAYS, WALKS
 
@@ -30,11 +31,11 @@ def cache(tmp_path, monkeypatch):
 
 
 def make_part(dtype=torch.float32):
-    if not packed.SUPPORTED[dtype]():
+    if not SUPPORTED[dtype]():
         pytest.skip(f"this CPU has no {dtype}")
     torch.manual_seed(3)
     part = nn.Sequential(nn.Conv2d(4, 40, 3, padding=1), nn.GroupNorm(4, 40), nn.Linear(12, 24, bias=False)).to(dtype)
-    packed.replace_layers(part, dtype)
+    replace_layers(part, dtype)
     return part
 
 
@@ -63,8 +64,9 @@ def test_what_was_kept_comes_back_packed_with_the_same_bits(cache, monkeypatch, 
     weight = part[0].packed.weight.to_dense()
     file.keep("part", part)
     assert bring(file, "part", part)
-    monkeypatch.setattr(packed.PackedConv2d, "_pack", lambda *_: pytest.fail("packed again"))
+    brought = part[0].packed
     assert torch.equal(part(picture(dtype=dtype)), wanted)
+    assert part[0].packed is brought  # it wasn't packed again
     assert torch.equal(part[0].packed.weight.to_dense(), weight)
     assert part[0].weight.is_meta and part[2].weight.is_meta and not part[1].weight.is_meta
 
@@ -81,31 +83,33 @@ def test_parts_that_were_packed_for_another_size_are_kept_anew_in_the_same_place
     assert place.start == file._places["part"].start
     assert place.packed_for["0.weight"] != file._places["part"].packed_for["0.weight"]
     assert bring(file, "part", part)
-    monkeypatch.setattr(packed.PackedConv2d, "_pack", lambda *_: pytest.fail("packed again"))
+    brought = part[0].packed
     assert torch.equal(part(picture(12)), wanted[12])
+    assert part[0].packed is brought
 
 
-def test_what_is_in_the_file_already_is_not_written_again(cache, monkeypatch):
+def test_what_is_in_the_file_already_is_not_written_again(cache, system):
     part, file = make_part(), packed_file.PackedFile(ROOM)
     part(picture())
     file.keep("part", part)
     assert bring(file, "part", part)
-    monkeypatch.setattr(os, "pwrite", lambda *_: pytest.fail("written again"))
+    system(os, pwrite=lambda *_: pytest.fail("written again"))
     part(picture())
     file.keep("part", part)
 
 
-def test_another_size_with_the_same_order_is_only_noted(cache, monkeypatch):
+def test_another_size_with_the_same_order_is_only_noted(cache, monkeypatch, system):
     part, file = make_part(), packed_file.PackedFile(ROOM)
     part(picture())
     file.keep("part", part)
-    monkeypatch.setattr(os, "pwrite", lambda *_: pytest.fail("written again"))
+    system(os, pwrite=lambda *_: pytest.fail("written again"))
     other = picture(side=20)
     part[0].packed = part[0].packed._replace(packed_for=other.shape)
     file.keep("part", part)
     assert bring(file, "part", part)
-    monkeypatch.setattr(packed.PackedConv2d, "_pack", lambda *_: pytest.fail("packed again"))
+    brought = part[0].packed
     part(other)
+    assert part[0].packed is brought
 
 
 def test_the_file_has_no_name_and_its_room_is_reserved(cache):
@@ -137,7 +141,7 @@ def test_a_folder_in_memory_is_not_written_to(cache, monkeypatch):
     assert not bring(file, "part", part)
 
 
-def test_the_kind_of_a_folders_file_system(tmp_path, monkeypatch):
+def test_the_kind_of_a_folders_file_system(tmp_path, limit):
     device = os.stat(tmp_path).st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     for kind, optional, wanted in (
@@ -147,9 +151,9 @@ def test_the_kind_of_a_folders_file_system(tmp_path, monkeypatch):
     ):
         mounts = tmp_path / "mountinfo"
         mounts.write_text(f"1 2 0:0 / /a rw - tmpfs a rw\n3 2 {number} / /b\\040c rw {optional}- {kind} b rw\n")
-        monkeypatch.setattr(packed_file, "MOUNTS", mounts)
+        limit(packed_file, MOUNTS=mounts)
         assert packed_file.lies_in_memory(tmp_path) == wanted
-    monkeypatch.setattr(packed_file, "MOUNTS", tmp_path / "missing")
+    limit(packed_file, MOUNTS=tmp_path / "missing")
     assert not packed_file.lies_in_memory(tmp_path)
 
 
@@ -184,11 +188,11 @@ def test_a_disk_that_fills_up_loses_nothing_that_was_kept(cache, monkeypatch, ca
     assert call != "pwrite" or torch.equal(first(picture()), wanted[0])
 
 
-def test_weights_that_cannot_be_read_again_are_taken_from_elsewhere(cache, monkeypatch):
+def test_weights_that_cannot_be_read_again_are_taken_from_elsewhere(cache, monkeypatch, system):
     part, file = make_part(), packed_file.PackedFile(ROOM)
     part(picture())
     file.keep("part", part)
-    monkeypatch.setattr(os, "preadv", lambda *_: 0)
+    system(os, preadv=lambda *_: 0)
     assert not bring(file, "part", part)
     monkeypatch.undo()
     assert not bring(file, "part", part)
@@ -206,7 +210,7 @@ def tiny_folder(tmp_path):
 def walking(folder, mode=WALKS):
     model = files.find_model(str(folder))
     module = modules.build_module(model, "unet")
-    packed.replace_layers(module, torch.float32)
+    replace_layers(module, torch.float32)
     return component.Component(
         module, model.tensors["unet"], device=torch.device("cpu"), dtype=torch.float32, mode=mode
     )
@@ -236,14 +240,10 @@ def test_a_walk_that_is_the_only_one_of_its_kind_writes_nothing(cache, tiny_fold
     assert cache.exists()
 
 
-@pytest.mark.parametrize("interface", [True, False])
-def test_a_walk_without_a_file_gives_the_same_bits(cache, tiny_folder, monkeypatch, interface):
+def test_a_walk_without_a_file_gives_the_same_bits(cache, tiny_folder):
     resident = walking(tiny_folder, STAYS)
-    if interface:
-        cache.parent.mkdir()
-        cache.write_text("a file where the folder should be")
-    else:
-        monkeypatch.setattr(opaque, "_interface", lambda: None)
+    cache.parent.mkdir()
+    cache.write_text("a file where the folder should be")
     unet = walking(tiny_folder)
     for seed in (0, 1, 2):
         assert torch.equal(call(unet, seed), call(resident, seed))

@@ -92,10 +92,10 @@ def test_pictures_are_the_same_bytes_when_the_unet_is_streamed(model, whole):
 
 
 @pytest.mark.parametrize("turbo", [True, False])
-def test_pictures_are_the_same_bytes_side_by_side(model, whole, monkeypatch, turbo):
+def test_pictures_are_the_same_bytes_side_by_side(model, whole, system, turbo):
     """With one thread here, the calls of a wave on two lanes are those that one thread makes."""
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    system(torch, get_num_threads=lambda: 2)
+    system(torch, set_num_threads=lambda number: None)
     executor = make_executor(model, lanes=5, turbo=turbo)
     assert executor.components["unet"].place.count == 2  # no more than torch has threads
     assert executor.describe().threads == 1
@@ -191,15 +191,8 @@ def test_a_picture_that_overflows_fails_alone(model, monkeypatch):
     assert good == {n: h for n, h in render(executor, list(items)).items() if n != 1}
 
 
-def test_an_error_in_one_picture_does_not_take_its_wave_down(model, monkeypatch):
-    original = engine_denoise.draw_noise
-
-    def draw(items, *rest):
-        if any(item.number == 2 for item in items):
-            raise ValueError("no noise today")
-        return original(items, *rest)
-
-    monkeypatch.setattr(engine_denoise, "draw_noise", draw)
+def test_an_error_in_one_picture_does_not_take_its_wave_down(model, no_noise):
+    no_noise(2)
     items = tuple(make_item(number=n, seed=n, steps=2) for n in range(4))
     executor = make_executor(model)
     events = list(executor.run(make_wave(executor, items)))

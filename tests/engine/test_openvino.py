@@ -92,10 +92,10 @@ def test_the_unet_is_converted_once_and_torchs_is_not_needed(model, cache, monke
     assert all(parameter.is_meta for parameter in executor.components["unet"].module.parameters())
 
 
-def test_openvino_computes_side_by_side_what_it_computes_alone(model, monkeypatch):
+def test_openvino_computes_side_by_side_what_it_computes_alone(model, system):
     wanted = render(make_executor(model, OPENVINO), items(6))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    system(torch, get_num_threads=lambda: 2)
+    system(torch, set_num_threads=lambda number: None)
     executor = make_executor(model, OPENVINO, lanes=2)
     assert executor.components["unet"].place.width == 2
     for _ in range(2):

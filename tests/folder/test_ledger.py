@@ -264,10 +264,10 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_line_keeps_what_was_finished(
     assert [record["id"] for record in iterate_records(LocalStore(tmp_path))] == ["a", "c"]
 
 
-def test_a_short_write_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_write_is_completed(tmp_path: Path, system) -> None:
     real = os.write
     with Ledger(LocalStore(tmp_path)) as ledger:
-        monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, bytes(data)[:7]))
+        system(os, write=lambda descriptor, data: real(descriptor, bytes(data)[:7]))
         ledger.append(done("a"))
     assert list(iterate_records(LocalStore(tmp_path))) == [done("a")]
 

@@ -43,9 +43,9 @@ def test_products_are_for_fewer_scores_than_the_most(monkeypatch, most, products
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("channels", [8, 16, 24])
 @pytest.mark.parametrize("scores", [1 << 21, 2000, 50])
-def test_attention_by_products_is_attention(monkeypatch, dtype, channels, scores):
+def test_attention_by_products_is_attention(limit, dtype, channels, scores):
     """For narrow heads and others, in one piece, in pieces of some heads, and of some tokens of one head."""
-    monkeypatch.setattr(attention, "SCORES", scores)
+    limit(attention, SCORES=scores)
     query = random(2, 4, 40, channels, dtype=dtype)
     for tokens in (40, 77):
         key, value = (random(2, 4, tokens, channels, dtype=dtype, seed=seed) for seed in (3, 4))

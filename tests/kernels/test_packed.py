@@ -5,8 +5,8 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from runner.device import component
-from runner.kernels import packed as kernels_packed
 from runner.kernels import upsampling
+from runner.kernels.replace import SUPPORTED, replace_layers
 from runner.model import files
 from runner.model.modules import build_module
 from runner.planning.costs import STAYS, VISITS, WALKS
@@ -22,7 +22,7 @@ def no_gradients():
 
 
 def needs(dtype):
-    if not kernels_packed.SUPPORTED[dtype]():
+    if not SUPPORTED[dtype]():
         pytest.skip(f"this CPU has no {dtype}")
 
 
@@ -37,7 +37,7 @@ def test_a_packed_convolution_is_the_plain_one_for_any_size_it_meets(dtype, kern
     plain = nn.Conv2d(24, 40, kernel, stride, kernel // 2).to(dtype)
     packed = nn.Conv2d(24, 40, kernel, stride, kernel // 2).to(dtype)
     packed.load_state_dict(plain.state_dict())
-    kernels_packed.replace_layers(packed, dtype)
+    replace_layers(packed, dtype)
     for rows, height, width in [(2, 16, 16), (2, 16, 16), (1, 8, 24), (32, 2, 2), (2, 16, 16)]:
         sent = random(rows, 24, height, width, dtype=dtype).contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(packed(sent), plain(sent))
@@ -53,7 +53,7 @@ def test_a_packed_linear_layer_is_the_plain_one(dtype, bias):
     needs(dtype)
     plain, packed = (nn.Linear(48, 80, bias=bias).to(dtype) for _ in range(2))
     packed.load_state_dict(plain.state_dict())
-    kernels_packed.replace_layers(packed, dtype)
+    replace_layers(packed, dtype)
     for shape in [(2, 64, 48), (2, 64, 48), (77, 48), (1, 48)]:
         torch.testing.assert_close(packed(random(*shape, dtype=dtype)), plain(random(*shape, dtype=dtype)))
         assert packed.weight.is_meta
@@ -65,7 +65,7 @@ def test_memory_of_a_weight_that_was_packed_is_given_back():
     layer.weight = nn.Parameter(whole[: 512 * 512].view(512, 512), requires_grad=False)
     layer.bias = nn.Parameter(whole[512 * 512 :], requires_grad=False)
     assert layer.bias.untyped_storage().nbytes() == 512 * 513 * 4
-    kernels_packed.replace_layers(layer, torch.float32)
+    replace_layers(layer, torch.float32)
     layer(random(2, 512))
     assert layer.bias.untyped_storage().nbytes() == 512 * 4  # nothing else keeps what arrived
 
@@ -74,7 +74,7 @@ def test_layers_of_another_kind_are_left_alone():
     padded = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
     normed = Attention(query_dim=16, heads=2, dim_head=8, norm_num_groups=4, residual_connection=True)
     unscaled = nn.GroupNorm(2, 4, affine=False)
-    kernels_packed.replace_layers(nn.ModuleList([padded, unscaled, normed]), torch.float32)
+    replace_layers(nn.ModuleList([padded, unscaled, normed]), torch.float32)
     assert (type(padded), type(unscaled), type(normed)) == (nn.Conv2d, nn.GroupNorm, Attention)
 
 
@@ -85,7 +85,7 @@ def test_a_group_normalization_is_the_plain_one(dtype, size):
     for number, parameter in enumerate(plain.parameters()):
         parameter.copy_(random(24, dtype=dtype, seed=number))
     short.load_state_dict(plain.state_dict())
-    kernels_packed.replace_layers(short, dtype)
+    replace_layers(short, dtype)
     sent = 3 + random(5, 24, size, size, dtype=dtype)
     for memory_format in (torch.channels_last, torch.contiguous_format):
         given = sent.contiguous(memory_format=memory_format)
@@ -104,7 +104,7 @@ def test_a_unet_gives_the_same_bits_in_every_mode_and_size(tmp_path, dtype):
     for mode in (STAYS, VISITS, WALKS):
         module = build_module(model, "unet")
         upsampling.merge_upsampling(module)
-        kernels_packed.replace_layers(module, dtype)
+        replace_layers(module, dtype)
         unet = component.Component(module, model.tensors["unet"], device=torch.device("cpu"), dtype=dtype, mode=mode)
         found[mode] = []
         for size in (8, 16, 8):

@@ -6,8 +6,8 @@ import torch
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from runner.kernels import packed as kernels_packed
 from runner.kernels import upsampling
+from runner.kernels.replace import SUPPORTED, replace_layers
 
 TYPES = [torch.float32, torch.bfloat16]
 
@@ -34,9 +34,9 @@ def merge(upsampler):
 
 
 def pack(module, dtype):
-    if not kernels_packed.SUPPORTED[dtype]():
+    if not SUPPORTED[dtype]():
         pytest.skip(f"this CPU has no {dtype}")
-    kernels_packed.replace_layers(module, dtype)
+    replace_layers(module, dtype)
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -42,13 +42,13 @@ def test_without_exclusions_a_number_is_its_position() -> None:
     assert (whole.size, whole.position(1_234_567_890)) == (2 * 10**9, 1_234_567_890)
 
 
-def test_only_the_axes_between_those_spoken_of_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_axes_between_those_spoken_of_are_looked_at(limit) -> None:
     axes = [Axis.of("p", range(10**6)), Axis.of("a", [1, 2]), Axis.of("b", [1, 2]), Axis.of("seed", range(10**6))]
     remainder = leave_out(axes, [{1: [0], 2: [1]}])
     assert (remainder.first, remainder.stop) == (1, 3)
     assert np.array_equal(remainder.numbers, [0, 2, 3])
     with pytest.raises(TooLarge, match="4000000000000 combinations would have to be looked at"):
         leave_out(axes, [{0: [1], 3: [1]}])
-    monkeypatch.setattr(grid, "MOST_LOOKED_AT", 3)
+    limit(grid, MOST_LOOKED_AT=3)
     with pytest.raises(TooLarge, match="4 combinations"):
         leave_out(axes, [{1: [0], 2: [1]}])

@@ -116,7 +116,7 @@ def test_items_of_a_manifest_come_back_from_records(tmp_path: Path) -> None:
     assert again[-1] == found[48]
 
 
-def test_a_long_cycle_and_a_short_one_make_the_same_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_cycle_and_a_short_one_make_the_same_items(tmp_path: Path, limit: Any) -> None:
     prompts = "prompts: [a, {parts: [b, c], weights: [[1, 1], [1, 3]], negative: n}, 'd:2 e:1']"
     text = SWEEP + (
         "- {prompts: [y, z], seeds: 1-3, matrix: {steps: [1, 2]}, exclude: [{steps: 1, seed: 2, prompt: y}]}\n"
@@ -126,7 +126,7 @@ def test_a_long_cycle_and_a_short_one_make_the_same_items(tmp_path: Path, monkey
     )
     found = list(items(tmp_path, text))
     assert found == [items(tmp_path, text)[number] for number in range(len(found))]
-    monkeypatch.setattr(manifest_items, "LONGEST_CYCLE", 1)
+    limit(manifest_items, LONGEST_CYCLE=1)
     again = items(tmp_path, text)
     assert list(again) == [again[number] for number in range(len(found))] == found
     assert [(item.prompt, item.steps, item.seed) for item in found[49:52]] == [("y", 1, 1), ("y", 1, 3), ("y", 2, 1)]

@@ -121,11 +121,11 @@ def test_all_wrong_lines_are_named_at_once(tmp_path: Path) -> None:
     assert [error.location for error in caught.value.errors] == [Location(path, 1, 1), Location(path, 3, 1)]
 
 
-def test_endless_lines_and_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_lines_and_missing_files(tmp_path: Path, limit) -> None:
     for path in (tmp_path / "missing.jsonl", tmp_path):
         with pytest.raises(ManifestError, match="can't read"):
             read_items(path)
-    monkeypatch.setattr(manifest_lines, "LONGEST_LINE", 40)
+    limit(manifest_lines, LONGEST_LINE=40)
     with pytest.raises(ManifestError, match=r"items\.jsonl:2:1: a line of more than"):
         read_items(lines(tmp_path, b'{"prompt": "a", "seed": 1}\n' + b"x" * 50))
 

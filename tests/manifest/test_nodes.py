@@ -26,8 +26,8 @@ def refusal(text: str) -> ManifestError:
 
 
 @pytest.fixture(params=[yaml.CSafeLoader, yaml.SafeLoader], ids=["c", "python"], autouse=True)
-def either_parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes, "LOADER", request.param)
+def either_parser(request: pytest.FixtureRequest, limit) -> None:
+    limit(nodes, LOADER=request.param)
 
 
 TEXTS = "NO no yes on off y n 16:9 1:30:00 2026-01-01 1_000 0b11 1e .e5 . - + e5 tRUE nULL inf nan 0X1F 0o9 +0x1 ="
@@ -252,7 +252,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_harmless(tmp_path: Path) ->
     assert entries["b"].location == Location(path, 2, 4)
 
 
-def test_what_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_file(tmp_path: Path, limit) -> None:
     with pytest.raises(ManifestError, match="No such file"):
         read(tmp_path / "missing.yaml")
     with pytest.raises(ManifestError, match="is not a file"):
@@ -264,7 +264,7 @@ def test_what_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ManifestError, match="symbolic links"):
         read(tmp_path / "loop")
     (tmp_path / "big").write_text("x" * 11)
-    monkeypatch.setattr(nodes, "MOST_BYTES", 10)
+    limit(nodes, MOST_BYTES=10)
     with pytest.raises(ManifestError, match="larger than"):
         read(tmp_path / "big")
 

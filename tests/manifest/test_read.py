@@ -383,8 +383,8 @@ def test_bad_lines_of_a_prompt_file_are_named(tmp_path: Path, data: bytes, line:
     assert part in error.message
 
 
-def test_prompt_files_can_not_explode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest_prompts, "MOST_PROMPTS", 5)
+def test_prompt_files_can_not_explode(tmp_path: Path, limit: Any) -> None:
+    limit(manifest_prompts, MOST_PROMPTS=5)
     (tmp_path / "p.txt").write_text("a\nb\nc\n")
     error = refusal(tmp_path, "version: 1\njobs:\n- prompts: [&f {file: p.txt}, *f, *f]\n")
     assert "more than 5 prompts" in error.message

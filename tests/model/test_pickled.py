@@ -162,8 +162,8 @@ def test_a_damaged_pickle_is_refused(program):
     refusal(program)
 
 
-def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr(pickled, "INSTRUCTION_LIMIT", 1000)
+def test_memory_is_bounded(limit):
+    limit(pickled, INSTRUCTION_LIMIT=1000)
     assert "more than 1,000 instructions" in refusal(b"]" * 1100 + b".")
 
 

@@ -226,11 +226,11 @@ def test_two_entries_of_one_name_are_refused(tmp_path):
     assert "two entries" in refusal(file)
 
 
-def test_the_long_form_of_zip_is_read(tmp_path, monkeypatch):
+def test_the_long_form_of_zip_is_read(tmp_path, monkeypatch, limit):
     """That of archives above 4 GiB, written here for a small one."""
     written = {"a": torch.randn(100), "b": torch.randn(50)}
     file = save(tmp_path / "x.ckpt", written)
-    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10)
+    limit(zipfile, ZIP64_LIMIT=10)
     rewrite(file)
     monkeypatch.undo()
     assert b"PK\6\6" in file.read_bytes()

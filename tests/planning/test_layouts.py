@@ -21,9 +21,9 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def nothing_measured(monkeypatch):
+def nothing_measured(limit):
     """No peaks that other tests left, and none of what a model takes however small it is."""
-    monkeypatch.setattr(costs, "LEAST_STAGE", 0)
+    limit(costs, LEAST_STAGE=0)
     (cache.cache_folder() / "peaks.json").unlink(missing_ok=True)
 
 
@@ -123,12 +123,15 @@ def test_the_unet_stays_where_it_fits(model):
     assert turbo("memory=1GiB", device="cuda:0", free=1 << 20)
 
 
-def test_what_compiles(monkeypatch):
+def test_what_compiles(monkeypatch, system, installed, tmp_path):
     def chosen(*overrides, device="cpu"):
         return choices.choose_compiler(settings.compose([*overrides]), device)
 
-    monkeypatch.setattr(choices, "_can_build", lambda: True)
-    monkeypatch.setattr(choices, "find_spec", lambda name: name == "openvino")
+    (tmp_path / "compiler").touch(mode=0o755)
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setenv("CXX", str(tmp_path / "compiler"))
+    system(choices.sysconfig, get_paths=lambda: {"include": str(tmp_path)})
+    installed("openvino")
     assert chosen() == chosen("compile=auto") == chosen("compile=false", "turbo=false") == "none"
     assert chosen("compile=true") == chosen("compile=true", "turbo=true", device="cuda:0") == "inductor"
     assert chosen("compile=openvino") == "openvino"
@@ -136,18 +139,18 @@ def test_what_compiles(monkeypatch):
         chosen("compile=openvino", "turbo=false")
     with pytest.raises(SettingError, match="compile=openvino: is for device=cpu; on cuda:0"):
         chosen("compile=openvino", device="cuda:0")
-    monkeypatch.setattr(choices, "find_spec", lambda name: None)
+    installed("openvino", there=False)
     with pytest.raises(SettingError, match=r"pip install 'manifest-runner\[openvino\]'"):
         chosen("compile=openvino")
 
 
-def test_inductor_needs_a_compiler_on_a_cpu(monkeypatch, model, tmp_path):
+def test_inductor_needs_a_compiler_on_a_cpu(monkeypatch, system, model, tmp_path):
     monkeypatch.setenv("CXX", str(tmp_path / "none"))
     with pytest.raises(SettingError, match=r"compile=true: needs a C\+\+ compiler"):
         choices.decide(settings.compose(["compile=true"]), model, "cpu", None)
     assert choices.choose_compiler(settings.compose(["compile=true"]), "cuda:0") == "inductor"
     (tmp_path / "none").touch(mode=0o755)
-    monkeypatch.setattr(choices.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    system(choices.sysconfig, get_paths=lambda: {"include": str(tmp_path)})
     with pytest.raises(SettingError, match="the headers of Python"):
         choices.choose_compiler(settings.compose(["compile=true"]), "cpu")
     (tmp_path / "Python.h").touch()
@@ -210,13 +213,13 @@ def test_memory_grows_with_what_needs_it():
     assert needed(512, device="cuda:0") < needed(512)
 
 
-def test_a_small_model_on_a_cpu_takes_more_than_its_weights_and_layers(model, monkeypatch):
+def test_a_small_model_on_a_cpu_takes_more_than_its_weights_and_layers(model, limit):
     def least(device):
         made = Execution(dtype="float32", costs=costs.model_costs(model, device, "float32", 100 << 20))
         return min(layout.peak for layout in made.layouts(64, 64))
 
     without = least("cpu"), least("cuda:0")
-    monkeypatch.setattr(costs, "LEAST_STAGE", 200 << 20)
+    limit(costs, LEAST_STAGE=200 << 20)
     assert (least("cpu"), least("cuda:0")) == (300 << 20, without[1])
     assert without[0] < 140 << 20
 

@@ -171,13 +171,13 @@ def test_no_run_folder_is_said(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_keeps_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_old_report(tmp_path: Path, system) -> None:
     before = Built(run_folder(tmp_path, [make_item()])).html.read_bytes()
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "write", full)
+    system(os, write=full)
     with pytest.raises(FolderUnwritable):
         Built(tmp_path)
     assert (tmp_path / "gallery.html").read_bytes() == before

@@ -83,21 +83,21 @@ def test_the_sheet_shows_the_pictures_in_their_places(tmp_path: Path) -> None:
     assert image.getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_a_large_sheet_is_scaled_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_sheet_is_scaled_down(tmp_path: Path, limit) -> None:
     pictures = read(run_folder(tmp_path, matrix(4, 5)))
     whole = render_grid(pictures)
-    monkeypatch.setattr(sheet, "MAX_PIXELS", 200_000)
+    limit(sheet, MAX_PIXELS=200_000)
     image = render_grid(pictures)
     assert image.width * image.height <= 200_000 < whole.width * whole.height
 
 
-def test_a_sheet_too_large_shows_the_first_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sheet, "MAX_SIDE", 3)
+def test_a_sheet_too_large_shows_the_first_and_says_so(tmp_path: Path, limit) -> None:
+    limit(sheet, MAX_SIDE=3)
     pictures = read(run_folder(tmp_path, matrix(4, 5)))
     found = sheet._arrange(pictures)
     assert (len(found.rows), len(found.columns), len(found.cells), len(found.loose)) == (3, 3, 9, 0)
     assert sheet._footer(pictures, 9).startswith("the first 9 of 20 items")
-    monkeypatch.setattr(sheet, "MAX_PICTURES", 4)
+    limit(sheet, MAX_PICTURES=4)
     assert len(sheet._arrange(pictures).cells) == 3
     assert len(sheet._arrange(read(run_folder(tmp_path / "one", matrix(1, 9)))).loose) == 4
 

@@ -111,7 +111,7 @@ def test_a_job_waits_for_the_others_and_can_be_cancelled_meanwhile(open_studio):
         assert here.ahead(third) == 0
     assert [job.state for job in (first, second, third)] == [web_jobs.STOPPED, web_jobs.STOPPED, web_jobs.DONE]
     assert not second.pictures
-    assert not (second.store.folder / "records.jsonl").exists()
+    assert not (second.folder / "records.jsonl").exists()
     assert len(third.pictures) == 2
 
 
@@ -185,13 +185,8 @@ def test_a_fault_breaks_the_job_and_the_next_one_works(open_studio):
     assert after.state == web_jobs.DONE
 
 
-def test_failed_pictures_are_told_by_their_seeds(open_studio, monkeypatch):
-    from runner.engine import denoise
-
-    def draw(*_):
-        raise ValueError("no noise today")
-
-    monkeypatch.setattr(denoise, "draw_noise", draw)
+def test_failed_pictures_are_told_by_their_seeds(open_studio, no_noise):
+    no_noise()
     with open_studio() as here:
         job = here.press(here.usual_form() | QUICK)
         job.wait()

@@ -32,8 +32,8 @@ def test_a_job_whose_turn_has_come_loads_the_model(job):
     assert describe(job, 0).count("loading the model") == 1
 
 
-def test_a_running_job_says_how_far_it_is(job, monkeypatch):
-    monkeypatch.setattr(jobs.time, "monotonic", lambda: 100.0)
+def test_a_running_job_says_how_far_it_is(job, system):
+    system(jobs.time, monotonic=lambda: 100.0)
     job.note(RunStarted(wanted=8, missing=8))
     assert "0 of 8 pictures" in describe(job, 0)
     assert "left" not in describe(job, 0)
@@ -42,7 +42,7 @@ def test_a_running_job_says_how_far_it_is(job, monkeypatch):
     job.note(WaveStarted(items=(None,) * 4))
     job.note(StepDone(step=5, steps=10))
     assert job.share == 0.75
-    monkeypatch.setattr(jobs.time, "monotonic", lambda: 400.0)
+    system(jobs.time, monotonic=lambda: 400.0)
     assert "1:40 left" in describe(job, 0)
     assert "width: 75.0%" in describe(job, 0)
 

@@ -19,12 +19,12 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def quick(tmp_path, monkeypatch):
+def quick(tmp_path, monkeypatch, limit):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(probes, "LEAST_CALLS", 2)
-    monkeypatch.setattr(probes, "ENOUGH", 0.0)
-    monkeypatch.setattr(probes, "CHANNELS", 32)
-    monkeypatch.setattr(probes, "SIDE", 16)
+    limit(probes, LEAST_CALLS=2)
+    limit(probes, ENOUGH=0.0)
+    limit(probes, CHANNELS=32)
+    limit(probes, SIDE=16)
     monkeypatch.chdir(tmp_path)
 
 

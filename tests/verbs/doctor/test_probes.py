@@ -15,9 +15,9 @@ from runner.verbs.doctor.probes import TYPES, measure, probe_large_layers, probe
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(probes, "LEAST_CALLS", 2)
-    monkeypatch.setattr(probes, "ENOUGH", 0.0)
+def quick(limit):
+    limit(probes, LEAST_CALLS=2)
+    limit(probes, ENOUGH=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +89,10 @@ def test_a_number_type_without_kernels_is_a_problem_and_no_crash():
     assert (probe.finite, probe.seconds, probe.problem) == (False, None, "\"conv\" not implemented for 'Half'")
 
 
-def test_the_first_call_is_not_counted(monkeypatch):
+def test_the_first_call_is_not_counted(system, limit):
     clock = iter([0.0, 100.0, 100.0, 103.0, 103.0, 105.0])
-    monkeypatch.setattr(probes, "LEAST_CALLS", 3)
-    monkeypatch.setattr(probes.time, "perf_counter", lambda: next(clock))
+    limit(probes, LEAST_CALLS=3)
+    system(probes.time, perf_counter=lambda: next(clock))
     probe, _ = measure("unet", "float32", lambda: torch.ones(1), None)
     assert probe.seconds == 2.0
 
@@ -104,9 +104,9 @@ def test_how_far_it_is_from_float32():
     assert (unknown.finite, unknown.relative) == (True, None)
 
 
-def test_large_layers_in_the_types_that_may_be_chosen(monkeypatch):
-    monkeypatch.setattr(probes, "CHANNELS", 16)
-    monkeypatch.setattr(probes, "SIDE", 8)
+def test_large_layers_in_the_types_that_may_be_chosen(limit):
+    limit(probes, CHANNELS=16)
+    limit(probes, SIDE=8)
     with torch.inference_mode():
         full, half = probe_large_layers("cpu")
     assert (full.dtype, half.dtype) == ("float32", "bfloat16")

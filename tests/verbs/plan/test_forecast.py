@@ -4,6 +4,7 @@ import orjson
 import pytest
 from builders import make_execution, make_item, record
 
+from runner.machine.describe import device_name
 from runner.verbs.plan import forecast
 from runner.verbs.plan.forecast import Kind, Made
 
@@ -11,15 +12,10 @@ MODEL = {"unet_encode": "abc"}
 HERE = make_execution()
 
 
-@pytest.fixture(autouse=True)
-def machine(monkeypatch):
-    monkeypatch.setattr(forecast, "device_name", lambda device: "A fast one")
-
-
 def done(item, seconds=None, run=None, **changes):
     run = {
         "device": "cpu",
-        "device_name": "A fast one",
+        "device_name": device_name("cpu"),
         "dtypes": {"unet_encode": "float32"},
         "turbo": True,
         "unet_bs": 4,
@@ -140,10 +136,10 @@ def test_torn_lines_and_missing_files_do_no_harm(tmp_path):
     assert len(read(folder, tmp_path / "nowhere", tmp_path / "b")) == 1
 
 
-def test_only_the_tail_of_a_file_is_read(tmp_path, monkeypatch):
+def test_only_the_tail_of_a_file_is_read(tmp_path, limit):
     folder = write(tmp_path / "a", *(done(make_item(number=n)) for n in range(50)))
-    monkeypatch.setattr(forecast, "LINES_READ", 7)
+    limit(forecast, LINES_READ=7)
     assert sum(each.kinds.total() for each in read(folder)) == 7
     last = (folder / "records.jsonl").read_bytes().splitlines(keepends=True)[-3:]
-    monkeypatch.setattr(forecast, "TAIL_BYTES", len(b"".join(last)) - 1)
+    limit(forecast, TAIL_BYTES=len(b"".join(last)) - 1)
     assert sum(each.kinds.total() for each in read(folder)) == 2

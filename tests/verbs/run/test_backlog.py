@@ -5,17 +5,21 @@ from types import SimpleNamespace
 import pytest
 from builders import make_item
 
+from runner.item import item_id
 from runner.verbs.run import backlog
 from runner.verbs.run.backlog import Backlog
 
 
 class Index:
-    """What a ledger would say."""
+    """What a ledger would say, of items by their seeds."""
 
     def __init__(self, done=(), failures=None, lost=()):
-        self.done, self.lost, self.counts = set(done), set(lost), failures or {}
+        self.done, self.lost = set(map(id_of, done)), set(map(id_of, lost))
+        self.counts = {id_of(seed): count for seed, count in (failures or {}).items()}
+        self.asked = []
 
     def is_done(self, identity):
+        self.asked.append(identity)
         return identity in self.done
 
     def failures(self, identity):
@@ -23,6 +27,10 @@ class Index:
 
     def images(self):
         return {identity: f"images/{identity}.png" for identity in self.done | self.lost}
+
+
+def id_of(seed):
+    return item_id(make_item(seed=seed))
 
 
 def ask(seeds, limit=None, attempts=3):
@@ -38,15 +46,10 @@ def seeds(found):
     return [item.seed for item in found]
 
 
-@pytest.fixture(autouse=True)
-def seeds_are_ids(monkeypatch):
-    monkeypatch.setattr(backlog, "item_id", lambda item: item.seed)
-
-
 @pytest.fixture(params=[10_000, 3, 1])
-def counted(request, monkeypatch):
+def counted(request, limit):
     """However many items are counted beforehand."""
-    monkeypatch.setattr(backlog, "COUNTED", request.param)
+    limit(backlog, COUNTED=request.param)
     return request.param
 
 
@@ -74,13 +77,12 @@ def test_the_number_is_right_where_all_are_counted_or_no_file_was_lost(counted):
     assert Backlog(ask(range(100), limit=20), Index()).missing == 20
 
 
-def test_only_the_counted_items_are_looked_at_before_the_first_one(monkeypatch):
-    monkeypatch.setattr(backlog, "COUNTED", 4)
-    request, looked = ask(range(100)), []
-    monkeypatch.setattr(backlog, "item_id", lambda item: looked.append(item.seed) or item.seed)
-    found = Backlog(request, Index())
+def test_only_the_counted_items_are_looked_at_before_the_first_one(limit):
+    limit(backlog, COUNTED=4)
+    index = Index()
+    found = Backlog(ask(range(100)), index)
     assert next(iter(found)).seed == 0
-    assert looked == [0, 1, 2, 3]
+    assert index.asked == [id_of(seed) for seed in range(4)]
 
 
 def test_items_that_failed_too_often_are_given_up(counted):
@@ -104,7 +106,7 @@ def test_pictures_that_nobody_asks_for_are_known_once_all_items_were_seen(counte
     found = Backlog(ask(range(5)), Index(done={3, 8, 9}))
     assert counted > 5 or found.unwanted() == []
     assert seeds(found) == [0, 1, 2, 4]
-    assert sorted(found.unwanted()) == ["images/8.png", "images/9.png"]
+    assert set(found.unwanted()) == {f"images/{id_of(seed)}.png" for seed in (8, 9)}
 
 
 def test_a_limited_run_does_not_know_what_is_unwanted():

@@ -111,8 +111,8 @@ def test_other_weights_are_a_difference_even_if_the_bytes_are_the_same(png):
     assert found.message == "the pixels are those of the rendering"
 
 
-def test_an_encoder_that_writes_other_bytes_is_a_difference(png, monkeypatch):
-    monkeypatch.setattr(codec, "PNG_LEVEL", 9)
+def test_an_encoder_that_writes_other_bytes_is_a_difference(png, limit):
+    limit(codec, PNG_LEVEL=9)
     found = png.find(env=(("torch", "2.0"), ("pillow", "13")))
     assert (found.state, found.message) == ("differs", "the pixels are those of the rendering")
     assert found.changed == {"pillow": (None, "13")}

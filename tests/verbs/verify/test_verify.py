@@ -1,6 +1,7 @@
 """`verify` from a run folder to its report, on small components."""
 
 import json
+import os
 import shutil
 from importlib.util import find_spec
 
@@ -182,13 +183,19 @@ def test_a_weight_that_was_changed_is_named_by_its_fragment(verify, folder, made
     assert all(problem["distance"]["greatest"] for problem in report["problems"] if problem["image"].endswith("png"))
 
 
-def test_every_byte_of_the_weights_is_read_again(verify, folder, monkeypatch):
-    monkeypatch.setattr(fingerprints, "CACHED_SIZE", 0)
-    asked = []
-    original = fingerprints._hash_fragments
-    monkeypatch.setattr(fingerprints, "_hash_fragments", lambda model: asked.append(model.name) or original(model))
-    assert verify("sample=1")[0] == verify("sample=1")[0] == 0
-    assert asked.count("tiny") == 2
+def test_every_byte_of_the_weights_is_read_again(verify, folder, made, limit):
+    limit(fingerprints, CACHED_SIZE=0)
+    assert verify("sample=1")[0] == 0
+    [file] = (made / "tiny/vae").glob("*.safetensors")
+    content, stat = file.read_bytes(), file.stat()
+    try:
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # so that what is remembered still seems to hold
+        assert verify("sample=1")[0] != 0
+    finally:
+        file.write_bytes(content)
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert verify("sample=1")[0] == 0
 
 
 def test_damage_is_told_apart(verify, folder):
@@ -236,15 +243,8 @@ def test_an_init_picture_that_is_gone_or_another_one(verify, folder):
     assert verify()[1]["counts"]["missing"] == 2
 
 
-def test_items_that_can_not_be_rendered_again_are_code_3_if_nothing_else_is_wrong(verify, folder, monkeypatch):
-    original = denoise.draw_noise
-
-    def draw(items, *rest):
-        if any(item.seed == 9 for item in items):
-            raise ValueError("no noise today")
-        return original(items, *rest)
-
-    monkeypatch.setattr(denoise, "draw_noise", draw)
+def test_items_that_can_not_be_rendered_again_are_code_3_if_nothing_else_is_wrong(verify, folder, no_noise):
+    no_noise(9)
     code, report = verify()
     assert code == 3
     problem = only(report["problems"])
@@ -315,10 +315,10 @@ def test_weights_that_are_not_where_they_were(verify, folder, made, capsys):
     assert verify(f"model.path={made / 'tiny'}", "sample=2")[0] == 0
 
 
-def test_many_problems_are_counted_and_the_first_ones_shown(folder, capsys, monkeypatch):
+def test_many_problems_are_counted_and_the_first_ones_shown(folder, capsys, limit):
     from runner.verbs.verify import verify as verb
 
-    monkeypatch.setattr(verb, "SHOWN", 2)
+    limit(verb, SHOWN=2)
     for path in (folder / "images").rglob("*.png"):
         path.unlink()
     assert cli.main(["verify", str(folder)]) == 5
