@@ -56,5 +56,5 @@ WITH_ETA = tuple(name for name, sampler in SAMPLERS.items() if sampler.eta)
 
 
 def model_calls(sampler: str, steps: int) -> int:
-    """How many predictions a sampler asks the model for in so many steps."""
+    """How many predictions a sampler asks the model for in a number of steps."""
     return SAMPLERS[sampler].calls(steps) if steps else 0

@@ -95,7 +95,9 @@ def test_another_number_of_rows_changes_no_more_than_the_rounding(ask, whole):
     request = ask("unet_bs=6", "limit=6")
     list(running.run(request))
     for record in iterate_records(request.store):
-        ours, other = (np.asarray(Image.open(run.folder / record["image"])).astype(int) for run in (request, whole))
+        ours, other = (
+            np.asarray(Image.open(run.store.folder / record["image"])).astype(int) for run in (request, whole)
+        )
         assert np.abs(ours - other).max() <= 2
 
 

@@ -117,3 +117,10 @@ from runner.verbs.run.run import run
 request = read_request(Path({str(manifest)!r}), settings.compose(["out={tmp_path / "out"}"]))
 assert list(run(request, FakeEngine()))[-1].done == 3"""
     assert heavy_after(code) == []
+
+
+def test_tests_replace_no_private_names_and_few_functions():
+    tests = [path.read_text() for path in Path(__file__).parent.rglob("*.py")]
+    replaced = re.findall(r"setattr\(([^,\n]+), *\"?([\w.]+)", "\n".join(tests))
+    assert len(replaced) <= 50
+    assert not [name for _, name in replaced if name.startswith("_")]

@@ -60,8 +60,8 @@ def test_limit_and_shuffle(ask):
 
 
 def test_the_run_folder_has_the_manifests_name(ask):
-    assert str(ask(MANIFEST, "out=null").folder) == "outputs/alps"
-    assert str(ask(MANIFEST, "out=elsewhere/x").folder) == "elsewhere/x"
+    assert str(ask(MANIFEST, "out=null").store) == "outputs/alps"
+    assert str(ask(MANIFEST, "out=elsewhere/x").store) == "elsewhere/x"
 
 
 def test_defaults_from_the_command_line(ask):

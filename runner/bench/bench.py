@@ -215,7 +215,7 @@ def contenders(settings: Settings) -> list[Contender]:
         *(Contender(name=f"stock_{way}_offload", stock=Stock(half=True, offload=way)) for way in OFFLOADS if gpu),
     ]
     changes: dict[str, Mapping[str, Any]] = {
-        "runner": {},  # as it comes
+        "runner": {},  # with its usual settings
         "runner_full": {"precision": "full"},
         "runner_resident": {"turbo": True},
         "runner_streamed": {"turbo": False, "compile": False},

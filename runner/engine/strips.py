@@ -157,6 +157,6 @@ def _pieces(strips: Strips, channels: int) -> Iterator[Tensor]:
 
 
 def _split(whole: Tensor, channels: int, width: int) -> Iterator[Tensor]:
-    """Cuts rows into strips that have an even number of rows and are of fitting size with so many channels."""
+    """Cuts rows into strips that have an even number of rows and whose size fits, at this number of channels."""
     rows = max(LEAST_ROWS, strip_elements(whole.device.type) // (channels * width) // 2 * 2)
     yield from torch.split(whole, rows, 2)

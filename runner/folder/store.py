@@ -106,7 +106,7 @@ class LocalStore:
             atomic_write(Path(self._path(name)), data)
 
     def open(self, name: str) -> BufferedReader:
-        # Opening a pipe would wait for ever.
+        # Opening a pipe would never return.
         descriptor = os.open(self._path(name), os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
@@ -188,7 +188,7 @@ class LocalStore:
 
     def _open_to_append(self, name: str) -> int:
         path = self._path(name)
-        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
+        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would never return
             raise FolderUnwritable(f"'{path}' is not a file; choose another 'out='")
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         flush_folder(self.folder)

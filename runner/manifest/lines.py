@@ -227,7 +227,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 def read_items(path: Path, *, allow_outside: bool = False) -> Lines:
     """The items of a file of JSON lines, all of them checked, none of them kept."""
-    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+    if path.exists() and not path.is_file():  # opening a pipe would never return
         raise ManifestError("can't read it, since it is not a file", Location(path))
     try:
         items = Lines(path, allow_outside)

@@ -46,7 +46,7 @@ def find_init(node: Node, folder: Path, allow_outside: bool) -> Init:
     """The picture that an `init` names; it is looked at as a whole."""
     path = find_inside(node, folder, allow_outside)
     if os.path.exists(path) and not path.is_file():
-        raise node.error(f"init: {node} is not a file")  # opening a pipe would wait for ever
+        raise node.error(f"init: {node} is not a file")  # opening a pipe would never return
     try:
         return inits.examine(path)
     except inits.InitError as error:

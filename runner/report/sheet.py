@@ -60,7 +60,7 @@ class Measures:
 def render_grid(pictures: Sequence[Picture], per_row: int | None = None) -> Image.Image:
     """The contact sheet: rows are the first axis, columns all the others; without two axes a plain square.
 
-    With `per_row` it is plain as well, and has so many pictures in a row.
+    With `per_row` it is plain as well; that is the number of pictures in a row.
     """
     sheet = _arrange(pictures, per_row)
     measures = _fit(sheet, pictures)
@@ -297,7 +297,7 @@ def _write(
     colour: str,
     bottom: int = 0,
 ) -> None:
-    """Text in at most so many lines, cut with an ellipsis; at the bottom of a height if one is given."""
+    """Writes text in at most `most` lines, cut with an ellipsis; at the bottom of a height if one is given."""
     lines = _wrap(text, font, width, most)
     height = _line_height(font)
     top = corner[1] + max(0, bottom - len(lines) * height)

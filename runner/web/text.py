@@ -17,7 +17,7 @@ FAILURES_SHOWN = 5
 
 
 def describe(job: Job, ahead: int) -> str:
-    """How far a job is, or how it ended; `ahead` of it are so many others."""
+    """How far a job is, or how it ended; `ahead` is how many others come first."""
     if job.state == WAITING and ahead:
         return _state(f"<p>waiting for {ahead} other{'s' * (ahead > 1)}</p>")
     if job.state in (WAITING, LOADING):

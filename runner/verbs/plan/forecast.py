@@ -150,7 +150,7 @@ def _work(kinds: Counter[Kind], unet_bs: int) -> dict[str, int]:
 
 
 def _call_rows(rows: Mapping[int, int], unet_bs: int) -> int:
-    """Rows that go through the UNet, padding included, for so many rows by the number of calls that each takes part in.
+    """Rows that go through the UNet, padding included; `rows` counts rows by how many calls each takes part in.
 
     In each step the rows that aren't finished share calls of `unet_bs` rows, of which the last one is filled up.
     """

@@ -225,7 +225,7 @@ class Linter:
         return new
 
     def read_kinds(self, kinds: Mapping[tuple[Model, Kind], int], samples: Mapping[tuple[Model, Kind], Item]) -> None:
-        """Checks the kinds of pictures by each model, of which there are so many, and an item of each."""
+        """Checks the kinds of pictures by each model, with their numbers and an item of each."""
         for (model, kind), count in kinds.items():
             for find, check in KIND_CHECKS:
                 for text in find(kind, self._request.models[model]):
