@@ -89,7 +89,8 @@ def read_request(target: Path, settings: Settings) -> Request:
     found = _find_models(source.asked, settings)
     models = dict(found.values())
     _check_lengths(
-        source.texts, [ClipTokenizer(files.path / "tokenizer", files.pad_token) for files in models.values()]
+        source.texts,
+        [ClipTokenizer(files.path / "tokenizer", files.pad_token, files.vocabulary) for files in models.values()],
     )
     store = store_at(settings.out or OUTPUTS / source.name)
     drawn = _draw_seeds(source.without_seed, store)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from runner.device.component import Component
 from runner.engine import samplers
-from runner.engine.conditions import Conditions, empty, stack, unet_call
+from runner.engine.conditions import Conditions, embed_guidance, empty, stack, unet_call
 from runner.engine.text import combine
 from runner.errors import ModelError
 from runner.item import Item
@@ -96,12 +96,17 @@ def start_trajectory(
         skip=first.skipped_steps,
     )
     run = samplers.start(first.sampler, schedule, steps=first.steps, eta=first.eta, begin=begin)
-    guided = [index for index, item in enumerate(items) if item.guided]
-    told = [combine(item, embeddings) for item in items] + [embeddings[items[index].negative] for index in guided]
+    # A model that is told the scale guides itself, in one row (Luo et al. 2023).
+    width = unet.config.get("time_cond_proj_dim")
+    guided = [] if width else [index for index, item in enumerate(items) if item.guided]
+    rows = [Conditions(context=combine(item, embeddings)) for item in items]
+    rows += [Conditions(context=embeddings[items[index].negative]) for index in guided]
+    if width:
+        rows = [replace(row, guidance=embed_guidance(item.scale, width)) for row, item in zip(rows, items, strict=True)]
     trajectory = Trajectory(
         items=tuple(items),
         run=run,
-        conditions=[Conditions(context=embedding).to(device, unet.dtype) for embedding in told],
+        conditions=[row.to(device, unet.dtype) for row in rows],
         guided=torch.tensor(guided, dtype=torch.long, device=device),
         scale=torch.tensor([items[index].scale for index in guided], device=device).view(-1, 1, 1, 1),
     )

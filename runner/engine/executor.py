@@ -52,7 +52,7 @@ class Executor:
 
     def __init__(self, model: ModelFiles, execution: Execution) -> None:
         self.model, self.execution = model, execution
-        self.tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token)
+        self.tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token, model.vocabulary)
         device, dtype = torch.device(execution.device), getattr(torch, execution.dtype)
         self._heap = process_heap() if execution.device == "cpu" else Heap()
         if execution.device == "cpu":

@@ -29,7 +29,7 @@ from runner.device.component import Component
 from runner.device.lanes import Lanes
 from runner.engine.conditions import Conditions, empty, unet_call
 from runner.engine.inductor import SHAPES_KEPT, Inductor
-from runner.errors import FolderUnwritable, ModelError
+from runner.errors import FolderUnwritable, SettingError, ModelError
 from runner.files import writing_to
 from runner.machine.cache import cache_folder
 from runner.model.files import ModelFiles
@@ -53,6 +53,8 @@ def compile_unet(unet: Component, model: ModelFiles, execution: Execution) -> No
     if execution.compiler == INDUCTOR:
         unet.substitute = Inductor(unet)
     elif execution.compiler == OPENVINO:
+        if unet.config.get("time_cond_proj_dim"):
+            raise SettingError(f"compile=openvino: {model.path} has a UNet that is told the scale; set compile=false")
         exact = execution.dtype == "float32"
         precision = "f32" if exact else "bf16"
         lanes = unet.place.count if isinstance(unet.place, Lanes) else 0

@@ -15,6 +15,7 @@ k-diffusion's, whose noise diffusers can't take from an image's own generator.
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from torch import Tensor
 
 from runner.keys import MOST_STEPS
 
-LINSPACE = "linspace"
+LINSPACE, TRAILING = "linspace", "trailing"
+LEAST_ALPHA = 2.0**-24  # what diffusers takes for an alpha of zero, of which the noise would be infinite
 LCM_STEPS = 50  # of the time steps that latent consistency models are distilled on
 
 
@@ -51,34 +53,62 @@ SamplerRun = Generator[ModelCall, Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseSchedule:
-    """The noise that a model was trained with, and what it predicts: `epsilon`, `v_prediction`, or `auto` (unknown)."""
+    """The noise that a model was trained with, and what it predicts: `epsilon`, `v_prediction`, or `auto` (unknown).
+
+    With `zero_snr` nothing of the picture is left at the last training step (Lin et al. 2024); with `trailing` every
+    sampler begins there. `betas` replace the other three values where they are given. With `ends_clean` DDIM and PLMS
+    take the end of their last step for free of noise, not for the first training step.
+    """
 
     train_steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
     beta_schedule: str = "scaled_linear"
+    betas: tuple[float, ...] | None = None
     prediction: str = "epsilon"
+    zero_snr: bool = False
+    trailing: bool = False
+    ends_clean: bool = False
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
         """From a diffusers `scheduler_config.json`, whose own scheduler doesn't matter."""
         return cls(
             train_steps=int(config["num_train_timesteps"]),
-            beta_start=float(config["beta_start"]),
-            beta_end=float(config["beta_end"]),
-            beta_schedule=str(config["beta_schedule"]),
+            beta_start=float(config.get("beta_start", 0.00085)),
+            beta_end=float(config.get("beta_end", 0.012)),
+            beta_schedule=str(config.get("beta_schedule", "scaled_linear")),
+            betas=None if config.get("trained_betas") is None else tuple(config["trained_betas"]),
             prediction=str(config.get("prediction_type", "epsilon")),
+            zero_snr=bool(config.get("rescale_betas_zero_snr")),
+            trailing=config.get("timestep_spacing") == TRAILING,
+            ends_clean=bool(config.get("set_alpha_to_one", False)),
         )
 
-    def scheduler_settings(self) -> dict[str, Any]:
-        """The same in diffusers' words."""
+    def betas_settings(self) -> dict[str, Any]:
+        """The noise in diffusers' words, before it is rescaled."""
         return {
             "num_train_timesteps": self.train_steps,
             "beta_start": self.beta_start,
             "beta_end": self.beta_end,
             "beta_schedule": self.beta_schedule,
-            "prediction_type": self.prediction,
+            "trained_betas": None if self.betas is None else list(self.betas),
         }
+
+    def make(self, scheduler: str, **settings: Any) -> Any:
+        """A scheduler of diffusers with this noise."""
+        kind = getattr(diffusers, scheduler)
+        taken = inspect.signature(kind.__init__).parameters
+        chosen = settings | self.betas_settings() | {"prediction_type": self.prediction}
+        if self.zero_snr and "rescale_betas_zero_snr" in taken:
+            chosen["rescale_betas_zero_snr"] = True
+        elif self.zero_snr:
+            chosen["trained_betas"] = _with_zero_snr(self).tolist()
+        if self.trailing and "timestep_spacing" in settings:
+            chosen["timestep_spacing"] = TRAILING
+        if self.ends_clean and "set_alpha_to_one" in settings:
+            chosen["set_alpha_to_one"] = True
+        return kind(**chosen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +149,8 @@ def _by_scheduler(
     def run(schedule: NoiseSchedule, steps: int, eta: float, begin: Start) -> SamplerRun:
         chosen = dict(settings)
         if steps == 1 and chosen.get("timestep_spacing") == LINSPACE:
-            chosen["timestep_spacing"] = "trailing"  # of a single step linspace takes the end without noise
-        made = getattr(diffusers, scheduler)(**schedule.scheduler_settings(), **chosen)
+            chosen["timestep_spacing"] = TRAILING  # of a single step linspace takes the end without noise
+        made = schedule.make(scheduler, **chosen)
         extra: dict[str, Any] = {"generator": begin.generators} if noisy else {}
         if takes_eta:
             extra["eta"] = eta
@@ -239,9 +269,18 @@ def _slope(schedule: NoiseSchedule, latents: Tensor, sigma: float) -> Generator[
 
 
 @functools.cache
+def _with_zero_snr(schedule: NoiseSchedule) -> np.ndarray[Any, Any]:
+    """The betas with zero terminal SNR, for schedulers that don't rescale them; the last alpha is all but zero."""
+    made = diffusers.DDPMScheduler(**schedule.betas_settings(), rescale_betas_zero_snr=True)
+    alphas = made.alphas_cumprod.double().numpy().clip(LEAST_ALPHA)
+    return 1 - np.concatenate([alphas[:1], alphas[1:] / alphas[:-1]])
+
+
+@functools.cache
 def _training_sigmas(schedule: NoiseSchedule) -> np.ndarray[Any, Any]:
     """The noise's standard deviation over the signal's, one for each training step, rising."""
-    made = diffusers.DDPMScheduler(**schedule.scheduler_settings())
+    rescaled = {"trained_betas": _with_zero_snr(schedule).tolist()} if schedule.zero_snr else {}
+    made = diffusers.DDPMScheduler(**schedule.betas_settings() | rescaled)
     alphas = made.alphas_cumprod.double().numpy()
     return np.asarray(((1 - alphas) / alphas) ** 0.5)
 
@@ -256,6 +295,8 @@ def _even_sigmas(schedule: NoiseSchedule, steps: int) -> list[float]:
     """The sigmas of evenly spaced time steps, from the last one down, and 0."""
     training = _training_sigmas(schedule)
     times = np.linspace(schedule.train_steps - 1, 0, steps)
+    if schedule.trailing:
+        times = np.linspace(schedule.train_steps, 0, steps, endpoint=False).round() - 1
     return [*np.interp(times, np.arange(len(training)), training).tolist(), 0.0]
 
 

@@ -22,7 +22,9 @@ from runner.keys import SIZE_STEP
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Crop = tuple[int, int, int, int]  # left, top, right, bottom
 
-MOST_PIXELS = 100_000_000
+MOST_PIXELS = 1 << 26  # which take at most half a GiB
+STRIP = 512  # rows that are made opaque at once
+WIDE_WHITES = (1, 255, 65535)  # what white may be in numbers of more than a byte
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
 
@@ -64,8 +66,9 @@ def examine(path: Path) -> Init:
         InitError: it is missing, broken, cut off, enormous, or no picture.
     """
     with _readable(path) as picture:
-        upright = ImageOps.exif_transpose(picture)
-        width, height = upright.size
+        ImageOps.exif_transpose(picture, in_place=True)
+        _check_values(path, picture)
+        width, height = picture.size
     return Init(path=path, sha256=sha256_of(path), width=width, height=height)
 
 
@@ -78,17 +81,48 @@ def load(path: Path, sha256: str, crop: Crop | None, width: int, height: int) ->
     with _readable(path) as picture:
         if sha256_of(path) != sha256:
             raise InitError(f"{path}: was changed since the item was made")
-        upright = flatten(ImageOps.exif_transpose(picture))
-        cut = upright.crop(crop) if crop else upright
+        ImageOps.exif_transpose(picture, in_place=True)
+        levels = _in_bytes(picture)
+        cut = flatten(levels.crop(crop) if crop else levels)
         return np.asarray(cut.resize((width, height), Image.Resampling.LANCZOS))
 
 
 def flatten(picture: Image.Image) -> Image.Image:
     """The picture in RGB; transparent pixels become white."""
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return picture.convert("RGB")
+    if not picture.has_transparency_data:
+        return _in_bytes(picture).convert("RGB")
+    opaque = Image.new("RGB", picture.size)
+    for top in range(0, picture.height, STRIP):
+        box = (0, top, picture.width, min(top + STRIP, picture.height))
+        rgba = picture.crop(box).convert("RGBA")
+        opaque.paste(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba), box[:2])
+    return opaque
+
+
+def _is_wide(picture: Image.Image) -> bool:
+    """Whether a pixel is one number of more than a byte: 16 or 32 bits, or a fraction."""
+    return picture.mode == "F" or picture.mode.startswith("I")
+
+
+def _check_values(path: Path, picture: Image.Image) -> None:
+    if _is_wide(picture):
+        values = np.asarray(picture)
+        if not np.isfinite(values).all() or values.min() < 0 or values.max() > WIDE_WHITES[-1]:
+            raise InitError(f"{path}: has numbers that are no brightness; save it with 8 or 16 bits a channel")
+
+
+def _in_bytes(picture: Image.Image) -> Image.Image:
+    """A picture of 16 bits or of fractions in 256 levels; others as they are. Pillow would cut the levels off.
+
+    White is 65535 with 16 bits. In wider numbers it is the first of 1, 255 and 65535 that none exceeds.
+    """
+    if not _is_wide(picture):
+        return picture
+    values = np.asarray(picture)
+    white = WIDE_WHITES[-1] if picture.mode.startswith("I;16") else next(w for w in WIDE_WHITES if values.max() <= w)
+    if picture.mode == "I" and picture.format == "PNG":
+        white = WIDE_WHITES[-1]
+    return Image.fromarray((values.astype(np.float32) * (255 / white) + 0.5).astype(np.uint8))
 
 
 @contextmanager

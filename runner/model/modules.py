@@ -29,11 +29,10 @@ def build_module(model: ModelFiles, component: str) -> nn.Module:
     Raises:
         ModelError: the weights are not the ones that the configuration asks for.
     """
-    config = {key: value for key, value in model.configs[component].items() if not key.startswith("_")}
     try:
         with torch.device("meta"):
-            module = _construct(component, config)
-    except (ValueError, TypeError, KeyError) as error:
+            module = _construct(component, model.configs[component])
+    except Exception as error:  # numbers that don't fit each other raise almost anything
         raise ModelError(f"{model.path}: the {component}'s configuration doesn't describe a model ({error})") from error
     _restore_buffers(module)
     _check_tensors(model, component, module)
@@ -73,7 +72,7 @@ def _read_bytes(stream: FileIO, target: Tensor, stored: StoredTensor) -> None:
 
 def _construct(component: str, config: Mapping[str, Any]) -> nn.Module:
     if component == "text_encoder":
-        made: nn.Module = CLIPTextModel(CLIPTextConfig(**config))
+        made: nn.Module = CLIPTextModel(CLIPTextConfig(**config, attn_implementation="sdpa"))
         return made
     made = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[component].from_config(dict(config))
     return made

@@ -26,25 +26,46 @@ class Meant:
     """The globals that describe a table of tensors."""
 
     TENSOR = "torch._utils._rebuild_tensor_v2"
+    TYPED_TENSOR = "torch._utils._rebuild_tensor_v3"
     PARAMETER = "torch._utils._rebuild_parameter"
     DICT = "collections.OrderedDict"
     SIZE = "torch.Size"
 
 
-MEANT = {Meant.TENSOR, Meant.PARAMETER, Meant.DICT, Meant.SIZE}
+MEANT = {Meant.TENSOR, Meant.TYPED_TENSOR, Meant.PARAMETER, Meant.DICT, Meant.SIZE}
 STORAGES = {
     "torch.DoubleStorage": "F64", "torch.FloatStorage": "F32", "torch.HalfStorage": "F16",
     "torch.BFloat16Storage": "BF16", "torch.LongStorage": "I64", "torch.IntStorage": "I32", "torch.ShortStorage": "I16",
     "torch.CharStorage": "I8", "torch.ByteStorage": "U8", "torch.BoolStorage": "BOOL",
 }  # fmt: skip
-DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
-INERT = {
-    *(f"torch.{name}" for name in DTYPES), "torch.device",
-    "builtins.set", "__builtin__.set", "_codecs.encode", "argparse.Namespace", "numpy.dtype", "numpy.ndarray",
-    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
-    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+UNTYPED = ("torch.storage.UntypedStorage", "torch.UntypedStorage")  # what a typed tensor lies in
+DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
 }  # fmt: skip
-INERT_PACKAGES = ("pytorch_lightning", "lightning", "lightning_fabric", "omegaconf")
+PLAIN_TYPES = (
+    "set", "frozenset", "dict", "list", "tuple", "int", "float", "complex", "bool", "str", "bytes", "bytearray",
+    "slice", "range", "object",
+)  # fmt: skip
+INERT = {
+    *(f"torch.{name}" for name in DTYPES), *UNTYPED, "torch.device", "_codecs.encode", "argparse.Namespace",
+    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in PLAIN_TYPES),
+    "types.SimpleNamespace", "numpy.dtype", "numpy.ndarray",
+    *(f"numpy.{module}.multiarray.{name}" for module in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"numpy.{name}" for name in ("bool_", "float16", "float32", "float64", "int8", "int16", "int32", "int64")),
+}  # fmt: skip
+# What Lightning, OmegaConf and training scripts keep beside the weights.
+INERT_PACKAGES = (
+    "pytorch_lightning", "lightning", "lightning_fabric", "lightning_utilities", "omegaconf", "typing", "collections",
+    "pathlib", "datetime", "decimal", "fractions", "uuid", "enum", "diffusers", "transformers", "ldm", "torchmetrics",
+)  # fmt: skip
+# What a pickle has no honest use for: it runs programs, opens files, fetches or builds code.
+HOSTILE_PACKAGES = (
+    "os", "posix", "nt", "subprocess", "sys", "socket", "shutil", "importlib", "runpy", "ctypes", "pty", "signal",
+    "webbrowser", "urllib", "http", "requests", "pickle", "_pickle", "marshal", "code", "io", "_io", "builtins",
+    "__builtin__", "pip", "asyncio", "multiprocessing", "threading", "tempfile", "operator", "_operator", "timeit",
+    "functools", "cProfile", "pdb", "bdb", "commands", "torch.hub",
+)  # fmt: skip
 KNOWN = {*MEANT, *STORAGES, *INERT}
 
 LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -215,18 +236,24 @@ def find_global(module: Any, name: Any) -> Global:
     if not isinstance(module, str) or not isinstance(name, str):
         raise Damaged("its pickle asks for a global whose name is not text")
     full = f"{module}.{name}"
-    if full in KNOWN or full.partition(".")[0] in INERT_PACKAGES:
+    hostile = "__" in full or any(f"{full}.".startswith(f"{package}.") for package in HOSTILE_PACKAGES)
+    if full in KNOWN or (full.partition(".")[0] in INERT_PACKAGES and not hostile):
         return Global(full)
+    if hostile:
+        raise Damaged(
+            f"its pickle asks for {shorten(full)}, which no weights need; it may be hostile, and nothing of it was run"
+        )
     raise Damaged(
-        f"its pickle asks for {shorten(full)}, which no weights need; it may be hostile, and nothing of it was run"
+        f"its pickle holds an object of {shorten(full)}, which is not known here, and nothing of it was run; save the "
+        "weights alone, best as safetensors"
     )
 
 
 def find_storage(key: Any) -> Storage:
     """A storage by its persistent id: `("storage", type, key, device, length)`."""
     match key:
-        case ("storage", Global(name), str(entry), _, int()) if name in STORAGES:
-            return Storage(STORAGES[name], entry)
+        case ("storage", Global(name), str(entry), _, int()) if name in STORAGES or name in UNTYPED:
+            return Storage(STORAGES.get(name, "U8"), entry)
     raise Damaged("a tensor's storage is described in an unknown way")
 
 
@@ -237,6 +264,9 @@ def make(wanted: Any, arguments: Any) -> Any:
     match wanted.name, arguments:
         case Meant.TENSOR, (Storage() as storage, offset, tuple(shape), tuple(strides), *_):
             return PickledTensor(storage, offset, shape, strides)
+        case Meant.TYPED_TENSOR, (Storage() as storage, offset, tuple(shape), tuple(strides), _, _, Global(dtype), *_):
+            kind = DTYPES.get(dtype.removeprefix("torch."))
+            return PickledTensor(Storage(kind, storage.key), offset, shape, strides) if kind else Inert()
         case Meant.PARAMETER, (PickledTensor() as tensor, *_):
             return tensor
         case Meant.DICT, ():

@@ -13,6 +13,7 @@ from runner.errors import ModelError
 
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
 WEIGHT_TYPES = ("F32", "F16", "BF16")
 HEADER_LIMIT = 100_000_000  # bytes, the limit of the safetensors format

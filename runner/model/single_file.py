@@ -14,6 +14,8 @@ from typing import Any
 
 from runner.errors import ModelError
 from runner.model.architecture import V1, V2, Family
+from runner.model.configs import SCHEDULER
+from runner.model.guess import seems_to_be
 from runner.model.safetensors import StoredTensor
 from runner.text import name_some
 
@@ -29,7 +31,14 @@ LEFTOVERS = re.compile(
 )
 OPEN_CLIP_LAYERS = 23  # of 24: what the last one makes of a text is not used
 
-NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+NOISE = {key: rule.default for key, rule in SCHEDULER.items()} | {
+    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+}  # fmt: skip
+# Empty tensors by whose names ComfyUI knows what a model was trained for.
+MARKERS: Mapping[str, Mapping[str, Any]] = {
+    "v_pred": {"prediction_type": "v_prediction"},
+    "ztsnr": {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+}
 
 OPEN_CLIP_NAMES = (
     (re.compile(r"^positional_embedding$"), "embeddings.position_embedding.weight"),
@@ -44,6 +53,7 @@ OPEN_CLIP_NAMES = (
 UNET_NAMES = (
     (re.compile(r"^time_embed\.0\."), "time_embedding.linear_1."),
     (re.compile(r"^time_embed\.2\."), "time_embedding.linear_2."),
+    (re.compile(r"^time_embed\.cond_proj\."), "time_embedding.cond_proj."),
     (re.compile(r"^input_blocks\.0\.0\."), "conv_in."),
     (re.compile(r"^out\.0\."), "conv_norm_out."),
     (re.compile(r"^out\.2\."), "conv_out."),
@@ -89,15 +99,20 @@ def read_single_file(file: Path, found: Table) -> SingleFile:
     Raises:
         ModelError: they are not those of Stable Diffusion v1 or v2; the message lists what is unexpected or missing.
     """
-    table = {name: tensor for name, tensor in found.items() if not LEFTOVERS.match(name)}
+    told = [values for name, values in MARKERS.items() if name in found]
+    table = {name: tensor for name, tensor in found.items() if not LEFTOVERS.match(name) and name not in MARKERS}
     text = TEXT_V2 if any(name.startswith(TEXT_V2) for name in table) else TEXT_V1
     _check_parts(file, table, text)
     try:
-        return _make_model(file, table, text)
+        made = _make_model(file, table, text)
     except KeyError as error:
         raise ModelError(f"{file}: missing: {error.args[0]}") from error
     except (ValueError, IndexError) as error:
         raise ModelError(f"{file}: a weight has a shape that it can't have ({error})") from error
+    scheduler = dict(made.configs["scheduler"])
+    for values in told:
+        scheduler |= values
+    return replace(made, configs={**made.configs, "scheduler": scheduler})
 
 
 def _make_model(file: Path, table: Table, text: str) -> SingleFile:
@@ -118,12 +133,14 @@ def _make_model(file: Path, table: Table, text: str) -> SingleFile:
 
 
 def _check_parts(file: Path, table: Table, text: str) -> None:
-    if any(name.startswith("conditioner.embedders.") for name in table):
-        raise ModelError(f"{file}: is a Stable Diffusion XL model; v1 and v2 are known")
     parts = {text: "text encoder", UNET: "UNet", VAE: "autoencoder"}
     missing = [f"{part} ({prefix}*)" for prefix, part in parts.items() if not any(n.startswith(prefix) for n in table)]
     if missing:
-        raise ModelError(f"{file}: is not a whole Stable Diffusion model; it has no {' and no '.join(missing)}")
+        seems = seems_to_be(table)
+        seems = f"; it seems to be {seems}" if seems else ""
+        raise ModelError(
+            f"{file}: is not a whole model of Stable Diffusion v1 or v2, it has no {' and no '.join(missing)}{seems}"
+        )
     unexpected = sorted(name for name in table if not name.startswith(tuple(parts)))
     if unexpected:
         raise ModelError(f"{file}: has weights that Stable Diffusion hasn't; unexpected: {name_some(unexpected)}")
@@ -234,8 +251,10 @@ def _unet_config(table: Table, family: Family) -> dict[str, Any]:
     channels = [table[f"down_blocks.{level}.resnets.0.conv1.weight"].shape[0] for level in levels]
     attends = [f"down_blocks.{level}.attentions.0.norm.weight" in table for level in levels]
     block = "mid_block.attentions.0"
+    guidance = table.get("time_embedding.cond_proj.weight")
     return {
         "in_channels": table["conv_in.weight"].shape[1],
+        "time_cond_proj_dim": guidance.shape[1] if guidance else None,
         "out_channels": table["conv_out.weight"].shape[0],
         "block_out_channels": channels,
         "layers_per_block": _count(table, r"down_blocks\.0\.resnets\.\d+\."),

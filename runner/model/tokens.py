@@ -6,19 +6,22 @@ ships with the package where a model has none.
 
 from __future__ import annotations
 
-import json
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from runner.errors import ModelError
+from runner.model.configs import read_json
+from runner.text import shorten
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77  # tokens, the start and the end among them
 ROOM = LENGTH - 2
+MOST_TOKENS = 1 << 24
 SHIPPED = Path(__file__).parents[1] / "models" / "emoji" / "tokenizer"
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -41,8 +44,25 @@ class Tokens:
 class ClipTokenizer:
     """CLIP's byte-pair encoding (Radford et al. 2021), by the `tokenizers` library."""
 
-    def __init__(self, tokenizer_folder: Path, pad_token: str | None = None) -> None:
-        self._tokenizer = _load(tokenizer_folder if _has_vocabulary(tokenizer_folder) else SHIPPED)
+    def __init__(self, tokenizer_folder: Path, pad_token: str | None = None, most: int | None = None) -> None:
+        """`pad_token` fills prompts up, the files' own where it is None; the text encoder knows `most` tokens.
+
+        Raises:
+            ModelError: the files can't be read, or are not CLIP's, or have more tokens than the text encoder.
+        """
+        folder = tokenizer_folder if _has_vocabulary(tokenizer_folder) else SHIPPED
+        try:
+            self._tokenizer = _load(folder)
+        except ModelError:
+            raise
+        except Exception as error:  # the library's own exceptions have no other class
+            raise ModelError(f"{folder}: holds no tokenizer of CLIP that can be read ({shorten(str(error))})") from None
+        largest = max(self._tokenizer.get_vocab().values(), default=0)
+        if most is not None and largest >= most:
+            raise ModelError(
+                f"{folder}: has a token with the number {largest}, and the text encoder knows {most} tokens "
+                "(vocab_size); they are not of one model"
+            )
         special = (START, END, pad_token or _pad_token(tokenizer_folder))
         self._start, self._end, self._pad = (_token_id(self._tokenizer, token) for token in special)
 
@@ -76,13 +96,39 @@ def _pad_token(folder: Path) -> str:
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: can't be read ({error})") from error
-    return settings if isinstance(settings, dict) else {}
+    return read_json(file) if file.exists() else {}
+
+
+def _added_tokens(folder: Path) -> dict[int, AddedToken]:
+    """The tokens that were learnt on top of CLIP's, by their numbers, in whichever form transformers saved them."""
+    found: dict[int, Mapping[str, Any]] = {}
+    for content, number in _read_settings(folder / "added_tokens.json").items():
+        found[_number(folder / "added_tokens.json", number)] = {"content": content}
+    listed = _read_settings(folder / "tokenizer.json").get("added_tokens", [])
+    decoder = _read_settings(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
+    if not isinstance(listed, list) or not isinstance(decoder, dict):
+        raise ModelError(f"{folder}: its added tokens are not listed as transformers does")
+    for each in listed:
+        if isinstance(each, dict):
+            found[_number(folder / "tokenizer.json", each.get("id"))] = each
+    for key, each in decoder.items():
+        found[_number(folder / "tokenizer_config.json", key)] = each
+    return {number: _added(folder, each) for number, each in sorted(found.items())}
+
+
+def _added(folder: Path, token: Any) -> AddedToken:
+    if not isinstance(token, dict) or not isinstance(token.get("content"), str) or not token["content"]:
+        raise ModelError(f"{folder}: an added token has no text")
+    special = token.get("special") is True
+    flags = {name: token.get(name) is True for name in ("single_word", "lstrip", "rstrip")}
+    return AddedToken(token["content"], special=special, normalized=bool(token.get("normalized", not special)), **flags)
+
+
+def _number(file: Path, value: Any) -> int:
+    text = str(value)
+    if isinstance(value, bool) or not text.isascii() or not text.isdigit() or int(text) >= MOST_TOKENS:
+        raise ModelError(f"{file}: {shorten(text)} is no number of a token")
+    return int(text)
 
 
 def _token_id(tokenizer: Tokenizer, token: str) -> int:
@@ -98,10 +144,15 @@ def _load(folder: Path) -> Tokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
-    model = models.BPE.from_file(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), end_of_word_suffix="</w>", unk_token=END
-    )
-    tokenizer = Tokenizer(model)
+    for name in ("vocab.json", "merges.txt"):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder / name}: is missing, so the tokenizer isn't whole")
+    vocabulary, merges = models.BPE.read_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    numbers = set(vocabulary.values())
+    added = {number: token for number, token in _added_tokens(folder).items() if number not in numbers}
+    vocabulary |= {token.content: number for number, token in added.items()}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=END))
+    tokenizer.add_tokens(list(added.values()))
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )

@@ -23,8 +23,9 @@ PART_LIMIT = 1 << 24  # bytes of the archive's directory, and of its pickle; Sta
 LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 ENCRYPTED, UTF8 = 0x1, 0x800
 SAVE_AGAIN = (
-    "save it again with a current torch: "
-    """python -c "import torch; torch.save(torch.load('old.ckpt', weights_only=True), 'new.ckpt')" """.strip()
+    "if you trust where it comes from, since this runs what is in it, save it again with a current torch: "
+    """python -c "import torch; old = torch.load('old.ckpt', map_location='cpu', weights_only=False); """
+    """torch.save(old.get('state_dict', old), 'new.ckpt')" """.strip()
 )
 
 
@@ -48,10 +49,14 @@ def read_table(file: Path) -> dict[str, StoredTensor]:
 
 
 def _find_tensors(document: object) -> dict[str, PickledTensor]:
-    state = document.get("state_dict", document) if isinstance(document, dict) else document
-    if not isinstance(state, dict):
+    """Those of the dictionary, or where it has none, of the first one in it that has: `state_dict`, `model`."""
+    if not isinstance(document, dict):
         raise Damaged("holds no dictionary of tensors")
-    return {str(name): value for name, value in state.items() if isinstance(value, PickledTensor)}
+    inner = [document.get("state_dict"), document, *document.values()]
+    for state in inner:
+        if isinstance(state, dict) and any(isinstance(value, PickledTensor) for value in state.values()):
+            return {str(name): value for name, value in state.items() if isinstance(value, PickledTensor)}
+    raise Damaged("holds no dictionary of tensors")
 
 
 def _locate(file: Path, archive: _Archive, name: str, tensor: PickledTensor) -> StoredTensor:

@@ -127,3 +127,28 @@ def test_a_picture_is_looked_at_once(picture):
     examine(Path(picture))
     Path(picture).write_bytes(b"no picture any more")
     assert examine(Path(picture)).width == 150
+
+
+RAMP = np.tile(np.arange(256, dtype=np.uint8), (64, 1))
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [(RAMP.astype(np.uint16) * 257, "a.png"), (RAMP.astype(np.uint16) * 257, "a.tif"), (RAMP / np.float32(255), "a.tif"),
+     (RAMP.astype(np.float32), "a.tif"), (RAMP.astype(np.float32) * 257, "a.tif"), (RAMP.astype(np.int32), "a.tif"),
+     (RAMP.astype(">u2") * 257, "a.tif")],
+)  # fmt: skip
+def test_more_than_eight_bits_keep_their_brightness(tmp_path, values, name):
+    Image.fromarray(values).save(tmp_path / name)
+    found = examine(tmp_path / name)
+    pixels = load(tmp_path / name, found.sha256, None, 256, 64)
+    assert np.abs(pixels.astype(int) - RAMP[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize("value", [-1.0, 1e9, np.nan, np.inf])
+def test_numbers_that_are_no_brightness_are_refused(tmp_path, value):
+    values = np.full((64, 64), 0.5, np.float32)
+    values[3, 4] = value
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(InitError, match="no brightness"):
+        examine(tmp_path / "a.tif")

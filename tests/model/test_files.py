@@ -120,7 +120,7 @@ def damage_header(file: Path) -> None:
         (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").unlink(), ["vae", "no weights"]),
         (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").rename(f / "vae/x.safetensors"), ["no weights"]),
         (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"PK\3\4" + b"x" * 90), ["cut off"]),
-        (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").write_bytes(b""), ["cut off"]),
+        (lambda f: (f / "vae/diffusion_pytorch_model.safetensors").write_bytes(b""), ["is empty"]),
         (lambda f: damage_header(f / "vae/diffusion_pytorch_model.safetensors"), ["outside the file"]),
         (lambda f: (f / "scheduler/scheduler_config.json").unlink(), ["scheduler_config.json", "is missing"]),
     ],

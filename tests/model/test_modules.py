@@ -73,5 +73,9 @@ def test_a_nonsensical_configuration_is_refused(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     file = other / "unet/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"down_block_types": ["NoSuchBlock"]}))
-    with pytest.raises(ModelError, match="configuration"):
+    with pytest.raises(ModelError, match=r"down_block_types is \["):
+        files.find_model(str(other))
+    config = json.loads(file.read_text()) | {"down_block_types": ["DownBlock2D"] * 2, "norm_num_groups": 7}
+    file.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="configuration doesn't describe"):
         modules.build_module(files.find_model(str(other)), "unet")

@@ -83,7 +83,7 @@ def test_every_instruction_that_can_call_is_refused(program):
 @pytest.mark.parametrize(
     "name",
     ["torch._utils._rebuild_tensor", "torch.load", "torch.hub.load", "torch._utils.os.system", "torch.storage.io",
-     "collections.OrderedDict.__init__.__globals__", "pytorch_lightning_x.y", "lightningx.y", "builtins.dict",
+     "collections.OrderedDict.__init__.__globals__", "pytorch_lightning_x.y", "lightningx.y", "builtins.eval",
      "numpy.load", "runner.pickled.interpret", "copyreg._reconstructor", "operator.attrgetter"],
 )  # fmt: skip
 def test_like_names_are_other_names(name):

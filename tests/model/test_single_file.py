@@ -128,7 +128,8 @@ def drop(prefix):
         (drop("model.diffusion_model."), ["no UNet"]),
         (drop(""), ["no text encoder", "no UNet", "no autoencoder"]),
         (lambda s: s.update({"control_model.a": torch.zeros(1)}), ["unexpected: control_model.a"]),
-        (lambda s: s.update({"conditioner.embedders.0.x": torch.zeros(1)}), ["Stable Diffusion XL"]),
+        (lambda s: (drop("cond_stage_model.")(s), s.update({"conditioner.embedders.1.x": torch.zeros(1)})),
+         ["a Stable Diffusion XL model"]),
         (lambda s: s.pop("first_stage_model.encoder.conv_in.weight"), ["missing: encoder.conv_in.weight"]),
         (
             lambda s: s.update({"cond_stage_model.transformer.final_layer_norm.bias": torch.zeros(64)}),

@@ -71,7 +71,7 @@ def _call(model: ModelFiles, name: str, component: Component) -> Callable[[Any],
     """How a component is called, each time with the same numbers."""
     where, config = (component.device, component.dtype), component.config
     if name == "text_encoder":
-        tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token)
+        tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token, model.vocabulary)
         ids = torch.tensor([tokenizer.encode(TEXT).ids], device=component.device)
         return text_call(ids)
     side = min(PROBED_LATENTS, model.native_size // model.latent_factor)

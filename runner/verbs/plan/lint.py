@@ -130,8 +130,9 @@ def unused_negative(kind: Kind, model: ModelFiles) -> Iterator[str]:
 
 def few_steps(kind: Kind, model: ModelFiles) -> Iterator[str]:
     """Fewer steps than a sampler needs for a picture."""
-    if kind.steps < SAMPLERS[kind.sampler].fewest:
-        yield f"{kind.steps} steps of {kind.sampler}"
+    made = steps_made(kind.steps, kind.strength)
+    if 0 < made < SAMPLERS[kind.sampler].fewest:
+        yield f"{made} steps of {kind.sampler}" + (f", left by strength {kind.strength:g}" if made < kind.steps else "")
 
 
 def no_steps(kind: Kind, model: ModelFiles) -> Iterator[str]:
