@@ -29,7 +29,7 @@ from runner.device.component import Component
 from runner.device.lanes import Lanes
 from runner.engine.conditions import Conditions, empty, unet_call
 from runner.engine.inductor import SHAPES_KEPT, Inductor
-from runner.errors import FolderUnwritable, SettingError, ModelError
+from runner.errors import FolderUnwritable, ModelError, SettingError
 from runner.files import writing_to
 from runner.machine.cache import cache_folder
 from runner.model.files import ModelFiles

@@ -45,7 +45,7 @@ DTYPES = {
 }  # fmt: skip
 PLAIN_TYPES = (
     "set", "frozenset", "dict", "list", "tuple", "int", "float", "complex", "bool", "str", "bytes", "bytearray",
-    "slice", "range", "object",
+    "slice", "range", "xrange", "object", "long", "unicode", "basestring",
 )  # fmt: skip
 INERT = {
     *(f"torch.{name}" for name in DTYPES), *UNTYPED, "torch.device", "_codecs.encode", "argparse.Namespace",

@@ -64,7 +64,7 @@ class ClipTokenizer:
                 "(vocab_size); they are not of one model"
             )
         special = (START, END, pad_token or _pad_token(tokenizer_folder))
-        self._start, self._end, self._pad = (_token_id(self._tokenizer, token) for token in special)
+        self._start, self._end, self._pad = (_token_id(self._tokenizer, token, folder) for token in special)
 
     def encode(self, text: str) -> Tokens:
         """A prompt's tokens, cut or padded to `LENGTH`."""
@@ -92,7 +92,10 @@ def _pad_token(folder: Path) -> str:
     if "added_tokens_decoder" not in settings:
         settings |= _read_settings(folder / "special_tokens_map.json")
     token = settings.get("pad_token") or END
-    return str(token.get("content", END) if isinstance(token, dict) else token)
+    content = token.get("content", END) if isinstance(token, dict) else token
+    if not isinstance(content, str):
+        raise ModelError(f"{folder}: its pad_token is {shorten(str(content))}, which is no text")
+    return content
 
 
 def _read_settings(file: Path) -> dict[str, Any]:
@@ -131,10 +134,10 @@ def _number(file: Path, value: Any) -> int:
     return int(text)
 
 
-def _token_id(tokenizer: Tokenizer, token: str) -> int:
+def _token_id(tokenizer: Tokenizer, token: str, folder: Path) -> int:
     number = tokenizer.token_to_id(token)
     if number is None:
-        raise ModelError(f"the tokenizer has no token {token}: it is not CLIP's")
+        raise ModelError(f"{folder}: the tokenizer has no token {shorten(token)}: it is not CLIP's")
     return number
 
 

@@ -83,7 +83,9 @@ BETAS = torch.linspace(0.0005, 0.02, 1000, dtype=torch.float64).tolist()
 )  # fmt: skip
 def test_the_noise_is_the_configurations(folder, said, sampler):
     plain = our_picture(folder, sampler)
-    change(folder / "scheduler/scheduler_config.json", **({} if sampler == "ddim" else {"timestep_spacing": "linspace"}))
+    change(
+        folder / "scheduler/scheduler_config.json", **({} if sampler == "ddim" else {"timestep_spacing": "linspace"})
+    )
     change(folder / "scheduler/scheduler_config.json", clip_sample=False, **said)
     check_same(folder, plain, sampler=sampler)
 

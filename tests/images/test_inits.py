@@ -134,7 +134,8 @@ RAMP = np.tile(np.arange(256, dtype=np.uint8), (64, 1))
 
 @pytest.mark.parametrize(
     ("values", "name"),
-    [(RAMP.astype(np.uint16) * 257, "a.png"), (RAMP.astype(np.uint16) * 257, "a.tif"), (RAMP / np.float32(255), "a.tif"),
+    [(RAMP.astype(np.uint16) * 257, "a.png"), (RAMP.astype(np.uint16) * 257, "a.tif"),
+     (RAMP / np.float32(255), "a.tif"),
      (RAMP.astype(np.float32), "a.tif"), (RAMP.astype(np.float32) * 257, "a.tif"), (RAMP.astype(np.int32), "a.tif"),
      (RAMP.astype(">u2") * 257, "a.tif")],
 )  # fmt: skip

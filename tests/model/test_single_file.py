@@ -182,3 +182,17 @@ def test_an_inpainting_model_is_refused(tmp_path):
 def test_configurations_are_plain_json():
     found = read(single_file.to_compvis(single_file.small(2)))
     assert json.loads(json.dumps(found.configs)) == found.configs
+
+
+@pytest.mark.parametrize(
+    ("markers", "said"),
+    [
+        (["v_pred"], {"prediction_type": "v_prediction", "rescale_betas_zero_snr": False}),
+        (["ztsnr"], {"prediction_type": "epsilon", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}),
+        (["v_pred", "ztsnr"], {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
+    ],
+)
+def test_comfyuis_marks_say_what_a_model_was_trained_for(markers, said):
+    state = single_file.to_compvis(single_file.small(1)) | {name: torch.zeros(0) for name in markers}
+    scheduler = read(state).configs["scheduler"]
+    assert scheduler | said == scheduler

@@ -1,3 +1,5 @@
+import collections
+import datetime
 import os
 import pickle
 import random
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from runner.errors import ModelError
@@ -252,3 +255,42 @@ def test_any_damage_is_seen_or_harmless(tmp_path):
                 assert 0 <= stored.start <= stored.end <= len(data)
         except ModelError:
             continue
+
+
+def test_what_training_leaves_beside_the_weights_is_left_alone(tmp_path):
+    weights = {"a": torch.randn(3, 4)}
+    beside = {
+        "hyper_parameters": {"config": OmegaConf.create({"a": [1], "b": {"c": None}}), "path": Path("x")},
+        "counts": collections.defaultdict(list, {"a": [1]}),
+        "order": collections.OrderedDict(a=1),
+        "when": datetime.datetime(2024, 1, 1),
+        "plain": [set(), frozenset({1}), slice(1), 1j, bytearray(b"x")],
+        "dtype": torch.float8_e4m3fn,
+    }
+    file = save(tmp_path / "x.ckpt", {"state_dict": weights, **beside})
+    assert torch.equal(modules.read_tensor(read_table(file)["a"], torch.float32), weights["a"])
+
+
+@pytest.mark.parametrize(
+    "nest", [lambda s: {"model": s}, lambda s: {"epoch": 3, "module": s}, lambda s: {"state_dict": s}]
+)
+def test_weights_that_lie_one_level_deeper_are_found(tmp_path, nest):
+    file = save(tmp_path / "x.ckpt", nest({"a": torch.ones(2)}))
+    assert list(read_table(file)) == ["a"]
+
+
+def test_float8_is_said(tmp_path):
+    file = save(tmp_path / "x.ckpt", {"a": torch.ones(4).to(torch.float8_e4m3fn)})
+    table = read_table(file)
+    assert table["a"].dtype == "F8_E4M3"
+
+
+def test_an_unknown_object_is_no_accusation(tmp_path):
+    file = save(tmp_path / "x.ckpt", {"state_dict": {"a": torch.ones(2)}, "callback": Unknown()})
+    with pytest.raises(ModelError, match=r"holds an object of .*Unknown, which is not known here") as caught:
+        read_table(file)
+    assert "hostile" not in str(caught.value)
+
+
+class Unknown:
+    """Some training script's own."""
