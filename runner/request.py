@@ -18,10 +18,12 @@ from runner.errors import Location, ManifestError, ModelError, every
 from runner.folder.names import RUN
 from runner.folder.store import Store, store_at
 from runner.item import Item, Model
+from runner.keys import LARGEST_SEED
 from runner.manifest import items as manifest_items
 from runner.manifest import job as manifest_job
 from runner.manifest import lines as manifest_lines
 from runner.manifest import read as manifest_read
+from runner.manifest.rules import ALIASES
 from runner.model import find as model_find
 from runner.model.files import ModelFiles
 from runner.model.tokens import ROOM, ClipTokenizer, surely_fits
@@ -31,6 +33,7 @@ from runner.text import shorten
 OUTPUTS = Path("outputs")
 LARGEST_DRAWN_SEED = 2**32
 LOST_SHOWN = 200  # characters
+IDLE = "every job sets its own, or the target is no manifest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +69,11 @@ class Request:
         """How many items are wanted."""
         return min(len(self.items), self.settings.limit or len(self.items))
 
+    def idle_defaults(self) -> list[str]:
+        """The item keys whose defaults from the command line reach no item, since each job says its own."""
+        given = [ALIASES.get(key, key) for key in given_defaults(self.settings)]
+        return [key for key in given if all(key in job.own for job in self.jobs)]
+
     def grid_sizes(self) -> set[tuple[int, int]] | None:
         """The widths and heights that the jobs combine, perhaps more than the items have; None if they aren't known."""
         sizes: set[tuple[int, int]] = set()
@@ -75,15 +83,20 @@ class Request:
         return sizes if sizes and not any(None in size for size in sizes) else None
 
 
-def read_request(target: Path, settings: Settings) -> Request:
+def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict[int, int] | None = None) -> Request:
     """Reads and checks the target, a manifest or a `.jsonl` of records or items, and finds the models.
+
+    `job` names the run among those of a sweep, which share the seeds that are `drawn`.
 
     Raises:
         ManifestError: the target or a model that it names is wrong.
         ModelError: the model of the settings is wrong.
     """
-    if not target.exists():
-        raise ManifestError("there is no such file", Location(target))
+    try:
+        if not target.exists():
+            raise ManifestError("there is no such file", Location(target))
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
+        raise ManifestError(f"is no path of this system ({error})", Location(target)) from None
     read = _read_items if target.suffix == ".jsonl" else _read_manifest
     source = read(target, settings)
     found = _find_models(source.asked, settings)
@@ -92,13 +105,15 @@ def read_request(target: Path, settings: Settings) -> Request:
         source.texts,
         [ClipTokenizer(files.path / "tokenizer", files.pad_token, files.vocabulary) for files in models.values()],
     )
-    store = store_at(settings.out or OUTPUTS / source.name)
-    drawn = _draw_seeds(source.without_seed, store)
+    beside = f"{settings.out or OUTPUTS / source.name}{'' if settings.out or not job else '-multirun'}"
+    store = store_at(f"{beside}/{job}" if job else beside)
+    kept = _kept_seeds(store) or (_seeds_beside(Path(beside).expanduser()) if job else {})
+    seeds = _draw_seeds(source.without_seed, kept, {} if drawn is None else drawn)
     return Request(
         target=target,
         store=store,
-        items=source.items(drawn, {asked: model for asked, (model, _) in found.items()}),
-        drawn_seeds=drawn,
+        items=source.items(seeds, {asked: model for asked, (model, _) in found.items()}),
+        drawn_seeds=seeds,
         jobs=source.jobs,
         models=models,
         settings=settings,
@@ -171,18 +186,24 @@ def _check_lengths(texts: Iterable[tuple[str, Location]], tokenizers: Sequence[C
             )
 
 
-def _draw_seeds(jobs: Sequence[int], store: Store) -> dict[int, int]:
-    """A seed for each job without one: the one that the run folder keeps already, or a new one."""
-    if not jobs:
-        return {}
-    kept = _kept_seeds(store)
-    return {job: kept.get(str(job), secrets.randbelow(LARGEST_DRAWN_SEED)) for job in jobs}
+def _draw_seeds(jobs: Sequence[int], kept: Mapping[str, int], drawn: dict[int, int]) -> dict[int, int]:
+    """A seed for each job without one: the one that a run folder keeps already, one that was drawn, or a new one."""
+    for job in jobs:
+        drawn[job] = kept.get(str(job), drawn.get(job, secrets.randbelow(LARGEST_DRAWN_SEED)))
+    return {job: drawn[job] for job in jobs}
+
+
+def _seeds_beside(folder: Path) -> Mapping[str, int]:
+    """The seeds that another run of the same sweep has kept."""
+    found = (_kept_seeds(store_at(file.parent)) for file in sorted(folder.glob(f"*/{RUN}")))
+    return next((kept for kept in found if kept), {})
 
 
 def _kept_seeds(store: Store) -> Mapping[str, int]:
     try:
         with store.open(RUN) as file:
             kept = json.load(file)["drawn_seeds"]
-    except (OSError, ValueError, KeyError, TypeError):
+        pairs = dict(kept).items()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return {job: seed for job, seed in kept.items() if isinstance(seed, int)}
+    return {str(job): seed for job, seed in pairs if type(seed) is int and 0 <= seed <= LARGEST_SEED}

@@ -7,13 +7,14 @@ returns `Settings`. Torch is never imported.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from runner.errors import SettingError, did_you_mean
 from runner.keys import KEYS, MOST_STEPS, SIZE_STEP
+from runner.overrides import Override, scalar, split, text_or_null, texts, unquote
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -168,19 +169,50 @@ def register_defaults() -> None:
 
 
 def compose_config(overrides: Sequence[str]) -> Any:
-    """The same as Hydra's DictConfig, for `--cfg job`."""
+    """The same as Hydra's DictConfig, for `--cfg job`: Hydra composes the groups, and the values come on top."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    check_overrides(overrides)
+    given = check_overrides(overrides)
     register_defaults()
+    groups = [each.written for each in given if each.key in GROUPS or each.key.startswith("hydra.")]
     try:
         with initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):
-            return hydra_compose("config", overrides=list(overrides))
+            config = hydra_compose("config", overrides=groups)
+        for each in given:
+            if each.written not in groups:
+                OmegaConf.update(config, each.key, _without_meaning(_value(each)))
+        return config
     except (HydraException, OmegaConfBaseException) as error:
         raise SettingError(_first_line(error)) from error
+
+
+def _value(given: Override) -> Any:
+    """A value by its key's type."""
+    name, _, inner = given.key.rpartition(".")
+    if name == "defaults":
+        kind = KEYS[inner].schema.get("type")
+        return (
+            text_or_null(given.text) if isinstance(kind, list) or "enum" in KEYS[inner].schema else scalar(given.text)
+        )
+    nodes: dict[str, Any] = {"": Settings, "model": ModelSettings, "bench": BenchSettings}
+    kind = next(str(field.type) for field in fields(nodes[name]) if field.name == inner)
+    readers: dict[str, Callable[[str], Any]] = {"str": unquote, "str | None": text_or_null, "list[str]": texts}
+    return readers.get(kind, scalar)(given.text)
+
+
+def _without_meaning(value: Any) -> Any:
+    """Texts in which `${` stands for itself; OmegaConf would look for another key there."""
+    if isinstance(value, dict):
+        return {key: _without_meaning(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_meaning(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + "\\${", value)
 
 
 def to_settings(config: Any) -> Settings:
@@ -189,8 +221,8 @@ def to_settings(config: Any) -> Settings:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(Settings), OmegaConf.to_container(config, resolve=True))
-        settings = OmegaConf.to_object(typed)
+        plain = _without_meaning(OmegaConf.to_container(config, resolve=True))
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), plain))
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", "")
         raise SettingError(f"{key}: {_first_line(error)}" if key else _first_line(error)) from error
@@ -200,28 +232,35 @@ def to_settings(config: Any) -> Settings:
 
 def given_keys(overrides: Sequence[str]) -> frozenset[str]:
     """The keys that overrides set."""
-    return frozenset(override.partition("=")[0] for override in overrides)
+    return frozenset(split(override).key for override in overrides)
 
 
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuses unknown keys and added or deleted ones, before Hydra words it in its own way."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
+def check_overrides(overrides: Sequence[str]) -> list[Override]:
+    """The overrides, taken apart; refuses unknown keys and files of a group that there aren't."""
     known = known_keys()
-    for text in overrides:
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException as error:
-            raise SettingError(f"'{text}' is not a setting: should be key=value") from error
-        key = override.key_or_group
-        if override.is_add() or override.is_force_add() or override.is_delete():
-            raise SettingError(f"'{text}': settings can be changed, but not added or removed; write {key}=value")
-        if key not in known and not key.startswith("hydra."):
-            raise SettingError(f"'{key}' is not a setting: {did_you_mean(key, known)}")
-        if key in GROUPS and not override.is_sweep_override() and override.value() not in group_names(key):
-            hint = did_you_mean(override.value(), group_names(key))
-            raise SettingError(f"{key}={override.value()}: no such {key}; {hint} {GROUPS[key]}".rstrip())
+    found = [split(word) for word in overrides]
+    for given in found:
+        if given.key not in known and not given.key.startswith("hydra."):
+            raise SettingError(f"'{given.key}' is not a setting: {_right_key(given.key, known)}")
+        if given.key in GROUPS and given.text not in group_names(given.key):
+            hint = did_you_mean(given.text, group_names(given.key))
+            raise SettingError(f"{given.key}={given.text}: no such {given.key}; {hint} {GROUPS[given.key]}".rstrip())
+    return found
+
+
+def _right_key(key: str, known: Collection[str]) -> str:
+    """What was probably meant: an item key is set by the manifest, and its default from the command line."""
+    aliases = {alias: name for name, row in KEYS.items() for alias in (name, *row.aliases)}
+    if key in aliases:
+        name = aliases[key]
+        return (
+            f"it is an item key, which the manifest sets; write defaults.{name}= to replace its default"
+            if (name != "prompt")
+            else "prompts are set by the manifest"
+        )
+    if key == "seeds":
+        return "seeds are set by the manifest; defaults.seed= replaces its default"
+    return did_you_mean(key, known)
 
 
 def known_keys() -> set[str]:

@@ -11,11 +11,11 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from runner import __version__
+from runner import __version__, settings
 from runner.cli.help import help_of, usage
 from runner.cli.verbs import VERBS, Call
 from runner.engine.stops import Stopped
@@ -97,7 +97,7 @@ def parse(words: Sequence[str]) -> Command:
                 f"'{word}' is not an option: {did_you_mean(word, ('--help', '--multirun', '--cfg job'))}"
             )
     many = VERBS[verb].takes_many
-    targets = [word for word in rest if "=" not in word or (many and Path(word).exists())]
+    targets = [word for word in rest if _is_target(word)]
     if len(targets) > 1 and not many:
         raise SettingError(f"two targets: {' and '.join(targets[:2])}; write a setting as key=value")
     return Command(
@@ -107,6 +107,17 @@ def parse(words: Sequence[str]) -> Command:
         multirun=multirun,
         show_config=show_config,
     )
+
+
+def _is_target(word: str) -> bool:
+    """Whether a word is no setting: it has no `=`, or there is such a file and no such setting."""
+    key, equals, _ = word.partition("=")
+    if not equals or key in settings.known_keys() or key.startswith(("+", "~", "hydra.")):
+        return not equals and not word.startswith("~")
+    try:
+        return Path(word).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _check_target(command: Command) -> None:
@@ -119,37 +130,37 @@ def _check_target(command: Command) -> None:
         raise SettingError(f"runner {command.verb} runs once, without -m; {see}")
 
 
-def _run_one(command: Command) -> int:
-    from runner import settings
+def check_uses(name: str, overrides: Sequence[str]) -> None:
+    """Refuses settings that the verb doesn't read: they would change nothing, in silence."""
+    for key in sorted(settings.given_keys(overrides)):
+        root = key.partition(".")[0]
+        if root in (*VERBS[name].uses.split(), "debug", "hydra"):
+            continue
+        users = [other for other, verb in VERBS.items() if root in verb.uses.split()]
+        raise SettingError(f"'{key}' is a setting of {', '.join(users)}; runner {name} doesn't use it")
 
+
+def _run_one(command: Command) -> int:
     chosen = settings.compose(command.overrides)
+    check_uses(command.verb, command.overrides)
     return VERBS[command.verb].run(Call(targets=command.targets, settings=chosen, overrides=command.overrides))
 
 
 def _run_all(command: Command) -> int:
-    """Hydra's multirun; each job has a run folder of its own, named by what differs."""
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
+    """One run for each combination of the values; a wrong setting of any of them ends all before the first."""
+    from runner.cli.sweep import plan_jobs
 
-    from runner import settings
-
-    settings.check_overrides(command.overrides)
-    settings.register_defaults()
-    codes = list[int]()
-
-    def job(config: Any) -> None:
-        chosen = settings.to_settings(config)
-        differs = HydraConfig.get().job.override_dirname.replace("/", "_")
-        chosen.out = f"{chosen.out or f'outputs/{command.targets[0].stem}-multirun'}/{differs}"
-        print(f"runner: {differs}", file=sys.stderr)
-        call = Call(targets=command.targets, settings=chosen, overrides=command.overrides)
-        codes.append(_code_of(lambda: VERBS[command.verb].run(call)))
-
-    quiet = ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
-    nowhere = ["hydra.sweep.dir=.", "hydra.sweep.subdir=.", "hydra.job.chdir=false"]
-    sys.argv = ["runner", "--multirun", *command.overrides, *quiet, *nowhere]
-    conf = str(settings.conf_folder().resolve())
-    hydra.main(config_path=conf, config_name="config", version_base="1.3")(job)()
+    jobs = plan_jobs(command.overrides)
+    check_uses(command.verb, command.overrides)
+    codes, drawn = list[int](), dict[int, int]()
+    for job in jobs:
+        if len(jobs) > 1:
+            print(f"runner: {job.name or ' '.join(job.overrides)}", file=sys.stderr)
+        call = Call(
+            targets=command.targets, settings=settings.compose(job.overrides), overrides=job.overrides, job=job.name,
+            drawn=drawn,
+        )  # fmt: skip
+        codes.append(_code_of(partial(VERBS[command.verb].run, call)))
     return next((code for code in codes if code), 0)
 
 
@@ -163,8 +174,6 @@ def _code_of(verb: Callable[[], int]) -> int:
 
 def _show_config(command: Command) -> int:
     from omegaconf import OmegaConf
-
-    from runner import settings
 
     config = settings.compose_config(command.overrides)
     settings.to_settings(config)

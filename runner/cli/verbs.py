@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from runner.settings import Settings
 
 ENGINE = "model device precision turbo compile unet_bs memory"  # settings of every verb that calls the model
+RUN = f"{ENGINE} engine defaults out limit shuffle skip_grid skip_save n_rows attempts deep mixed allow_outside"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,8 @@ class Call:
     targets: tuple[Path, ...]
     settings: Settings
     overrides: tuple[str, ...]
+    job: str = ""  # the name of its folder among those of a sweep
+    drawn: dict[int, int] = field(default_factory=dict)  # seeds that a sweep's runs share, by manifest's job
 
     @property
     def target(self) -> Path:
@@ -66,7 +69,9 @@ def _run(call: Call) -> int:
     from runner.report import progress
     from runner.verbs.run import run
 
-    asked = request.read_request(call.target, call.settings)
+    asked = request.read_request(call.target, call.settings, job=call.job, drawn=call.drawn)
+    for key in asked.idle_defaults():
+        print(f"runner: note: defaults.{key} has no effect: {request.IDLE}", file=sys.stderr)
     try:
         with Stop().listening() as stop:
             finished = progress.watch(run.run(asked, stop=stop), asked.store, Console(stderr=True))
@@ -83,7 +88,8 @@ def _plan(call: Call) -> int:
     from runner.verbs.plan import survey
     from runner.verbs.plan import text as plan_text
 
-    found = survey.make_survey(request.read_request(call.target, call.settings))
+    asked = request.read_request(call.target, call.settings, job=call.job, drawn=call.drawn)
+    found = survey.make_survey(asked)
     if call.settings.json:
         print(orjson.dumps(found.to_dict()).decode())
     else:
@@ -186,7 +192,7 @@ VERBS: Mapping[str, Verb] = {
 Renders what is still missing of a manifest (.yaml), or of a .jsonl of records or items; then builds the gallery.
 Run it again to go on: finished pictures are skipped. Exit code 3: some items failed.
 """,
-        uses=f"{ENGINE} engine defaults out limit shuffle skip_grid skip_save n_rows attempts deep mixed allow_outside",
+        uses=RUN,
         run=_run,
     ),
     "plan": Verb(
@@ -196,7 +202,7 @@ Run it again to go on: finished pictures are skipped. Exit code 3: some items fa
 Dry run: how many pictures, the axes, time, disk and memory, how prompts are read, and likely mistakes in the manifest.
 Renders and writes nothing. json=true prints one JSON document.
 """,
-        uses=f"{ENGINE} defaults out limit shuffle allow_outside json",
+        uses=f"{RUN} json",
         run=_plan,
     ),
     "verify": Verb(
@@ -220,6 +226,7 @@ Exit code 5: a picture differs, is damaged, missing or altered. 3: some items ca
 """,
         uses="n_rows",
         run=_gallery,
+        once=True,
     ),
     "extract": Verb(
         target="FILE...",

@@ -45,6 +45,13 @@ def folder_name(prompt: str) -> str:
     return name if len(name.encode()) <= FOLDER_BYTES else _shorten(name, prompt)
 
 
+def job_name(text: str) -> str:
+    """A text as a folder's name; a name that isn't the text itself ends in a mark of it, so that no two meet."""
+    name = "".join("_" if _is_unsafe(character) else character for character in unicodedata.normalize("NFC", text))
+    name = name.lstrip(".").rstrip(". ") or "_"
+    return name if name == text and len(name.encode()) <= FOLDER_BYTES else _shorten(name, text)
+
+
 def _is_unsafe(character: str) -> bool:
     if character in FORBIDDEN or unicodedata.category(character) in INVISIBLE:
         return True

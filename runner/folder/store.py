@@ -221,4 +221,7 @@ class LocalStore:
 
 def store_at(place: Path | str) -> Store:
     """The store of the run folder at a place, which needn't exist."""
-    return LocalStore(Path(place))
+    try:
+        return LocalStore(Path(place).expanduser())
+    except RuntimeError:  # ~name of nobody
+        return LocalStore(Path(place))

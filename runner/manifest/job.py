@@ -19,7 +19,7 @@ class Job:
 
     `drawn` is the number of seeds that count up from one that has yet to be drawn, 0 where the seeds are known; they
     vary faster than all axes. `samples` is the number of seeds that one iteration goes through. `index` is the place of
-    the job in the manifest's list; what it includes has the same.
+    the job in the manifest's list; what it includes has the same. `own` are the keys that it sets itself.
     """
 
     index: int
@@ -29,6 +29,7 @@ class Job:
     drawn: int
     samples: int
     location: Location
+    own: frozenset[str] = frozenset()
 
     @property
     def size(self) -> int:

@@ -208,6 +208,7 @@ def _make(index: int, node: Node, said: Mapping[str, Any], defaults: Mapping[str
         drawn=drawn,
         samples=said.get("n_samples", 1),
         location=node.location,
+        own=frozenset({*said, *swept, *({"seed"} if "seeds" in said else ())}),
     )
     _refuse_own_negatives(job, places)
     _check_crops(job, node)
@@ -324,7 +325,8 @@ def _included(include: _Include, job: Job, defaults: Mapping[str, Any]) -> Job:
             raise include.node.error(f"an include needs a '{key}' of its own, since its job has {len(column)}")
         if key in job.columns:
             own[key] = column if key == "prompt" else column[0]
-    return _make(job.index, include.node, include.said, own)
+    made = _make(job.index, include.node, include.said, own)
+    return dataclasses.replace(made, own=made.own | job.own)
 
 
 READERS: Mapping[str, Callable[[Frame, Node], Any]] = {

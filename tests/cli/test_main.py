@@ -80,7 +80,7 @@ def test_version(capsys):
         (["extract", "m.yaml"], 4, "m.yaml: is not a PNG or JPEG picture"),
         (["extract", "a=b.png"], 2, "needs a target"),
         (["bench", "m.yaml"], 2, "takes settings only"),
-        (["bench", "limit=3"], 2, "bench.images says how many"),
+        (["bench", "limit=3"], 2, "'limit' is a setting of run, plan"),
         (["bench", "model.path=nowhere"], 2, "there is nothing at nowhere"),
         (["bench", "bench.contenders=[runer]"], 2, "did you mean 'runner'?"),
     ],
@@ -167,7 +167,7 @@ def test_failed_items_are_named_and_are_code_3(manifest, model, no_noise, capsys
 
 def test_multirun_makes_a_folder_for_each_value(manifest, model, tmp_path, capsys):
     assert cli.main(["run", "m.yaml", "-m", f"model.path={model}", "unet_bs=2,4", "limit=2"]) == 0
-    folders = sorted(path.name for path in (tmp_path / "outputs/m-multirun").iterdir())
+    folders = sorted(path.name for path in (tmp_path / "outputs/small-multirun").iterdir())
     assert len(folders) == 2
     assert "unet_bs=2" in folders[0]
     assert "unet_bs=4" in folders[1]
@@ -201,3 +201,70 @@ def test_signals_stop_a_run_and_keep_what_is_finished(manifest, model, tmp_path,
     for line in records.read_text().splitlines():
         record = json.loads(line)
         assert (tmp_path / "outputs/small" / record["image"]).stat().st_size == record["bytes"]
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("out", "outputs/josé", "outputs/josé"),
+        ("out", "a=b", "a=b"),
+        ("out", "[x], (y) {z}", "[x], (y) {z}"),
+        ("out", 'it\'s "here"', 'it\'s "here"'),
+        ("out", "'quoted, all of it'", "quoted, all of it"),
+        ("out", "${oc.env:HOME}\\${x}", "${oc.env:HOME}\\${x}"),
+        ("out", "123", "123"),
+        ("out", "true", "true"),
+        ("out", "C:\\new\\", "C:\\new\\"),
+        ("model.path", "~/w.ckpt", "~/w.ckpt"),
+        ("model.path", "weights/epoch=3.ckpt", "weights/epoch=3.ckpt"),
+        ("model.path", "single/v1-5 (1).safetensors", "single/v1-5 (1).safetensors"),
+        ("defaults.negative", "(ugly:1.2)", "(ugly:1.2)"),
+        ("defaults.negative", "blurry, low quality", "blurry, low quality"),
+        ("defaults.negative", "1984", "1984"),
+        ("defaults.negative", "null", None),
+        ("defaults.init", "a,b.png", "a,b.png"),
+        ("defaults.crop", "[0, 0, 64, 64]", [0, 0, 64, 64]),
+        ("defaults.scale", "1e1", 10.0),
+        ("defaults.steps", "4", 4),
+    ],
+)
+def test_a_value_may_be_any_text(key, text, value):
+    made = settings.compose([f"{key}={text}"])
+    for name in key.split("."):
+        made = made[name] if isinstance(made, dict) else getattr(made, name)
+    assert made == value
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "m.yaml", "steps=4"], "write defaults.steps="),
+        (["run", "m.yaml", "W=64"], "write defaults.width="),
+        (["run", "m.yaml", "prompt=cat"], "prompts are set by the manifest"),
+        (["run", "m.yaml", "seeds=1-4"], "defaults.seed="),
+        (["run", "m.yaml", "bench.steps=3"], "'bench.steps' is a setting of bench; runner run doesn't use it"),
+        (["run", "m.yaml", "sample=1"], "'sample' is a setting of verify"),
+        (["gallery", "x", "limit=3"], "'limit' is a setting of run, plan"),
+        (["verify", "x", "defaults.steps=3"], "'defaults.steps' is a setting of run, plan, web"),
+    ],
+)
+def test_settings_that_are_none_or_another_verbs_are_answered_with_the_right_ones(manifest, capsys, words, said):
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_a_default_without_effect_is_told(manifest, model, tmp_path, capsys):
+    (tmp_path / "m.yaml").write_text(
+        "version: 1\njobs: [{prompts: [cat], seeds: 1, steps: 2, width: 64, height: 64}]\n"
+    )
+    assert cli.main(["plan", "m.yaml", "defaults.steps=4", "defaults.scale=4"]) == 0
+    printed = capsys.readouterr().out
+    assert "defaults.steps" in printed and "has no effect" in printed and "defaults.scale" not in printed
+    assert cli.main(["run", "m.yaml", f"model.path={model}", "defaults.steps=4"]) == 0
+    assert "note: defaults.steps has no effect" in capsys.readouterr().err
+
+
+def test_a_target_may_have_an_equals_sign(manifest, tmp_path, capsys):
+    (tmp_path / "m.yaml").rename(tmp_path / "epoch=3.yaml")
+    assert cli.main(["plan", "epoch=3.yaml"]) == 0

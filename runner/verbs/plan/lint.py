@@ -22,7 +22,7 @@ from runner.manifest.job import Job
 from runner.manifest.rules import DEFAULTS
 from runner.model.files import ModelFiles
 from runner.model.tokens import ROOM, ClipTokenizer, surely_fits
-from runner.request import Request
+from runner.request import IDLE, Request
 from runner.sampler_names import SAMPLERS, WITH_ETA
 from runner.text import name_some, shorten
 from runner.verbs.plan.forecast import Kind
@@ -175,6 +175,7 @@ NAME_TAKEN = Check(
     unit="picture",
     message="an older picture of another item has the name and keeps it; the new one's name will end in its id",
 )
+IDLE_DEFAULT = Check(name="idle_default", unit="setting", message=f"has no effect: {IDLE}")
 PROMPT_CHECKS: Sequence[tuple[Callable[[Item], Iterable[str]], Check]] = (
     (lambda item: foreign_syntax(item.prompt), OTHER_SYNTAX),
     (numbers_as_weights, Check(name="number_as_weight", unit="prompt", message=r"a plain colon is written \:")),
@@ -201,6 +202,8 @@ class Linter:
         self._prompts: set[str] = set()
         self._negatives, self._measured = {""}, set[tuple[Model, str]]()
         self._tokenizers: dict[Model, ClipTokenizer] = {}
+        for key in request.idle_defaults():
+            self.note(IDLE_DEFAULT, f"defaults.{key}")
         for job in request.jobs:
             for find, check in JOB_CHECKS:
                 self._note(check, find(job), job)
@@ -257,7 +260,7 @@ class Linter:
     def _tokenizer(self, model: Model) -> ClipTokenizer:
         if model not in self._tokenizers:
             files = self._request.models[model]
-            self._tokenizers[model] = ClipTokenizer(files.path / "tokenizer", files.pad_token)
+            self._tokenizers[model] = ClipTokenizer(files.path / "tokenizer", files.pad_token, files.vocabulary)
         return self._tokenizers[model]
 
     def _place(self, of: Item | Job) -> Location | None:
