@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 NAMES_SHOWN = 8
+STEERING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # categories of Unicode
+PLAIN = frozenset("\n\t\u200c\u200d")
 
 
 def printable(text: str) -> str:
@@ -12,6 +15,24 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() else " " if char == "\t" else "\N{REPLACEMENT CHARACTER}" for char in text
     )
+
+
+def visible(text: str) -> str:
+    """The text with what steers a terminal or turns the direction of reading written as JSON's escapes.
+
+    Line ends and tabs stay, and so do the joiners of emoji and of Persian.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        escape(char) if char not in PLAIN and unicodedata.category(char) in STEERING else char for char in text
+    )
+
+
+def escape(char: str) -> str:
+    """A character as JSON's escape: two for one beyond the first plane."""
+    units = char.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[place : place + 4]}" for place in range(0, len(units), 4))
 
 
 def width(text: str) -> int:

@@ -5,6 +5,7 @@ Every user error ends here, as one message and an exit code. What each verb does
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -18,8 +19,9 @@ from types import FrameType
 from runner import __version__, settings
 from runner.cli.help import help_of, usage
 from runner.cli.verbs import VERBS, Call
-from runner.engine.stops import Stopped
+from runner.engine.stops import ENDS, Stopped
 from runner.errors import EXIT_FAULT, RunnerError, SettingError, did_you_mean
+from runner.terminal import screens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +38,11 @@ class Command:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    with screens():
+        return _answer(words)
+
+
+def _answer(words: list[str]) -> int:
     debug = "debug=true" in words
     try:
         return _main(words)
@@ -48,8 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except Stopped as stopped:
         return stopped.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # who read the answer has seen enough
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAULT
     except Exception as error:
         if debug:
@@ -75,7 +83,9 @@ def _main(words: list[str]) -> int:
     if command.show_config:
         return _show_config(command)
     _check_target(command)
-    signal.signal(signal.SIGTERM, _stop)
+    for number in ENDS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _stop)
     return _run_all(command) if command.multirun else _run_one(command)
 
 

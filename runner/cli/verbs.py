@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner import terminal
 from runner.engine.stops import Stop, Stopped
 from runner.errors import EXIT_ITEMS_FAILED, ManifestError, SettingError
 from runner.machine import threads
@@ -63,8 +64,6 @@ class Call:
 
 def _run(call: Call) -> int:
     threads.settle()
-    from rich.console import Console
-
     from runner import request
     from runner.report import progress
     from runner.verbs.run import run
@@ -74,7 +73,7 @@ def _run(call: Call) -> int:
         print(f"runner: note: defaults.{key} has no effect: {request.IDLE}", file=sys.stderr)
     try:
         with Stop().listening() as stop:
-            finished = progress.watch(run.run(asked, stop=stop), asked.store, Console(stderr=True))
+            finished = progress.watch(run.run(asked, stop=stop), asked.store, terminal.console())
     except Stopped:
         print("runner: stopped; what was finished is safe, run again to go on", file=sys.stderr)
         raise
@@ -82,8 +81,6 @@ def _run(call: Call) -> int:
 
 
 def _plan(call: Call) -> int:
-    import orjson
-
     from runner import request
     from runner.verbs.plan import survey
     from runner.verbs.plan import text as plan_text
@@ -91,7 +88,7 @@ def _plan(call: Call) -> int:
     asked = request.read_request(call.target, call.settings, job=call.job, drawn=call.drawn)
     found = survey.make_survey(asked)
     if call.settings.json:
-        print(orjson.dumps(found.to_dict()).decode())
+        terminal.print_json(found.to_dict())
     else:
         plan_text.print_survey(found)
     return 0
@@ -99,15 +96,13 @@ def _plan(call: Call) -> int:
 
 def _verify(call: Call) -> int:
     threads.settle()
-    from rich.console import Console
-
     from runner.folder.store import store_at
     from runner.report import progress
     from runner.settings import given_keys
     from runner.verbs.verify import verify
 
     verification = verify.Verification(store_at(call.target), call.settings, given_keys(call.overrides))
-    progress.show(verification.run(), Console(stderr=True))
+    progress.show(verification.run(), terminal.console())
     verify.print_report(verification, as_json=call.settings.json)
     return verification.exit_code()
 
@@ -148,18 +143,17 @@ def _web(call: Call) -> int:
 
 
 def _bench(call: Call) -> int:
-    from rich.console import Console
-
     from runner.bench import bench
     from runner.bench import report as bench_report
 
     command = shlex.join(["runner", *sys.argv[1:]])
-    report = bench.bench(call.settings, command, Console(stderr=True, highlight=False).print)
+    shown = terminal.console()
+    report = bench.bench(call.settings, command, lambda line: terminal.say(shown, [line]))
     files = bench_report.write_files(report, bench.folder_of(call.settings))
     if call.settings.json:
         print(bench_report.as_json(report).decode())
     else:
-        bench_report.print_table(report, Console())
+        bench_report.print_table(report, terminal.console(stderr=False))
         print(*files, sep="\n")
     return EXIT_ITEMS_FAILED if report.problems else 0
 
@@ -168,17 +162,14 @@ def _doctor(call: Call) -> int:
     threads.settle()
     import dataclasses
 
-    import orjson
-    from rich.console import Console
-
-    with Console(stderr=True).status("probing the machine"):
+    with terminal.console().status("probing the machine"):
         from runner.report import table
         from runner.verbs.doctor import doctor
         from runner.verbs.doctor import text as doctor_text
 
         report = doctor.examine(call.settings)
     if call.settings.json:
-        print(orjson.dumps(dataclasses.asdict(report)).decode())
+        terminal.print_json(dataclasses.asdict(report))
     else:
         table.print_plainly(lambda console: doctor_text.show(report, console))
     return 0

@@ -11,6 +11,7 @@ is marked as harmless to interrupt; a second one interrupts anything.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -21,6 +22,8 @@ from typing import Self, TypeVar
 
 from runner.events import StepDone, WaveDone, WaveStarted
 
+# What asks a run to end: the keyboard, a closed terminal, a system that goes down. Windows has no SIGHUP.
+ENDS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 SHORT = 10.0  # seconds that a wave in hand may still take
 T = TypeVar("T")
 
@@ -44,8 +47,9 @@ class Stop:
 
     @contextmanager
     def listening(self) -> Iterator[Self]:
-        """Within it SIGINT and SIGTERM ask to stop."""
-        before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Within it SIGINT, SIGTERM and SIGHUP ask to stop, but for one that the process was told to ignore."""
+        heard = [number for number in (signal.SIGINT, *ENDS) if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._hear) for number in heard}
         try:
             yield self
         finally:
@@ -61,7 +65,8 @@ class Stop:
         again, self._asked = self._asked, number
         if again or (self._harmless and not self._nearly_done()):
             raise Stopped(number)
-        os.write(2, b"stopping as soon as the pictures in hand are finished; once more stops at once\n")
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, b"stopping as soon as the pictures in hand are finished; once more stops at once\n")
 
     @contextmanager
     def harmless(self) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -23,34 +23,45 @@ from runner.events import (
     StepDone,
     WaveStarted,
 )
+from runner.folder.ledger import iterate_records
 from runner.folder.names import GALLERY, LOG, RECORDS
 from runner.folder.store import Store
-from runner.item import Item
-from runner.text import name_some, shorten, show_size
+from runner.item import Item, item_id
+from runner.record import FAILED, part
+from runner.terminal import say
+from runner.text import name_some, shorten, show_size, visible
 
 LINE_SECONDS = 5.0  # between two plain lines
 SHOWN_FAILURES = 10
-NAME_LENGTH = 80
+NAME_LENGTH, REASON_LENGTH = 80, 200  # characters
 log = logging.getLogger("runner")
 
 
 def watch(events: Iterable[RunEvent], store: Store, console: Console) -> RunFinished:
     """Shows a run's events on `console` until its last one, which is returned."""
-    seen = logged(events, store)
-    finished = show(seen, console)
-    for line in summary(finished, store):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    reasons: dict[int, str] = {}
+    finished = show(_noting(logged(events, store), reasons), console)
+    say(console, summary(finished, store, reasons))
     return finished
+
+
+def _noting(events: Iterable[RunEvent], reasons: dict[int, str]) -> Iterator[RunEvent]:
+    """The same events; notes why items failed, by their numbers."""
+    for event in events:
+        if isinstance(event, ItemFailed):
+            reasons[event.item.number] = str(event.error)
+        yield event
 
 
 def show(events: Iterable[RunEvent], console: Console) -> RunFinished:
     """Shows how far a run is until its last event, which is returned; it writes no log."""
-    return _show_bar(events, console) if console.is_terminal else _show_lines(events, console)
+    steers = console.is_terminal and not console.is_dumb_terminal
+    return _show_bar(events, console) if steers else _show_lines(events, console)
 
 
-def summary(finished: RunFinished, store: Store) -> list[str]:
-    """What is said at the end."""
-    lines = []
+def summary(finished: RunFinished, store: Store, reasons: Mapping[int, str] | None = None) -> list[str]:
+    """What is said at the end; `reasons` say why items failed, by their numbers."""
+    lines, reasons = [], dict(reasons or {})
     if finished.hopeless:
         lines.append(f"stopped early: {finished.hopeless}")
     if finished.done or finished.failed:
@@ -64,20 +75,34 @@ def summary(finished: RunFinished, store: Store) -> list[str]:
     failed = [item for item in finished.failed if item.number not in given_up]
     if failed:
         lines.append(f"{len(failed)} failed, see {store}/{RECORDS}; run again to try them again:")
-        lines += _name_items(failed)
+        lines += _name_items(failed, reasons)
     if finished.given_up:
+        reasons |= _recorded_reasons(finished.given_up[:SHOWN_FAILURES], store)
         lines.append(
             f"{len(finished.given_up)} skipped, since they failed in earlier runs; raise attempts= to retry them:"
         )
-        lines += _name_items(finished.given_up)
+        lines += _name_items(finished.given_up, reasons)
     if finished.unwanted:
         names = name_some([shorten(path, NAME_LENGTH) for path in finished.unwanted])
         lines.append(f"{len(finished.unwanted)} pictures are no longer in the manifest and were kept: {names}")
     return lines
 
 
-def _name_items(items: Sequence[Item]) -> list[str]:
-    lines = [f"  {item.number}: {item.prompt}, seed {item.seed}" for item in items[:SHOWN_FAILURES]]
+def _recorded_reasons(items: Sequence[Item], store: Store) -> dict[int, str]:
+    """Why items failed in earlier runs, as their newest records say."""
+    numbers, found = {item_id(item): item.number for item in items}, dict[int, str]()
+    for record in iterate_records(store) if store.size(RECORDS) >= 0 else ():
+        if record["status"] == FAILED and record["id"] in numbers:
+            found[numbers[record["id"]]] = str(part(record, "error").get("message", ""))
+    return found
+
+
+def _name_items(items: Sequence[Item], reasons: Mapping[int, str]) -> list[str]:
+    lines = [
+        f"  {item.number}: {shorten(item.prompt, NAME_LENGTH)}, seed {item.seed}"
+        + (f": {shorten(reason, REASON_LENGTH)}" if (reason := reasons.get(item.number)) else "")
+        for item in items[:SHOWN_FAILURES]
+    ]
     return lines + ([f"  and {len(items) - SHOWN_FAILURES} more"] if len(items) > SHOWN_FAILURES else [])
 
 
@@ -136,8 +161,7 @@ def _show_lines(events: Iterable[RunEvent], console: Console) -> RunFinished:
 
 
 def _print_notes(notes: Iterable[str], console: Console) -> None:
-    for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    say(console, (f"note: {note}" for note in notes))
 
 
 def logged(events: Iterable[RunEvent], store: Store) -> Generator[RunEvent, None, None]:
@@ -164,7 +188,7 @@ class _LogFile(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(FolderUnwritable):
-            self._store.append(LOG, f"{self.format(record)}\n".encode("utf-8", "backslashreplace"))
+            self._store.append(LOG, f"{visible(self.format(record))}\n".encode())
 
 
 def _open_log(store: Store) -> logging.Handler:

@@ -11,6 +11,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from runner import terminal
+from runner.text import visible
+
 PIPE_WIDTH = 10_000  # where nothing is to be folded
 Row = Sequence[str]
 
@@ -18,11 +21,12 @@ Row = Sequence[str]
 def print_plainly(shown: Callable[[Console], None]) -> None:
     """Prints what is shown on a console: folded to a terminal's width, and whole in a file or a pipe."""
     folded = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(width=None if folded else PIPE_WIDTH)
+    console = terminal.console(stderr=False, width=None if folded else PIPE_WIDTH)
     with console.capture() as captured:
         shown(console)
-    for line in captured.get().splitlines():
-        print(line.rstrip())
+    lines = "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
+    console.file.write(lines)
+    console.file.flush()
 
 
 def section(console: Console, title: str, rows: Iterable[Row], style: str = "bold") -> None:
@@ -36,13 +40,8 @@ def section(console: Console, title: str, rows: Iterable[Row], style: str = "bol
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="cyan")
     for row in cells:
-        table.add_row(*(Text(_printable(cell), overflow="fold") for cell in row))
+        table.add_row(*(Text(visible(cell), overflow="fold") for cell in row))
     console.print(Padding(table, (0, 0, 0, 2), expand=False))
-
-
-def _printable(text: str) -> str:
-    """A text with what would steer the terminal, in a prompt from elsewhere, written as an escape."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def many(count: int, thing: str) -> str:

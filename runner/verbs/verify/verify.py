@@ -20,8 +20,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
-import orjson
-
+from runner import terminal
 from runner.device.memory import available_devices
 from runner.engine.base import Engine
 from runner.engine.start import start_engine
@@ -171,7 +170,7 @@ def _as_settings(making: Making) -> dict[str, Any]:
 def print_report(verification: Verification, *, as_json: bool) -> None:
     """Prints what was found on stdout: every problem as JSON, or the first ones as lines."""
     if as_json:
-        print(orjson.dumps(_document(verification)).decode())
+        terminal.print_json(_document(verification))
         return
     checked = f"{len(verification.findings)} of {verification.done} pictures verified"
     counts = [f"{count} {state}" for state, count in verification.counts().items() if count]

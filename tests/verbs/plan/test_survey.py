@@ -293,7 +293,7 @@ def test_in_a_pipe_lines_are_whole_and_without_colour(look, capsys, monkeypatch)
 
 def test_a_prompt_does_not_steer_the_terminal(look):
     line = json.dumps({"prompt": "a \x1b[31mred [bold]cat[/bold]", "seed": 1}) + "\n"
-    assert r"a \x1b[31mred [bold]cat[/bold]" in shown(look(line, name="items.jsonl"), 100)
+    assert r"a \u001b[31mred [bold]cat[/bold]" in shown(look(line, name="items.jsonl"), 100)
 
 
 def test_what_people_see(look):
