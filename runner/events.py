@@ -115,6 +115,7 @@ class ItemDone:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
     """`failed` are the items without a picture; among them those that were `given_up` before and not tried again.
+    `lost` are paths of pictures that this run made and that are gone at its end: something else removed them.
 
     `unwanted` are paths of pictures that nobody asks for any more. `hopeless` says why a run ended before its time.
     """
@@ -126,6 +127,7 @@ class RunFinished:
     given_up: tuple[Item, ...] = ()
     unwanted: tuple[str, ...] = ()
     hopeless: str = ""
+    lost: tuple[str, ...] = ()
 
 
 WaveEvent = WaveStarted | StepDone | Rendered | MemoryShort | ItemFailed | WaveDone

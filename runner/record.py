@@ -113,7 +113,8 @@ class Record:
 
     `item` is `Item.to_dict()` with the model's name; `model` is the model's name, path and fingerprints. `image` is the
     picture's path in the run folder, `sha256` that of its file, `pixels` that of its RGB bytes. `seconds` are its share
-    of each stage's time, `peak_bytes` is the memory of its wave. `rerendered` is why it was made again in float32.
+    of each stage's time, `peak_bytes` is the memory of its wave. `made` is when it was recorded, ISO 8601
+    with its offset; older records don't say. `rerendered` is why it was made again in float32.
     """
 
     version: int = VERSION
@@ -130,6 +131,7 @@ class Record:
     error: Mapping[str, str] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_bytes: int = 0
+    made: str = ""
 
     @classmethod
     def from_dict(cls, line: Mapping[str, Any]) -> Record:
@@ -149,6 +151,7 @@ class Record:
             error=part(line, "error"),
             seconds=part(line, "seconds"),
             peak_bytes=_value(line, "peak_bytes", int),
+            made=_value(line, "made", str),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,7 +162,8 @@ class Record:
         ending = {"error": self.error} | seconds if self.status == FAILED else made | seconds
         about = {key: getattr(self, key) for key in ("version", "id", "status", "item", "model")}
         peak = {} if self.status == FAILED else {"peak_bytes": self.peak_bytes}
-        return about | self.making.to_dict() | again | ending | peak
+        when = {"made": self.made} if self.made else {}
+        return about | self.making.to_dict() | again | ending | peak | when
 
     @property
     def fingerprints(self) -> Pairs:

@@ -89,6 +89,7 @@ class Settings:
     attempts: int
     deep: bool
     mixed: bool
+    lock: bool
     allow_outside: bool
     json: bool
     debug: bool

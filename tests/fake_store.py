@@ -48,9 +48,12 @@ class FakeStore:
     def sweep(self) -> None:
         self.before("sweep", "")
 
+    def folds_names(self) -> bool:
+        return False
+
     @contextlib.contextmanager
-    def hold(self) -> Iterator[None]:
-        if self._held:
+    def hold(self, *, lock: bool = True) -> Iterator[None]:
+        if self._held and lock:
             raise RunFolderHeld(f"'{self}' is held")
         self._held = self.made = True
         try:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from runner.settings import Settings
 
 ENGINE = "model device precision turbo compile unet_bs memory"  # settings of every verb that calls the model
-RUN = f"{ENGINE} engine defaults out limit shuffle skip_grid skip_save n_rows attempts deep mixed allow_outside"
+RUN = f"{ENGINE} engine defaults out limit shuffle skip_grid skip_save n_rows attempts deep mixed lock allow_outside"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ def _run(call: Call) -> int:
     except Stopped:
         print("runner: stopped; what was finished is safe, run again to go on", file=sys.stderr)
         raise
-    return EXIT_ITEMS_FAILED if finished.failed else 0
+    return EXIT_ITEMS_FAILED if finished.failed or finished.lost else 0
 
 
 def _plan(call: Call) -> int:

@@ -15,6 +15,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -46,6 +47,7 @@ class Index:
         self._owners: dict[str, str] = {}
         self._failures: dict[str, int] = {}
         self._told: tuple[object, ...] = ()  # of the newest record's way
+        self._folds = store.folds_names()  # so that two names may be one file
 
     def is_done(self, identity: str) -> bool:
         """Whether the newest record of this id says so, and its picture is there and still its own."""
@@ -53,7 +55,7 @@ class Index:
         if image is None:
             return False
         path, size, sha256 = image
-        if self._owners.get(path) != identity or self.store.size(path) != size:
+        if self.owner(path) != identity or self.store.size(path) != size:
             return False
         if not self._deep:
             return True
@@ -71,6 +73,20 @@ class Index:
         """The path of each id whose newest record is done, whatever has become of its file."""
         return {identity: path for identity, (path, *_) in self._images.items()}
 
+    def lost(self, newest: int) -> Iterator[str]:
+        """The paths among those of the newest so many pictures that are not there any more."""
+        for identity in islice(reversed(self._images), newest):
+            path, size, _ = self._images[identity]
+            if self._owners.get(self._key(path)) == identity and self.store.size(path) != size:
+                yield path
+
+    def owner(self, path: str) -> str | None:
+        """The id of the newest item that wrote this path, or one that is the same file on this disk."""
+        return self._owners.get(self._key(path))
+
+    def _key(self, path: str) -> str:
+        return path.casefold() if self._folds else path
+
     def image_paths(self) -> Mapping[str, str]:
         """For each path that a finished item wrote, the id of the newest that did: two must not meet in a file."""
         return MappingProxyType(self._owners)
@@ -79,14 +95,14 @@ class Index:
         """Take a record into account."""
         identity = record["id"]
         before = self._images.pop(identity, None)
-        if before is not None and self._owners.get(before[0]) == identity:
-            del self._owners[before[0]]
+        if before is not None and self.owner(before[0]) == identity:
+            del self._owners[self._key(before[0])]
         if record["status"] == "failed":
             self._failures[identity] = self.failures(identity) + 1
             return
         self._failures.pop(identity, None)
         self._images[identity] = (record["image"], record["bytes"], str(record.get("sha256")) if self._deep else "")
-        self._owners[record["image"]] = identity
+        self._owners[self._key(record["image"])] = identity
         self._note_way(record)
 
     def _note_way(self, record: Mapping[str, Any]) -> None:
@@ -103,16 +119,18 @@ class Index:
 class Ledger(Index):
     """The records of one run folder, which it holds as long as it is entered."""
 
-    def __init__(self, store: Store, *, deep: bool = False) -> None:
+    def __init__(self, store: Store, *, deep: bool = False, lock: bool = True) -> None:
         super().__init__(store, deep=deep)
+        self._locks = lock
         self._held: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> Self:
-        held = self.store.hold()
+        held = self.store.hold(lock=self._locks)
         held.__enter__()
         try:
-            self._read()
             self.store.append(RECORDS, b"")  # the file is there from now on
+            self._folds = self.store.folds_names()
+            self._read()
         except BaseException as error:
             held.__exit__(type(error), error, error.__traceback__)
             raise

@@ -34,6 +34,7 @@ HELP = {
     "seconds": "The picture's share of the time of each stage.",
     "peak_bytes": "The peak of memory in the picture's wave, in bytes.",
     "error": "Why the item failed.",
+    "made": "When the record was written, in ISO 8601 with the offset from UTC.",
 }
 
 
@@ -55,6 +56,7 @@ def make_schema() -> dict[str, Any]:
         "seconds": {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}},
         "peak_bytes": COUNT,
         "error": _object({"class": TYPES[str], "message": TYPES[str]}),
+        "made": {"type": "string", "format": "date-time"},
     }
     done = {"properties": {"status": {"const": DONE}}, "required": ["image", "sha256", "pixels", "bytes"]}
     failed = {"properties": {"status": {"const": FAILED}}, "required": ["error"]}

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 
 from runner.errors import FolderUnwritable, RunFolderHeld
 from runner.files import atomic_write, flush_folder, sweep, write_all, writing_to
-from runner.folder.names import LOCK
+from runner.folder.names import LOCK, RECORDS
 
 LONGEST_LINE = 1 << 24  # bytes; what is longer comes in pieces
 LOCKLESS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})  # a disk that knows no locks
@@ -65,8 +65,14 @@ class Store(Protocol):
     def sweep(self) -> None:
         """Removes what a killed process left half-written; only for whoever holds the folder."""
 
-    def hold(self) -> AbstractContextManager[None]:
-        """Keeps other processes from writing, and makes the folder. Raises `RunFolderHeld`: another one has it."""
+    def folds_names(self) -> bool:
+        """Whether names that differ in small and large letters alone are one file, as on many disks."""
+
+    def hold(self, *, lock: bool = True) -> AbstractContextManager[None]:
+        """Keeps other processes from writing, and makes the folder. Raises `RunFolderHeld`: another one has it.
+
+        Without `lock` whoever asks sees to it that no other process writes.
+        """
 
     def append(self, name: str, data: bytes) -> None:
         """Adds to the end of a file, for whoever holds the folder. A crash may leave the data's beginning."""
@@ -88,7 +94,8 @@ class LocalStore:
         self.folder = folder
         self._longest_line = longest_line
         self._prefix = f"{folder}/"  # a Path takes longer than the system's answer
-        self._appended: dict[str, int] = {}  # the descriptors of files that are appended to
+        self._appended: dict[str, tuple[int, int]] = {}  # descriptors of files that grow, and the bytes that they have
+        self._locked: os.stat_result | None = None  # the lock's file, while it is held
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -132,29 +139,39 @@ class LocalStore:
         with writing_to(self.folder):
             sweep(self.folder)
 
+    def folds_names(self) -> bool:
+        return self.size(RECORDS) >= 0 and self.size(RECORDS.upper()) >= 0
+
     @contextlib.contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self, *, lock: bool = True) -> Iterator[None]:
         with writing_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = self._take_lock()
+            taken = self._take_lock() if lock else None
+            self._locked = os.stat(self._path(LOCK)) if lock else None
         try:
             yield
         finally:
             try:
-                self.flush()
+                with writing_to(self.folder):
+                    self._sync()
             finally:
                 while self._appended:
-                    os.close(self._appended.popitem()[1])
-                lock.release()
+                    os.close(self._appended.popitem()[1][0])
+                self._locked = None
+                if taken:
+                    taken.release()
 
     def append(self, name: str, data: bytes) -> None:
         with writing_to(self.folder):
             if name not in self._appended:
-                self._appended[name] = self._open_to_append(name)
-            descriptor = self._appended[name]
+                self._appended[name] = self._open_to_append(name), 0
+            descriptor, least = self._appended[name]
             start = self._end(name, descriptor)
+            if start < least:
+                raise FolderUnwritable(f"'{self._path(name)}' was cut by another program; run again to go on")
             try:
                 write_all(descriptor, data)
+                self._appended[name] = descriptor, start + len(data)
             except BaseException:
                 # A disk that became full may have taken the beginning of the line.
                 with contextlib.suppress(OSError):
@@ -163,8 +180,14 @@ class LocalStore:
 
     def flush(self) -> None:
         with writing_to(self.folder):
-            for descriptor in self._appended.values():
-                os.fsync(descriptor)
+            self._sync()
+            for name, (descriptor, _) in self._appended.items():
+                self._end(name, descriptor)
+            self._check_lock()
+
+    def _sync(self) -> None:
+        for descriptor, _ in self._appended.values():
+            os.fsync(descriptor)
 
     def lines(self, name: str) -> Iterator[bytes]:
         with self.open(name) as file:
@@ -179,6 +202,8 @@ class LocalStore:
             torn.flush()
             os.fsync(torn.fileno())
             file.truncate(end)
+        if name in self._appended:
+            self._appended[name] = self._appended[name][0], end
         return size
 
     def _path(self, name: str) -> str:
@@ -201,6 +226,17 @@ class LocalStore:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return ours.st_size
 
+    def _check_lock(self) -> None:
+        if self._locked is None:
+            return
+        with contextlib.suppress(OSError):
+            if os.path.samestat(self._locked, os.stat(self._path(LOCK))):
+                return
+        raise FolderUnwritable(
+            f"the lock of '{self.folder}' was removed, so another run may write there as well; what was finished is "
+            "safe, run again to go on"
+        )
+
     def _take_lock(self) -> FileLock:
         # Not bound to a thread: a server may leave the folder in another thread than it entered it.
         lock = FileLock(self.folder / LOCK, blocking=False, thread_local=False)
@@ -213,7 +249,10 @@ class LocalStore:
             raise RunFolderHeld(message) from None
         except OSError as error:
             if error.errno in LOCKLESS:
-                message = f"the disk of '{self.folder}' can't lock files ({error.strerror}); choose another 'out='"
+                message = (
+                    f"the disk of '{self.folder}' can't lock files ({error.strerror}); choose another 'out=', or set "
+                    "lock=false and see to it that only one run writes there"
+                )
                 raise FolderUnwritable(message) from None
             raise
         return lock

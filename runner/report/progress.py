@@ -82,6 +82,9 @@ def summary(finished: RunFinished, store: Store, reasons: Mapping[int, str] | No
             f"{len(finished.given_up)} skipped, since they failed in earlier runs; raise attempts= to retry them:"
         )
         lines += _name_items(finished.given_up, reasons)
+    if finished.lost:
+        names = name_some([shorten(path, NAME_LENGTH) for path in finished.lost])
+        lines.append(f"{len(finished.lost)} pictures of this run are gone again; run again to make them anew: {names}")
     if finished.unwanted:
         names = name_some([shorten(path, NAME_LENGTH) for path in finished.unwanted])
         lines.append(f"{len(finished.unwanted)} pictures are no longer in the manifest and were kept: {names}")
@@ -194,7 +197,7 @@ class _LogFile(logging.Handler):
 def _open_log(store: Store) -> logging.Handler:
     store.append(LOG, b"")
     handler = _LogFile(store)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
     log.setLevel(logging.INFO)
     log.addHandler(handler)
     return handler

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 
@@ -10,6 +11,7 @@ import pytest
 from fake_store import FakeStore
 
 from runner.errors import FolderUnwritable, RunFolderHeld
+from runner.folder.ledger import Ledger
 from runner.folder.store import LocalStore, store_at
 
 
@@ -99,3 +101,57 @@ def test_what_is_no_file_is_never_opened(tmp_path):
     assert opened == [errno.EINVAL, errno.EINVAL]
     with store.hold(), pytest.raises(FolderUnwritable, match="is not a file"):
         store.append("pipe", b"x")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_disk_without_locks_is_said_and_can_be_used_without(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    store = LocalStore(tmp_path)
+    with pytest.raises(FolderUnwritable, match=r"can't lock files.*lock=false"), store.hold():
+        pass
+    with store.hold(lock=False):
+        store.append("records.jsonl", b"x\n")
+        store.flush()
+
+
+@pytest.mark.parametrize("harm", [lambda lock: lock.unlink(), lambda lock: (lock.unlink(), lock.touch())])
+def test_a_lock_that_was_removed_is_noticed(tmp_path, harm):
+    store = LocalStore(tmp_path)
+    with pytest.raises(FolderUnwritable, match=r"the lock of .* was removed"), store.hold():
+        store.append("records.jsonl", b"x\n")
+        harm(tmp_path / ".lock")
+        store.flush()
+    (tmp_path / ".lock").touch()
+    with store.hold():
+        assert list(store.lines("records.jsonl")) == [b"x\n"]
+
+
+def test_a_file_that_was_cut_meanwhile_is_noticed(tmp_path):
+    store = LocalStore(tmp_path)
+    with store.hold(), pytest.raises(FolderUnwritable, match="was cut by another program"):
+        store.append("records.jsonl", b"one\n")
+        os.truncate(tmp_path / "records.jsonl", 0)
+        store.append("records.jsonl", b"two\n")
+
+
+class Folding(LocalStore):
+    """A disk on which small and large letters are the same."""
+
+    def _path(self, name):
+        return super()._path(name.lower())
+
+
+def test_two_items_never_share_a_file_where_letters_are_the_same(tmp_path):
+    store = Folding(tmp_path)
+    with Ledger(store) as ledger:
+        store.put("images/A_Cat/x.png", b"abc")
+        ledger.append({"id": "a", "status": "done", "image": "images/A_Cat/x.png", "bytes": 3})
+        assert ledger.owner("images/a_cat/x.png") == "a" and ledger.is_done("a")
+        ledger.append({"id": "b", "status": "done", "image": "images/a_cat/x.png", "bytes": 3})
+        assert ledger.is_done("b") and not ledger.is_done("a")
+    with Ledger(LocalStore(tmp_path / "other")) as ledger:
+        ledger.append({"id": "a", "status": "done", "image": "images/A_Cat/x.png", "bytes": 3})
+        assert ledger.owner("images/a_cat/x.png") is None

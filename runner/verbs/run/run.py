@@ -47,7 +47,7 @@ def run(
     store = request.store
     if not store.exists():  # nothing is written where nothing can be rendered
         loader.load(next(request.wanted()).model)
-    with Ledger(store, deep=request.settings.deep) as ledger:
+    with Ledger(store, deep=request.settings.deep, lock=request.settings.lock) as ledger:
         with stop.harmless():
             if store.size(UNFINISHED) >= 0:
                 store.sweep()
@@ -57,16 +57,18 @@ def run(
         if backlog.missing:
             yield from Session(request, loader, ledger, backlog, stop, outcome).run(make_writer)
         _report(request, stop)
-        yield _finished(outcome, backlog, time.monotonic() - begun)
+        lost = tuple(ledger.lost(outcome.done))
+        yield _finished(outcome, backlog, time.monotonic() - begun, lost)
 
 
-def _finished(outcome: Outcome, backlog: Backlog, seconds: float) -> RunFinished:
+def _finished(outcome: Outcome, backlog: Backlog, seconds: float, lost: tuple[str, ...]) -> RunFinished:
     return RunFinished(
         done=outcome.done,
         failed=(*outcome.failed, *backlog.given_up),
         given_up=tuple(backlog.given_up),
         unwanted=tuple(backlog.unwanted()),
         hopeless=outcome.hopeless,
+        lost=lost,
         peak_bytes=outcome.peak_bytes,
         seconds=seconds,
     )

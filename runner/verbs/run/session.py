@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -142,7 +143,7 @@ class Session:
     def _free_path(self, item: Item) -> PurePosixPath:
         """The item's path; where the picture of another item stands (of an earlier manifest, say), one with its id."""
         path, identity = image_path(item), item_id(item)
-        if self.ledger.image_paths().get(str(path), identity) == identity:
+        if self.ledger.owner(str(path)) in (None, identity):
             return path
         return path.with_stem(f"{path.stem}_{identity[:12]}")
 
@@ -183,6 +184,7 @@ class Session:
             model=model_dict(item.model),
             making=self._asked(making),
             rerendered=event.rerendered,
+            made=datetime.now().astimezone().isoformat(timespec="milliseconds"),
         )
 
     def _asked(self, making: Making) -> Making:

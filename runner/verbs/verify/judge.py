@@ -29,6 +29,7 @@ from runner.record import Making, Pairs, fingerprints_of, part
 SAME, DIFFERS, DAMAGED, MISSING, ALTERED, FAILED = "same", "differs", "damaged", "missing", "altered", "failed"
 STATES = (SAME, DIFFERS, DAMAGED, MISSING, ALTERED, FAILED)
 WEIGHTS = "weights of "
+LARGEST_FILE = 1 << 29  # bytes; no picture has as many
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +141,11 @@ def _file_state(file: bytes | None, sha256: object) -> str | None:
 
 def _read(store: Store, path: str) -> bytes | None:
     """A file of the run folder: None where there is none, empty where it can't be read."""
-    if store.size(path) < 0:
+    size = store.size(path)
+    if size < 0:
         return None
+    if size > LARGEST_FILE:
+        return b""
     try:
         with store.open(path) as file:
             return file.read()

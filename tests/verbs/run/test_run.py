@@ -670,3 +670,16 @@ def test_a_ceiling_that_a_later_model_breaks_is_told_at_the_start(sweep, monkeyp
 def test_models_take_turns_where_nothing_is_saved_too(sweep, loads):
     events = list(running.run(sweep("skip_save=true"), start=loads))
     assert (events[-1].done, loads) == (8, ["one", "two"])
+
+
+def test_pictures_that_vanish_during_a_run_are_told_at_its_end(ask):
+    request = ask()
+    events = running.run(request, FakeEngine())
+    for event in events:
+        if isinstance(event, ItemDone):
+            (request.store.folder / event.record.image).unlink()
+            break
+    finished = list(events)[-1]
+    assert len(finished.lost) == 1
+    assert "1 pictures of this run are gone again" in "".join(progress.summary(finished, request.store))
+    assert paint(ask())[0].missing == 1
