@@ -20,6 +20,7 @@ Schema = Mapping[str, Any]
 SIZE_STEP = 64  # pixels; sizes are multiples of it
 MOST_STEPS = 500  # beyond, evenly spaced time steps no longer reach pure noise
 LARGEST_SEED = 2**63 - 1  # of torch's generators
+RANDOM_SEEDS = ("-1", "random")
 LARGEST_SIZE, LARGEST_EDGE = 64 * SIZE_STEP, 10**6  # pixels
 FORMATS = ("png", "jpg")
 LONG_PROMPTS = ("error", "truncate", "chunk")
@@ -73,6 +74,17 @@ def _crop(node: Node) -> tuple[int, ...]:
     return edges
 
 
+def refuse_random_seed(node: Node) -> None:
+    """Other tools write -1 for a seed that is drawn."""
+    if node.written.strip().lower() in RANDOM_SEEDS:
+        raise node.error(f"{node}: leave the seed out, and one is drawn, kept in the run folder and used again")
+
+
+def _seed(node: Node) -> int:
+    refuse_random_seed(node)
+    return node.integer(0, LARGEST_SEED)
+
+
 def _sampler(node: Node) -> str:
     return node.choice(tuple(SAMPLERS), likely=node.text().removeprefix("k_"))
 
@@ -98,8 +110,9 @@ KEYS: dict[str, Key] = {
     "prompt": Key(
         read=words, schema=TEXT, help="What the picture shows; `words:number` makes a weighted part.", in_id=False
     ),
-    "seed": whole_number(
-        0, LARGEST_SEED, "The seed of the picture's noise; without one it is drawn, and kept.", infotext="Seed"
+    "seed": Key(
+        read=_seed, schema={"type": "integer", "minimum": 0, "maximum": LARGEST_SEED}, infotext="Seed",
+        help="The seed of the picture's noise; without one it is drawn, and kept.",
     ),
     "negative": Key(
         read=words, schema=TEXT, help="What the picture should not show; a plain text.", default=""

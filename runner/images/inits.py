@@ -41,20 +41,30 @@ class Init:
     width: int
     height: int
 
+    def cut_size(self, crop: Crop | None) -> tuple[int, int]:
+        """Width and height of the picture, or of its crop.
+
+        Raises:
+            InitError: the crop leaves the picture.
+        """
+        if not crop:
+            return self.width, self.height
+        left, top, right, bottom = crop
+        if not (0 <= left < right <= self.width and 0 <= top < bottom <= self.height):
+            raise InitError(f"the crop {list(crop)} isn't within the picture's {self.width}x{self.height} pixels")
+        return right - left, bottom - top
+
     def own_size(self, crop: Crop | None) -> tuple[int, int]:
         """Width and height of the picture, or of its crop, rounded down to multiples of 64 pixels.
 
         Raises:
             InitError: the crop leaves the picture, or too little is left.
         """
-        width, height = self.width, self.height
-        if crop:
-            left, top, right, bottom = crop
-            if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-                raise InitError(f"the crop {list(crop)} isn't within the picture's {width}x{height} pixels")
-            width, height = right - left, bottom - top
+        width, height = self.cut_size(crop)
         if min(width, height) < SIZE_STEP:
-            raise InitError(f"{width}x{height} pixels are too few; {SIZE_STEP}x{SIZE_STEP} are the least")
+            raise InitError(
+                f"{width}x{height} pixels are too few; {SIZE_STEP}x{SIZE_STEP} are the least, or give width and height"
+            )
         return width - width % SIZE_STEP, height - height % SIZE_STEP
 
 

@@ -186,7 +186,8 @@ def resolve(values: dict[str, Any], *, number: int, axes: tuple[tuple[str, Any],
     """The item of these values, each of which becomes what it is for the others' sake."""
     init: Init | None = values["init"]
     if init:
-        width, height = init.own_size(values["crop"])
+        sized = values["width"] and values["height"]
+        width, height = (0, 0) if sized else init.own_size(values["crop"])
         values["init"] = str(init.path)
     else:
         width, height = OWN_SIZE, OWN_SIZE

@@ -108,7 +108,8 @@ def _read_init(given: Mapping[str, Any], location: Location, allow_outside: bool
     if "init_sha256" in given and given["init_sha256"] != init.sha256:
         raise node.error(f"init: {init.path} is another picture than the one that the item was made with")
     try:
-        init.own_size(_checked("crop", given["crop"], location) if "crop" in given else None)
+        size = init.cut_size if "width" in given and "height" in given else init.own_size
+        size(_checked("crop", given["crop"], location) if "crop" in given else None)
     except InitError as error:
         raise node.error(f"{init.path}: {error}") from None
     return init

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +21,12 @@ PROMPT_KEYS = {  # the kind of prompt, and what may stand beside it
     "text": ("weighted", "id", "negative"),
     "prompt": ("weighted", "id", "negative"),
     "parts": ("weights", "id", "negative"),
-    "file": ("weighted", "negative"),
+    "file": ("weighted", "negative", "comments"),
 }
 QUOTE_HINT = "; a prompt that holds a colon and a space needs quotes"
 MOST_PROMPTS = 5 * 10**6
+LINE_END = re.compile(r"\r\n|\r|\n")
+INVISIBLE = "\ufeff\u200b\u2060\u00ad"  # around a line, as editors and pages leave them
 
 
 class Prompt(NamedTuple):
@@ -92,7 +95,10 @@ def _prompt(node: Node, frame: Frame) -> Sequence[Prompt]:
     id = given["id"].text() if "id" in given else None
     weighted = given["weighted"].flag() if "weighted" in given else True
     if kind == "file":
-        return _from_file(given["file"], frame, negative, weighted)
+        comments = given["comments"].text() if "comments" in given else None
+        if comments is not None and not comments.strip():
+            raise given["comments"].error("comments: expected what such lines begin with, for instance '#' in quotes")
+        return _from_file(given["file"], frame, negative, weighted, comments)
     if kind == "parts":
         return _from_parts(given, negative, id)
     return (_checked(words(given[kind]), given[kind].location, negative, weighted, id=id),)
@@ -139,11 +145,12 @@ def _from_parts(given: Mapping[str, Node], negative: str | None, id: str | None)
     return every(prompt, rows if swept else [given["weights"]])
 
 
-def _from_file(node: Node, frame: Frame, negative: str | None, weighted: bool) -> _Lines:
+def _from_file(node: Node, frame: Frame, negative: str | None, weighted: bool, comments: str | None) -> _Lines:
     path = find_inside(node, frame.folder, frame.allow_outside)
     found, problems = _Lines(path, negative, weighted), Problems()
-    for number, line in enumerate(read_text(path, node.location).split("\n"), 1):
-        if not (text := line.strip()):
+    for number, line in enumerate(LINE_END.split(read_text(path, node.location)), 1):
+        text = line.strip().strip(INVISIBLE).strip()
+        if not text or (comments and text.startswith(comments)):
             continue
         if weighted and ":" in text:
             with problems:

@@ -239,13 +239,14 @@ def _refuse_conflicts(places: Mapping[str, Node]) -> None:
 def _check_crops(job: Job, node: Node) -> None:
     """Every crop that the job can have has to be within every picture."""
     columns = {key: job.columns.get(key, [job.values.get(key)]) for key in ("init", "crop")}
+    sized = all(job.columns.get(key) or job.values.get(key) is not None for key in ("width", "height"))
     together = any(columns.keys() <= axis.columns.keys() for axis in job.axes)
     for init, crop in (zip if together else itertools.product)(columns["init"], columns["crop"]):
         if init is None and crop is not None:
             raise node.error("'crop' needs an 'init', the picture that it cuts")
         try:
             if init is not None:
-                init.own_size(crop)
+                (init.cut_size if sized else init.own_size)(crop)
         except inits.InitError as error:
             raise node.error(f"{init.path}: {error}") from None
 

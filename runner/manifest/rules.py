@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from runner.errors import ManifestError, Problems, every
 from runner.item import Model
-from runner.keys import KEYS, LARGEST_SEED
+from runner.keys import KEYS, LARGEST_SEED, refuse_random_seed
 from runner.manifest.lazy import join
 from runner.manifest.nodes import Node, wrap
 
@@ -31,7 +31,7 @@ ITEM_KEYS = tuple(KEYS)
 ALIASES = {alias: name for name, key in KEYS.items() for alias in key.aliases}
 T = TypeVar("T")
 
-LARGEST_NUMBER, LEAST_STEP = 1e9, 1e-9
+LARGEST_NUMBER, LEAST_STEP, DECIMALS = 1e9, 1e-9, 12
 MOST_ITEMS, MOST_VALUES = 10**9, 10**5
 SEEDS = re.compile(r"\s*([0-9]{1,19})\s*(?:-\s*([0-9]{1,19})\s*)?")
 
@@ -109,7 +109,10 @@ def _seed_spans(node: Node) -> tuple[range, ...]:
         return tuple(itertools.chain.from_iterable(every(_seed_spans, node.items())))
     if isinstance(node.value, dict):
         start, step, count = _span(node, _whole)
+        if step != int(step):
+            raise node.error(f"{count} whole numbers don't lie evenly between the start and the stop")
         return (_seed_range(node, int(start), int(step), count),)
+    refuse_random_seed(node)
     return tuple(_piece(node, piece) for piece in node.written.split(","))
 
 
@@ -142,16 +145,21 @@ def _whole(node: Node) -> int:
 def _span(node: Node, read: Callable[[Node], float]) -> tuple[Decimal, Decimal, int]:
     """Start, step and count of a range. Decimals are exact in what people write: no drift, no missed stop."""
     given = node.mapping(("start", "stop", "step", "count"))
-    if "start" not in given or ("stop" in given) == ("count" in given):
+    both = "stop" in given and "count" in given
+    if "start" not in given or not ("stop" in given or "count" in given) or (both and "step" in given):
         raise node.error(
-            "a range is written {start: 0, stop: 100, step: 5}, its stop included, or {start: 27, count: 20}"
+            "a range is written {start: 0, stop: 100, step: 5}, its stop included, or {start: 27, count: 20}, or "
+            "{start: 3, stop: 7, count: 12}"
         )
     numbers = {key: Decimal(str(_named(key, read, given[key]))) for key in ("start", "stop", "step") if key in given}
     start, step = numbers["start"], numbers.get("step", Decimal(1))
     if abs(step) < Decimal(str(LEAST_STEP)):
         raise given["step"].error(f"the step {given['step']} is too small; the least is {LEAST_STEP:g}")
     if "count" in given:
-        return start, step, read_count("count", given["count"])
+        count = read_count("count", given["count"])
+        if both and count == 1 and numbers["stop"] != start:
+            raise given["count"].error("one value can't be the start and the stop")
+        return start, (numbers["stop"] - start) / max(1, count - 1) if both else step, count
     count = math.floor((numbers["stop"] - start) / step) + 1
     if count < 1:
         raise given["stop"].error(f"the stop {given['stop']} is never reached from {start} in steps of {step}")
@@ -163,4 +171,5 @@ def _any_number(node: Node) -> float:
 
 
 def _number(exact: Decimal) -> int | float:
+    exact = round(exact, DECIMALS)  # a share such as 4/11 has no end
     return int(exact) if exact == exact.to_integral_value() else float(exact)

@@ -43,6 +43,7 @@ HELP = {
     "parts": "The texts of a weighted prompt.",
     "weights": "A weight for each part, or a list of such lists to sweep over.",
     "file": "A text file with one prompt a line; relative to this file.",
+    "comments": "Lines of the file that begin with this are left out.",
     "weighted": "false: `words:number` is plain text.",
     "id": "What the prompt is called where pictures are compared.",
     "start": "The first value.",
@@ -96,6 +97,7 @@ def _keys() -> dict[str, Schema]:
         "include": _list(_mapping(INCLUDE_KEYS)),
         "text": TEXT,
         "file": TEXT,
+        "comments": {"type": "string", "minLength": 1},
         "parts": _list(TEXT),
         "weights": {"anyOf": [weights, _list(weights)]},
         "weighted": {"type": "boolean"},
@@ -142,11 +144,12 @@ def _column(key: str) -> Schema:
 
 
 def _span(number: Schema) -> Schema:
-    """A range: its start, and either its stop or its count."""
+    """A range: its start, and its stop or its count or both; then without a step."""
     kinds = {"start": number, "stop": number, "step": number, "count": COUNT}
     properties = {key: {"description": HELP[key], **kind} for key, kind in kinds.items()}
     either = [{"required": ["stop"]}, {"required": ["count"]}]
-    return {**_mapping(properties, properties, ["start"]), "oneOf": either}
+    all_three = {"required": ["stop", "count", "step"]}
+    return {**_mapping(properties, properties, ["start"]), "anyOf": either, "not": all_three}
 
 
 if __name__ == "__main__":

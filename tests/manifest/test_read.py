@@ -791,3 +791,40 @@ def test_any_manifest_of_known_forms_agrees_with_the_schema(tmp_path: Path, body
     else:
         made = manifest_items.Items(found, {0: 1})
         assert [item.number for item in (made[0], made[-1])] == [0, len(made) - 1]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_a_prompt_file_may_have_comments_any_line_end_and_invisible_lines(tmp_path: Path, end: str) -> None:
+    lines = ["\ufeff# animals", "a cat", "\u200b", "  ", "\ufeff", "# more", "a dog # brown"]
+    (tmp_path / "p.txt").write_text(end.join(lines), encoding="utf-8", newline="")
+    text = "version: 1\njobs:\n- prompts: [{file: p.txt, comments: '#'}]\n  seeds: 1\n"
+    manifest = read(tmp_path, text)
+    assert [prompt.text for prompt in manifest.jobs[0].columns["prompt"]] == ["a cat", "a dog # brown"]
+    manifest = read(tmp_path, text.replace(", comments: '#'", ""))
+    assert len(manifest.jobs[0].columns["prompt"]) == 4
+
+
+@pytest.mark.parametrize("seed", ["seed: -1", "seeds: -1", "seed: random", "seeds: [1, -1]", "matrix: {seed: [-1]}"])
+def test_a_random_seed_is_left_out(tmp_path: Path, seed: str) -> None:
+    assert "leave the seed out" in refusal(tmp_path, f"version: 1\njobs: [{{prompts: [a], {seed}}}]\n").message
+
+
+def test_a_range_may_say_how_many_values_lie_between_two(tmp_path: Path) -> None:
+    job = "prompts: [a], seeds: {start: 1, stop: 9, count: 5}, matrix: {scale: {start: 3, stop: 7, count: 12}}"
+    [job] = read(tmp_path, f"version: 1\njobs: [{{{job}}}]\n").jobs
+    assert list(job.columns["seed"]) == [1, 3, 5, 7, 9]
+    scales = job.columns["scale"]
+    assert (len(scales), scales[0], scales[-1]) == (12, 3, 7) and scales[1] == pytest.approx(3 + 4 / 11)
+    assert (
+        "evenly"
+        in refusal(tmp_path, "version: 1\njobs: [{prompts: [a], seeds: {start: 1, stop: 4, count: 3}}]\n").message
+    )
+
+
+def test_a_small_init_is_resized_where_a_size_is_given(tmp_path: Path) -> None:
+    Image.new("RGB", (48, 48)).save(tmp_path / "small.png")
+    job = "jobs: [{prompts: [a], seeds: 1, init: small.png%s}]\n"
+    assert "too few" in refusal(tmp_path, "version: 1\n" + job % "").message
+    found = read(tmp_path, "version: 1\n" + job % ", width: 64, height: 64")
+    [item] = manifest_items.Items(found, {}, {model: model for model in found.models})
+    assert (item.width, item.height) == (64, 64)

@@ -147,7 +147,7 @@ def test_wrong_values(text: str, parts: list[str]) -> None:
         (f"seeds: {2**63}", ["leave the range from 0 to"]),
         ("seeds: 0-9999999999", ["10000000000 seeds; the most is 1000000000"]),
         ("seeds: {start: 0}", ["a range is written"]),
-        ("seeds: {start: 0, stop: 3, count: 4}", ["a range is written"]),
+        ("seeds: {start: 0, stop: 3, count: 4, step: 1}", ["a range is written"]),
         ("seeds: {start: 0, stop: 3, step: 0}", ["the step '0' is too small"]),
         ("seeds: {start: 3, stop: 0}", ["the stop '0' is never reached from 3 in steps of 1"]),
         ("seeds: {start: 0, stop: 3.5}", ["stop: '3.5' is not a whole number"]),

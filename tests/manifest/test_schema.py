@@ -117,7 +117,7 @@ JOB = "version: 1\njobs: [{{prompt: a, {}}}]"
                 "seeds: 1.5",
                 "seeds: []",
                 "seeds: {start: 0}",
-                "seeds: {start: 0, stop: 3, count: 4}",
+                "seeds: {start: 0, stop: 3, count: 4, step: 1}",
                 "seeds: {start: 0, stop: 3.5}",
                 "seeds: {start: 0, end: 3}",
                 "seeds: 1, seed: 1",

@@ -72,6 +72,7 @@ class Warned:
 
 # ---- what is odd about a text or a prompt
 
+SCRIPT = "prompt|negative_prompt|styles|seed|steps|cfg_scale|width|height|sampler_name|batch_size|n_iter"
 FOREIGN = (  # other tools' syntax, what it is, and what says the same here
     (re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)"), "emphasis in AUTOMATIC1111 and ComfyUI; here words:number is a part"),
     (re.compile(r"\({2,}[^()]+\){2,}"), "emphasis in AUTOMATIC1111; here words:number is a part"),
@@ -84,10 +85,18 @@ FOREIGN = (  # other tools' syntax, what it is, and what says the same here
     (re.compile(r"(?<![A-Z]\s)\bBREAK\b(?!\s[A-Z]{2})"), "a new piece in AUTOMATIC1111; here long_prompts: chunk"),
     (re.compile(r"(?<=[^\WA-Z]\s)AND(?=\s+[^\WA-Z])"), "two prompts at once in AUTOMATIC1111; here words:1 words:1"),
     (re.compile(r"[^\s:]*::\s?-?\d*\.?\d*(?!\S)"), "a weight in Midjourney; here with one colon, words:number"),
-    (re.compile(r"(?<!\S)--[a-z]+(?:\s+[^\s-]\S*)?"), "a parameter in Midjourney; here a key of the manifest"),
+    (
+        re.compile(rf"(?<!\S)--(?:{SCRIPT})\b"),
+        "an option of AUTOMATIC1111's prompts from file; here a key of the manifest",
+    ),
+    (
+        re.compile(rf"(?<!\S)--(?!(?:{SCRIPT})\b)[a-z]+(?:\s+[^\s-]\S*)?"),
+        "a parameter in Midjourney; here a key of the manifest",
+    ),
 )
 # Stands in all of these, and in every weighted prompt; a search for one of a set of characters is quick.
 SUSPECT = re.compile(r"[(\[{<:_BA-](?:(?<=[(\[{<:])|(?<=_)_|(?<=-)-|(?<=B)REAK|(?<=A)ND)")
+UNREAD = re.compile(r"(?<![\\\d:])[^\s:]*:[ ]?[-+]?(?:\d+[.,]\d+|[.]\d+|\d+(?=[,;]|[.](?!\d)))[,;.]?(?![\w)])")
 LIKE_A_TIME = re.compile(r"(?<!\S)(\d+):(\d+)(?!\S)")
 
 
@@ -103,6 +112,20 @@ def numbers_as_weights(item: Item) -> Iterator[str]:
     if item.parts[0].text != item.prompt:  # so it was read as a weighted prompt
         for number, weight in LIKE_A_TIME.findall(item.prompt):
             yield f"'{number}:{weight}' is '{number}' with the weight {weight}"
+
+
+def unread_weights(item: Item) -> Iterator[str]:
+    """Numbers behind a colon that look like weights and were not read as any."""
+    text = " ".join(part.text for part in item.parts)
+    found = [match for match in UNREAD.findall(item.prompt) if match in text]
+    if found:
+        yield f"{name_some([repr(each.strip()) for each in dict.fromkeys(found)])} is plain text"
+
+
+def comment_lines(item: Item) -> Iterator[str]:
+    """Prompts that begin like a comment."""
+    if item.prompt.startswith(("#", "//")):
+        yield f"'{shorten(item.prompt, 40)}'"
 
 
 def odd_weights(item: Item) -> Iterator[str]:
@@ -175,10 +198,24 @@ NAME_TAKEN = Check(
     unit="picture",
     message="an older picture of another item has the name and keeps it; the new one's name will end in its id",
 )
+UNREAD_WEIGHT = Check(
+    name="unread_weight",
+    unit="prompt",
+    message="a weight is written words:0.5, without a space, with a point, and white space or the end behind it; "
+    "weighted: false says that none is meant",
+)
 IDLE_DEFAULT = Check(name="idle_default", unit="setting", message=f"has no effect: {IDLE}")
 PROMPT_CHECKS: Sequence[tuple[Callable[[Item], Iterable[str]], Check]] = (
     (lambda item: foreign_syntax(item.prompt), OTHER_SYNTAX),
     (numbers_as_weights, Check(name="number_as_weight", unit="prompt", message=r"a plain colon is written \:")),
+    (
+        comment_lines,
+        Check(
+            name="comment_line",
+            unit="prompt",
+            message="begins like a comment, and is rendered; comments: '#' beside 'file' leaves such lines out",
+        ),
+    ),
     (odd_weights, Check(name="odd_weight", unit="prompt", message="a weight is negative, or too small to be seen")),
 )
 KIND_CHECKS: Sequence[tuple[Callable[[Kind, ModelFiles], Iterable[str]], Check]] = (
@@ -218,7 +255,9 @@ class Linter:
         new = item.prompt not in self._prompts
         if new:
             self._prompts.add(item.prompt)
-            if len(item.parts) > 1 or SUSPECT.search(item.prompt):
+            if ":" in item.prompt and (found := list(unread_weights(item))) and self._is_weighted(item.prompt):
+                self._note(UNREAD_WEIGHT, found, item)
+            if len(item.parts) > 1 or item.prompt[:1] in ("#", "/") or SUSPECT.search(item.prompt):
                 for find, check in PROMPT_CHECKS:
                     self._note(check, find(item), item)
         if item.negative not in self._negatives:
@@ -262,6 +301,11 @@ class Linter:
             files = self._request.models[model]
             self._tokenizers[model] = ClipTokenizer(files.path / "tokenizer", files.pad_token, files.vocabulary)
         return self._tokenizers[model]
+
+    def _is_weighted(self, text: str) -> bool:
+        """Whether a prompt may have weights, as all may that don't say otherwise."""
+        prompts = (prompt for job in self._request.jobs for prompt in _values(job, "prompt"))
+        return next((prompt.weighted for prompt in prompts if getattr(prompt, "text", None) == text), True)
 
     def _place(self, of: Item | Job) -> Location | None:
         """Where the job or the item's prompt is written."""

@@ -216,3 +216,34 @@ def test_the_size_that_a_model_was_made_for(model):
         configs = {**model.configs, "unet": {**unet, "sample_size": given}}
         changed = files.ModelFiles(name="m", path=model.path, configs=configs, tensors=model.tensors)
         assert changed.native_size == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("tabby cat:0.25, white duck:0.75", True),
+        ("cat: 0.5 dog: 0.5", True),
+        ("cat:0,5 dog", True),
+        ("cat:0.5; dog", True),
+        ("cat:0.25 dog:0.75", False),
+        ("portrait: oil on canvas", False),
+        ("16:9 picture", False),
+        (r"cat\:0.5, dog", False),
+        ("http://x.org/1.5", False),
+        ("a cat", False),
+    ],
+)
+def test_numbers_that_look_like_weights_and_are_none(text, found):
+    from runner.manifest import weighted
+
+    item = make_item(prompt=text, parts=weighted.parse(text))
+    assert bool(list(lint.unread_weights(item))) == found
+
+
+def test_lines_that_were_meant_for_another_program_or_for_people():
+    assert list(lint.comment_lines(make_item(prompt="# a comment")))
+    assert not list(lint.comment_lines(make_item(prompt="a # b")))
+    [said] = lint.foreign_syntax('--prompt "a cat" --seed 5')
+    assert "AUTOMATIC1111's prompts from file" in said
+    [said] = lint.foreign_syntax("a cat --ar 16:9")
+    assert "Midjourney" in said
