@@ -14,11 +14,13 @@ import re
 from typing import Any
 
 from runner.item import Item
-from runner.keys import KEYS, SIZE_STEP
+from runner.keys import KEYS, LARGEST_SIZE, SIZE_STEP
 from runner.sampler_names import SAMPLERS
 
 PAIR = re.compile(r'\s*+(?:(\w[\w /-]*+):\s*+("(?:\\.|[^"\\])*+"|[^,]*+)|[^,]*+)(?:,|$)')
 NEGATIVE = "Negative prompt:"
+SETTINGS = re.compile(r"(^|[\s,.])(?=Steps:\s*\d)")
+INLINE_NEGATIVE = re.compile(r"(?<![^\s,.])Negative prompt:")
 NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 NUMBERS = {name: key.infotext for name, key in KEYS.items() if key.infotext}
 NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*+>")
@@ -32,10 +34,10 @@ def read(text: str) -> tuple[dict[str, Any], list[str], str]:
     Raises:
         ValueError: it is not such a text.
     """
-    lines = text.strip().split("\n")
-    place, settings = _find_settings(lines)
+    lines = [line.rstrip("\r") for line in text.strip("\ufeff\0 \n").split("\n")]
     notes = [OTHER_NOISE]
-    prompt, negative = (_without_networks(words, notes) for words in _split(lines[:place]))
+    place, settings, before = _find_settings(lines, notes)
+    prompt, negative = (_without_networks(words, notes) for words in _split([*lines[:place], *before]))
     if ATTENTION.search(prompt + negative):
         notes.append("brackets, AND and BREAK have a meaning in its prompts; here they are plain text")
     numbers = {key: _number(settings.pop(name)) for key, name in NUMBERS.items() if name in settings}
@@ -55,12 +57,20 @@ def read(text: str) -> tuple[dict[str, Any], list[str], str]:
     return record, notes, model
 
 
-def _find_settings(lines: list[str]) -> tuple[int, dict[str, str]]:
-    """The last line with settings; extensions may add lines of their own below."""
+def _find_settings(lines: list[str], notes: list[str]) -> tuple[int, dict[str, str], list[str]]:
+    """The last line with settings, these, and what stands before them in the same line: many join all lines to one.
+
+    Extensions may add lines of their own below.
+    """
     for place in reversed(range(len(lines))):
-        settings = {key: _unquoted(value) for key, value in PAIR.findall(lines[place]) if key}
+        if not (begin := SETTINGS.search(lines[place])):
+            continue
+        pairs = [match for match in PAIR.finditer(lines[place][begin.end(1) :]) if match[0].strip(" ,")]
+        settings = {match[1]: _unquoted(match[2]) for match in pairs if match[1]}
         if "Steps" in settings and "Seed" in settings:
-            return place, settings
+            notes += [f"not carried over: {match[0].strip(' ,')}" for match in pairs if not match[1]]
+            before = lines[place][: begin.start()].strip().rstrip(",")
+            return place, settings, [before] if before else []
     raise ValueError("it has no line with 'Steps: ..., Seed: ...'")
 
 
@@ -73,7 +83,12 @@ def _unquoted(value: str) -> str:
 
 def _split(lines: list[str]) -> tuple[str, str]:
     starts = (place for place, line in enumerate(lines) if line.strip().startswith(NEGATIVE))
-    place = next(starts, len(lines))
+    place = next(starts, None)
+    if place is None:
+        joined = "\n".join(lines)
+        if match := INLINE_NEGATIVE.search(joined):
+            return joined[: match.start()].strip().rstrip(","), joined[match.end() :].strip()
+        return joined.strip(), ""
     negative = "\n".join(lines[place:]).strip().removeprefix(NEGATIVE)
     return "\n".join(lines[:place]).strip(), negative.strip()
 
@@ -104,9 +119,14 @@ def _size(settings: dict[str, str], notes: list[str]) -> dict[str, int]:
     if not (match := re.fullmatch(r"(\d{1,6})x(\d{1,6})", written)):
         notes.append(f"not carried over: the size '{written}'; 512x512 stands in for it")
         return {}
-    width, height = (max(SIZE_STEP, int(side) // SIZE_STEP * SIZE_STEP) for side in match.groups())
-    if written != f"{width}x{height}":
-        notes.append(f"the size {written} becomes {width}x{height}; sizes are multiples of {SIZE_STEP} here")
+    return fit_size((int(match[1]), int(match[2])), notes)
+
+
+def fit_size(size: tuple[int, int], notes: list[str]) -> dict[str, int]:
+    """A size as an item can have it; a note says where it is another one."""
+    width, height = (min(LARGEST_SIZE, max(SIZE_STEP, side // SIZE_STEP * SIZE_STEP)) for side in size)
+    if size != (width, height):
+        notes.append(f"the size {size[0]}x{size[1]} becomes {width}x{height}; sizes are multiples of {SIZE_STEP} here")
     return {"width": width, "height": height}
 
 

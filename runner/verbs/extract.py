@@ -20,7 +20,7 @@ from typing import Any
 from runner.errors import Location, ManifestError
 from runner.files import sha256_of
 from runner.folder.names import INITS, RECORDS
-from runner.images import infotext, metadata
+from runner.images import foreign, infotext, metadata
 from runner.item import Item, Model
 from runner.manifest import write
 from runner.manifest.lines import read_item
@@ -30,7 +30,7 @@ from runner.record import fingerprints_of
 from runner.settings import group_names
 from runner.text import name_some, shorten
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
 OF_IMG2IMG = ("init", "init_sha256", "crop", "strength")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 WEIGHTS = "weights"  # where the files of several models are to be put
@@ -96,14 +96,12 @@ def _read(path: Path) -> _Source:
     place = Location(path)
     try:
         if path.is_dir() or (path.exists() and not path.is_file()):
-            raise ManifestError("holds no PNG or JPEG pictures" if path.is_dir() else "is not a file", place)
+            raise ManifestError(f"holds no {metadata.KINDS} pictures" if path.is_dir() else "is not a file", place)
         with path.open("rb") as file:
             found = metadata.read_metadata(file)
         if found.item is not None:
             return _read_own(path, found.item, found.model or {}, place)
-        if found.parameters is None:
-            raise ManifestError("has no generation metadata from runner or AUTOMATIC1111", place)
-        return _read_infotext(path, found.parameters, place)
+        return _read_others(path, found, place)
     except OSError as error:
         raise ManifestError(f"can't be read: {error.strerror or error}", place) from None
     except metadata.PictureError as error:
@@ -152,11 +150,20 @@ def _find_init(path: Path, recorded: PurePosixPath, sha256: str, notes: list[str
     return found
 
 
-def _read_infotext(path: Path, text: str, place: Location) -> _Source:
+def _read_others(path: Path, found: metadata.Metadata, place: Location) -> _Source:
+    """The picture of another program: by its own text, or by AUTOMATIC1111's, which many write."""
     try:
-        record, notes, model = infotext.read(text)
+        if other := foreign.read(found.texts, found.size):
+            _, record, notes, model = other
+        elif found.parameters is not None:
+            record, notes, model = infotext.read(found.parameters)
+        else:
+            said = f"; it has the texts {name_some(sorted(found.texts))}" if found.texts else ""
+            raise ManifestError(f"has no generation metadata that is known{said}", place)
     except ValueError as error:
-        raise ManifestError(f"its text is not AUTOMATIC1111's: {error}", place) from None
+        if isinstance(error, ManifestError):
+            raise
+        raise ManifestError(f"its text can't be read: {error}", place) from None
     strength = record.pop("strength", None)
     item = read_item(record, number=0, location=place, model=Model(name=_one_line(model)))
     if strength is not None:

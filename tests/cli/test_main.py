@@ -77,7 +77,7 @@ def test_version(capsys):
         (["extract"], 2, "needs a target"),
         (["extract", "-m", "a.png"], 2, "runs once"),
         (["extract", "nowhere.png"], 4, "nowhere.png: can't be read: No such file"),
-        (["extract", "m.yaml"], 4, "m.yaml: is not a PNG or JPEG picture"),
+        (["extract", "m.yaml"], 4, "m.yaml: is not a PNG, JPEG, WebP or AVIF picture"),
         (["extract", "a=b.png"], 2, "needs a target"),
         (["bench", "m.yaml"], 2, "takes settings only"),
         (["bench", "limit=3"], 2, "'limit' is a setting of run, plan"),

@@ -121,7 +121,9 @@ def test_a_picture_carries_its_item(tmp_path: Path, prompt: str, format: str) ->
     found = metadata_of(saved(tmp_path, item, format))
     assert found.item == item.to_dict() | {"format": format, "axes": {"scale": 7.5, "weights": [1, 2]}}
     assert found.model == MODEL.to_dict()
-    assert found.parameters == parameters_text(of_model(item, "emoji"))
+    written = parameters_text(of_model(item, "emoji"))
+    # Latin-1 that is UTF-8 as well is read as that: most who write it there mean it.
+    assert found.parameters == written or (format == "png" and found.parameters.encode() == written.encode("latin-1"))
 
 
 @given(prompt=st.text(), format=st.sampled_from(["png", "jpg"]))
@@ -131,7 +133,9 @@ def test_any_prompt_comes_back(tmp_path_factory: pytest.TempPathFactory, prompt:
     path.write_bytes(as_file(noise(8, 8), item, format))
     found = metadata_of(path)
     assert found.item is not None and found.item["prompt"] == prompt
-    assert found.parameters == parameters_text(of_model(item, "emoji"))
+    written = parameters_text(of_model(item, "emoji"))
+    # Latin-1 that is UTF-8 as well is read as that: most who write it there mean it.
+    assert found.parameters == written or (format == "png" and found.parameters.encode() == written.encode("latin-1"))
 
 
 @pytest.mark.parametrize("format", ["png", "jpg"])
@@ -189,7 +193,7 @@ def test_garbage_is_no_picture(tmp_path: Path) -> None:
     path = tmp_path / "garbage"
     for data in (b"", b"no picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe1\x00\x10Exif\0\0MM\0*", bytes(5000)):
         path.write_bytes(data)
-        with pytest.raises(PictureError, match=r"^is (not a PNG or JPEG picture|broken)"):
+        with pytest.raises(PictureError, match=r"^is (not a PNG, JPEG, WebP or AVIF picture|broken)"):
             metadata_of(path)
     with pytest.raises(FileNotFoundError):
         metadata_of(tmp_path / "nowhere")
@@ -228,9 +232,9 @@ def test_pictures_of_others_say_nothing(tmp_path: Path) -> None:
     info = Image.Exif()
     info[0x010E] = "OLYMPUS DIGITAL CAMERA"
     Image.new("RGB", (4, 4)).save(tmp_path / "a.jpg", exif=info)
-    assert metadata_of(tmp_path / "a.jpg") == Metadata()
+    assert metadata_of(tmp_path / "a.jpg") == Metadata(size=(4, 4))
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
-    assert metadata_of(tmp_path / "plain.png") == Metadata()
+    assert metadata_of(tmp_path / "plain.png") == Metadata(size=(4, 4))
 
 
 @pytest.mark.parametrize("format", ["png", "jpg"])

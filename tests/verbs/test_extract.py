@@ -250,10 +250,13 @@ def wish(**changes: Any) -> str:
 
 BAD = {
     "missing": (lambda: Path("bad.png"), "can't be read: No such file or directory"),
-    "text": (lambda: Path("bad.png").write_text("no picture") and Path("bad.png"), "is not a PNG or JPEG picture"),
+    "text": (
+        lambda: Path("bad.png").write_text("no picture") and Path("bad.png"),
+        "is not a PNG, JPEG, WebP or AVIF picture",
+    ),
     "plain": (lambda: foreign("bad.png"), "has no generation metadata"),
     "comfy": (lambda: foreign("bad.png", prompt="{}", workflow="{}"), "has no generation metadata"),
-    "other": (lambda: foreign("bad.png", parameters="a cat"), "its text is not AUTOMATIC1111's"),
+    "other": (lambda: foreign("bad.png", parameters="a cat"), "its text can't be read"),
     "steps": (lambda: foreign("bad.png", parameters=A1111.replace(": 4", ": 9999")), "steps: '9999' is not a whole"),
     "seed": (lambda: foreign("bad.png", parameters=A1111.replace(": 5", ": x")), "seed: 'x' is not a whole number"),
     "json": (lambda: foreign("bad.png", runner="{"), "holds a text of runner that can't be read"),
@@ -267,7 +270,7 @@ BAD = {
     "strength": (lambda: foreign("bad.png", runner=wish(init="x", init_sha256="0" * 64)), "is not a number from 0"),
     "ztxt": (lambda: foreign("bad.png", parameters="x" * 10**8), "is broken: "),
     "bomb": (lambda: bomb("bad.png"), "has far too many pixels"),
-    "folder": (lambda: Path("bad.png").mkdir() or Path("bad.png"), "holds no PNG or JPEG pictures"),
+    "folder": (lambda: Path("bad.png").mkdir() or Path("bad.png"), "holds no PNG, JPEG, WebP or AVIF pictures"),
     "pipe": (lambda: os.mkfifo("bad.png") or Path("bad.png"), "is not a file"),
 }
 
