@@ -184,12 +184,16 @@ def _comment(value: object, endian: str) -> str:
         return _decode(data).strip("\ufeff\0")
     likely = ("utf-16-le", "utf-16-be") if odd > even or (odd == even and endian == "<") else ("utf-16-be", "utf-16-le")
     read = [data.decode(codec, "replace").strip("\ufeff\0") for codec in likely]
-    return min(read, key=_unlikely) if even == odd else read[0]
+    return min(read, key=_unlikely)
 
 
 def _unlikely(text: str) -> int:
     """How many characters of a text are none that people write: the wrong order of bytes makes some."""
-    return sum(unicodedata.category(char) in ("Cn", "Co", "Cc", "Cs") or char == "\ufffd" for char in text)
+    return sum(
+        unicodedata.category(char) in ("Cn", "Co", "Cc", "Cs") or char == "\ufffd"
+        for char in text
+        if char not in "\n\r\t"
+    )
 
 
 def _utf8(data: bytes) -> str | None:
