@@ -184,7 +184,8 @@ def _comment(value: object, endian: str) -> str:
         return _decode(data).strip("\ufeff\0")
     likely = ("utf-16-le", "utf-16-be") if odd > even or (odd == even and endian == "<") else ("utf-16-be", "utf-16-le")
     read = [data.decode(codec, "replace").strip("\ufeff\0") for codec in likely]
-    return min(read, key=_unlikely)
+    # ASCII has a zero in every character, and says the order; without it the more likely text does.
+    return read[0] if max(even, odd) > len(data) // 8 else min(read, key=_unlikely)
 
 
 def _unlikely(text: str) -> int:
