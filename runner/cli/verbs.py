@@ -223,8 +223,9 @@ Exit code 5: a picture differs, is damaged, missing or altered. 3: some items ca
         target="FILE...",
         summary="print the manifest that makes these pictures again, from the files alone",
         help="""
-Prints the manifest that makes these PNG and JPEG files again, or all those in these folders, from the files alone. For
-pictures of AUTOMATIC1111's program, comments name what can't be carried over. Exit code 4: some files can't be read.
+Prints the manifest that makes these pictures (PNG, JPEG, WebP, AVIF) again, or all those in these folders, from the
+files alone. For pictures of other programs (AUTOMATIC1111, ComfyUI, InvokeAI, NovelAI, Fooocus, SwarmUI), comments name
+what can't be carried over. Exit code 4: some files can't be read.
 """,
         uses="",
         run=_extract,

@@ -167,23 +167,23 @@ def _as_text(value: object) -> str:
 def _comment(value: object, endian: str) -> str:
     """A user comment in whatever encoding a program wrote it: the eight bytes before it often say another."""
     if isinstance(value, str):
-        return value.strip("\ufeff\0")
+        return value.lstrip("\ufeff").rstrip("\0")
     if not isinstance(value, bytes):
         return ""
     prefix = next((prefix for prefix in COMMENT_CODES if value.startswith(prefix)), b"")
     data = value[len(prefix) :]
     if prefix == JIS_COMMENT:
-        return data.decode("iso2022_jp", "replace").strip("\0")
+        return data.decode("iso2022_jp", "replace").rstrip("\0")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16", "replace").strip("\ufeff\0")
+        return data.decode("utf-16", "replace").lstrip("\ufeff").rstrip("\0")
     even, odd = data[::2].count(0), data[1::2].count(0)
     plain = _utf8(data.rstrip(b"\0"))
     if plain is not None and even + odd == data[len(data.rstrip(b"\0")) :].count(0) and _is_likely(plain, prefix):
-        return plain.strip("\ufeff\0")
+        return plain.lstrip("\ufeff").rstrip("\0")
     if prefix == ASCII_COMMENT and even + odd < len(data) // 4:
-        return _decode(data).strip("\ufeff\0")
+        return _decode(data).lstrip("\ufeff").rstrip("\0")
     likely = ("utf-16-le", "utf-16-be") if odd > even or (odd == even and endian == "<") else ("utf-16-be", "utf-16-le")
-    read = [data.decode(codec, "replace").strip("\ufeff\0") for codec in likely]
+    read = [data.decode(codec, "replace").lstrip("\ufeff").rstrip("\0") for codec in likely]
     # ASCII has a zero in every character, and says the order; without it the more likely text does.
     return read[0] if max(even, odd) > len(data) // 8 else min(read, key=_unlikely)
 

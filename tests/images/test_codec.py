@@ -121,7 +121,7 @@ def test_a_picture_carries_its_item(tmp_path: Path, prompt: str, format: str) ->
     found = metadata_of(saved(tmp_path, item, format))
     assert found.item == item.to_dict() | {"format": format, "axes": {"scale": 7.5, "weights": [1, 2]}}
     assert found.model == MODEL.to_dict()
-    written = parameters_text(of_model(item, "emoji"))
+    written = parameters_text(of_model(item, "emoji")).lstrip("\ufeff")  # no text begins with a mark of its encoding
     # Latin-1 that is UTF-8 as well is read as that: most who write it there mean it.
     assert found.parameters == written or (format == "png" and found.parameters.encode() == written.encode("latin-1"))
 
@@ -133,7 +133,7 @@ def test_any_prompt_comes_back(tmp_path_factory: pytest.TempPathFactory, prompt:
     path.write_bytes(as_file(noise(8, 8), item, format))
     found = metadata_of(path)
     assert found.item is not None and found.item["prompt"] == prompt
-    written = parameters_text(of_model(item, "emoji"))
+    written = parameters_text(of_model(item, "emoji")).lstrip("\ufeff")  # no text begins with a mark of its encoding
     # Latin-1 that is UTF-8 as well is read as that: most who write it there mean it.
     assert found.parameters == written or (format == "png" and found.parameters.encode() == written.encode("latin-1"))
 
