@@ -38,6 +38,8 @@ REASONS = {
     errno.EEXIST: "a file stands where a folder should be",
     errno.EISDIR: "a folder stands where a file should be",
     errno.EIO: "the disk reports an error",
+    errno.ENAMETOOLONG: "the name is too long for this system",
+    errno.ELOOP: "its symbolic links go in a circle",
 }
 
 
@@ -47,9 +49,7 @@ def writing_to(folder: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = REASONS.get(error.errno or 0)
-        if reason is None:
-            raise
+        reason = REASONS.get(error.errno or 0, error.strerror or str(error))
         place = f" ({error.filename})" if error.filename else ""
         message = f"can't write to '{folder}': {reason}{place}; what was finished is safe, run again to go on"
         raise FolderUnwritable(message) from error

@@ -161,9 +161,11 @@ def _read_manifest(target: Path, settings: Settings) -> _Source:
 def _find_models(asked: Mapping[Model, Location], settings: Settings) -> dict[Model, tuple[Model, ModelFiles]]:
     """The model that is found for each one asked for; errors about all of them are raised together."""
 
+    seen: model_find.Seen = {}
+
     def find(model: Model) -> tuple[Model, ModelFiles]:
         try:
-            return model_find.use_model(model, settings.model)
+            return model_find.use_model(model, settings.model, seen=seen)
         except ModelError as error:
             if model == Model():
                 raise

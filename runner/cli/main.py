@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,8 @@ from runner.cli.verbs import VERBS, Call
 from runner.engine.stops import ENDS, Stopped
 from runner.errors import EXIT_FAULT, RunnerError, SettingError, did_you_mean
 from runner.terminal import screens
+
+NO_MEMORY = ("failed to map segment", "annot allocate memory", "can't allocate memory", "can't start new thread")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +65,30 @@ def _answer(words: list[str]) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
+        if _is_short_of_memory(error):
+            print("runner: this process may not have enough memory; is there a limit (ulimit -v)?", file=sys.stderr)
+            return SettingError.exit_code
         hint = "" if debug else "; debug=true shows where"
         print(f"runner: a fault of the runner itself: {type(error).__name__}: {error}{hint}", file=sys.stderr)
         return EXIT_FAULT
+
+
+def _is_short_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what it came of, is that the system gives no more memory or threads."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, MemoryError) or any(each in text for each in NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _check_environment() -> None:
+    """Refuses what would break the libraries in ways that say nothing."""
+    if sys.flags.optimize > 1:
+        raise SettingError("PYTHONOPTIMIZE=2 (python -OO) leaves out texts that transformers needs; unset it")
+    if any(option.startswith("error") for option in sys.warnoptions):
+        warnings.simplefilter("default")  # a library's warning is no error of ours
 
 
 def _main(words: list[str]) -> int:
@@ -83,6 +107,7 @@ def _main(words: list[str]) -> int:
     if command.show_config:
         return _show_config(command)
     _check_target(command)
+    _check_environment()
     for number in ENDS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, _stop)
@@ -112,18 +137,25 @@ def parse(words: Sequence[str]) -> Command:
         raise SettingError(f"two targets: {' and '.join(targets[:2])}; write a setting as key=value")
     return Command(
         verb=verb,
-        targets=tuple(map(Path, targets)),
+        targets=tuple(map(_path, targets)),
         overrides=tuple(word for word in rest if word not in targets),
         multirun=multirun,
         show_config=show_config,
     )
 
 
+def _path(word: str) -> Path:
+    try:
+        return Path(word).expanduser()
+    except RuntimeError:  # ~name of nobody
+        return Path(word)
+
+
 def _is_target(word: str) -> bool:
     """Whether a word is no setting: it has no `=`, or there is such a file and no such setting."""
     key, equals, _ = word.partition("=")
     if not equals or key in settings.known_keys() or key.startswith(("+", "~", "hydra.")):
-        return not equals and not word.startswith("~")
+        return not equals and (not word.startswith("~") or "/" in word)
     try:
         return Path(word).exists()
     except (OSError, ValueError):

@@ -105,7 +105,10 @@ class LocalStore:
         return self.folder.resolve().name
 
     def exists(self) -> bool:
-        return self.folder.exists()
+        try:
+            return self.folder.exists()
+        except (OSError, ValueError):  # a name that this system can't have
+            return False
 
     def put(self, name: str, data: bytes) -> None:
         with writing_to(self.folder):
@@ -144,6 +147,8 @@ class LocalStore:
 
     @contextlib.contextmanager
     def hold(self, *, lock: bool = True) -> Iterator[None]:
+        if "\0" in str(self.folder):
+            raise FolderUnwritable(f"'{self.folder}' is no name that a folder can have; choose another 'out='")
         with writing_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             taken = self._take_lock() if lock else None

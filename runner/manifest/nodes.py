@@ -22,6 +22,7 @@ from runner.errors import Location, ManifestError, Problems, did_you_mean
 from runner.text import printable, shorten
 
 MOST_BYTES = 64 * 2**20
+LONGEST_LINE = 1 << 20  # characters of a line of YAML
 MOST_NODES = 2_000_000  # with every alias counted as a copy
 LONGEST_PATH = 200  # characters in a message
 DEEPEST = 32  # levels; it bounds the recursion here and in the readers of the nodes
@@ -188,6 +189,10 @@ def read_text(path: Path, place: Location) -> str:
 
 def parse(text: str, path: Path) -> Node:
     """The one document in a YAML text; `path` is for the places."""
+    for number, line in enumerate(text.split("\n") if len(text) > LONGEST_LINE else (), 1):
+        if len(line) > LONGEST_LINE:  # libyaml takes minutes for it
+            message = f"a line of more than {LONGEST_LINE >> 20} MiB; many prompts belong in a 'file'"
+            raise ManifestError(message, Location(path, number, 1))
     return _Composer(text, path).document()
 
 

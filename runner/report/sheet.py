@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from runner.report.pictures import LARGE_SHOWN, SMALL, Picture, as_text, common_settings
 
 MAX_PIXELS, MAX_SIDE, MAX_PICTURES = 64_000_000, 400, 10_000
+MOST_PIXELS = 1 << 26  # of a picture that is shown
 GAP, MARGIN, NARROWEST, SMALLEST = 6, 24, 480, 12  # pixels
 CAPTION_ORDER = {"prompt": 0, "seed": 1}
 MOST_BLANK = 3  # cells for each picture; a matrix with more holes than that is shown as a plain row of pictures
@@ -244,6 +245,8 @@ def _thumb(picture: Picture, box: tuple[int, int]) -> Image.Image | None:
         return None
     try:
         with picture.open() as file, Image.open(file, formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > MOST_PIXELS:  # no picture of ours, and it would take gigabytes
+                return None
             image.draft("RGB", box)  # a JPEG is decoded no larger than needed
             factor = min(box[0] / image.width, box[1] / image.height)
             size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))

@@ -9,6 +9,7 @@ comments name the rest. Nothing in a file is executed, no pixel is decoded, and 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -70,7 +71,11 @@ def extract(targets: Sequence[Path]) -> Extraction:
 
 def _files(targets: Sequence[Path]) -> Iterator[Path]:
     for target in targets:
-        yield from _within(target) if target.is_dir() else [target]
+        with contextlib.suppress(OSError, ValueError):  # a name that this system can't have; it is told when it is read
+            if target.is_dir():
+                yield from _within(target)
+                continue
+        yield target
 
 
 def _within(folder: Path) -> list[Path]:
@@ -102,10 +107,10 @@ def _read(path: Path) -> _Source:
         if found.item is not None:
             return _read_own(path, found.item, found.model or {}, place)
         return _read_others(path, found, place)
-    except OSError as error:
-        raise ManifestError(f"can't be read: {error.strerror or error}", place) from None
-    except metadata.PictureError as error:
-        raise ManifestError(str(error), place) from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, metadata.PictureError):
+            raise ManifestError(str(error), place) from None
+        raise ManifestError(f"can't be read: {getattr(error, 'strerror', None) or error}", place) from None
 
 
 def _read_own(path: Path, given: Mapping[str, Any], model: Mapping[str, Any], place: Location) -> _Source:

@@ -55,6 +55,7 @@ class Verification:
         self.unreadable: list[int] = []  # lines
         self.recorded: set[Pairs] = set()  # fingerprints
         self.findings: list[Finding] = []
+        self._seen: find.Seen = {}
 
     def run(self) -> Iterator[RunEvent]:
         """Looks at every chosen record; the findings are complete after the last event.
@@ -143,11 +144,11 @@ class Verification:
         if "model.prediction" in self.given:
             recorded = recorded._replace(prediction=self.settings.model.prediction)
         try:
-            return find.use_model(recorded, self.settings.model, remembered=False)
+            return find.use_model(recorded, self.settings.model, remembered=False, seen=self._seen)
         except ModelError:
             if not recorded.path or not model_files.place_of(recorded.path).exists():
                 raise
-            return find.identify(recorded, remembered=False)
+            return find.identify(recorded, remembered=False, seen=self._seen)
 
     def _asked(self, record: Mapping[str, Any]) -> Asked:
         """The settings for which a picture is made as its record says, without those that are given."""
