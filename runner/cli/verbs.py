@@ -5,7 +5,6 @@ Each verb imports the heavy libraries that it needs when it is called, so that h
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -132,9 +131,9 @@ def _extract(call: Call) -> int:
 
 def _web(call: Call) -> int:
     threads.settle()
-    port = os.environ.get("GRADIO_SERVER_PORT")  # which Gradio reads when it is imported
-    if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise SettingError(f"GRADIO_SERVER_PORT={port}: should be a port, such as 7860")
+    from runner.web.guard import given_port
+
+    given_port()
     try:
         from runner.web import page
     except ModuleNotFoundError as error:

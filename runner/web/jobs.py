@@ -12,6 +12,7 @@ to, for a page to read at any time. Nothing here knows what the page looks like.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import re
 import secrets
@@ -19,7 +20,8 @@ import shlex
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -47,13 +49,15 @@ from runner.events import (
 from runner.files import atomic_write, writing_to
 from runner.folder.names import MANIFEST
 from runner.images.inits import flatten
-from runner.item import EXTRA
-from runner.keys import KEYS
+from runner.item import EXTRA, Item, Model
+from runner.keys import KEYS, RANDOM_SEEDS
 from runner.manifest.rules import DEFAULTS
 from runner.model import files
 from runner.report import gallery, progress
 from runner.request import LARGEST_DRAWN_SEED, Request, read_request
 from runner.settings import Settings, compose, given_defaults
+from runner.verbs.plan.forecast import Kind
+from runner.verbs.plan.lint import Linter
 from runner.verbs.run import run as running
 from runner.verbs.run.turns import Start, start
 
@@ -68,6 +72,7 @@ ITEM_FIELDS = (
 )  # fmt: skip
 WAITING, LOADING, RUNNING, DONE, STOPPED, BROKEN = "waiting", "loading", "running", "done", "stopped", "broken"
 NAME_LENGTH = 40
+LINTED = 1000  # items of a press that are looked at for warnings
 log = logging.getLogger("runner")
 
 
@@ -178,6 +183,8 @@ class Studio:
         Raises:
             RunnerError: a value is wrong; nothing stays behind.
         """
+        if str(form["seed"]).strip().lower() in RANDOM_SEEDS:
+            form = {**form, "seed": ""}
         folder = self._new_folder(str(form["prompt"]))
         try:
             settings = self._settings(form, folder)
@@ -186,7 +193,8 @@ class Studio:
                 if picture is not None:
                     flatten(picture).save(folder / PICTURE)
                 atomic_write(folder / MANIFEST, text.encode("utf-8", "replace"))
-            job = Job(request=read_request(folder / MANIFEST, settings), folder=folder, manifest=text)
+            request = read_request(folder / MANIFEST, settings)
+            job = Job(request=request, folder=folder, manifest=text, notes=list(_warnings(request)))
         except BaseException:
             shutil.rmtree(folder)
             raise
@@ -303,3 +311,15 @@ def _seed(text: str) -> Any:
 def _word(value: object) -> str:
     """A setting's value as an override says it."""
     return "auto" if value is None else str(value).lower()
+
+
+def _warnings(request: Request) -> Iterator[str]:
+    """What `plan` would warn of, by the first items: a form makes few kinds."""
+    linter, kinds, samples = Linter(request), Counter[tuple[Model, Kind]](), dict[tuple[Model, Kind], Item]()
+    for item in itertools.islice(request.wanted(), LINTED):
+        linter.read(item)
+        kinds[item.model, Kind.of(item)] += 1
+        samples.setdefault((item.model, Kind.of(item)), item)
+    linter.read_kinds(kinds, samples)
+    for warned in linter.warnings():
+        yield f"{'; '.join(example.text for example in warned.examples)}: {warned.check.message}"

@@ -31,14 +31,16 @@ from runner.item import EXTRA
 from runner.keys import FORMATS, KEYS, LONG_PROMPTS, SIZE_STEP
 from runner.sampler_names import SAMPLERS
 from runner.settings import Settings
+from runner.web.guard import PORTS, OwnPageOnly, given_port
 from runner.web.jobs import PICTURE, Job, Studio
 from runner.web.text import NOTHING_YET, READING, describe, spans, wrong
 
-HOST, PORTS = "127.0.0.1", range(7860, 7960)
+HOST = "127.0.0.1"
 LOOK_SECONDS = 0.25  # between two looks at a job
 MOST_SHOWN = 200  # pictures; all of them are in the run folder's own gallery
 LARGEST_SIZE, LARGEST_SCALE, USUAL_STEPS = 2048, 30, 150
 LARGEST_UPLOAD = "64mb"
+UPLOADS_KEPT = 3600  # seconds
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO_FONTS = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
 CSS = Path(__file__).with_suffix(".css")
@@ -118,7 +120,12 @@ def _launch(page: gr.Blocks, studio: Studio) -> str:
         css_paths=CSS,
         theme=gr.themes.Base(primary_hue="indigo", neutral_hue="zinc", font=FONTS, font_mono=MONO_FONTS),
         # A page elsewhere that makes its own name point here is not answered.
-        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]},
+        app_kwargs={
+            "middleware": [
+                Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"]),
+                Middleware(OwnPageOnly),
+            ]
+        },
     )
     return str(address)
 
@@ -127,10 +134,10 @@ def choose_port() -> int:
     """`GRADIO_SERVER_PORT`, or else the first free port from 7860 on.
 
     Raises:
-        SettingError: it is taken.
+        SettingError: it is taken, or no port.
     """
-    given = os.environ.get("GRADIO_SERVER_PORT")
-    wanted = [int(given)] if given else PORTS
+    given = given_port()
+    wanted = [given] if given else PORTS
     for port in wanted:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -143,7 +150,9 @@ def choose_port() -> int:
 def build_page(studio: Studio) -> gr.Blocks:
     """Both tabs."""
     devices = available_devices()
-    page = gr.Blocks(title="runner", analytics_enabled=False, fill_width=True)
+    page = gr.Blocks(
+        title="runner", analytics_enabled=False, fill_width=True, delete_cache=(UPLOADS_KEPT, UPLOADS_KEPT)
+    )
     with page:
         gr.HTML(f'<div class="title"><h1>runner</h1><span>{html.escape(studio.model.name)}</span></div>')
         with gr.Tabs():

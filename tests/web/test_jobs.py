@@ -141,7 +141,7 @@ def test_leaving_stops_what_is_under_way(open_studio):
     ("changed", "error", "said"),
     [
         ({"seed": "abc"}, ManifestError, "seed: 'abc' is not a whole number"),
-        ({"seed": "-1"}, ManifestError, "seed: '-1' is not a whole number"),
+        ({"seed": "-2"}, ManifestError, "seed: '-2' is not"),
         ({"width": None}, ManifestError, "width: 'null' is not a whole number"),
         ({"width": 100}, ManifestError, "not a multiple of 64"),
         ({"n_samples": 0}, ManifestError, "n_samples: "),
@@ -183,6 +183,15 @@ def test_a_fault_breaks_the_job_and_the_next_one_works(open_studio):
     assert job.state == web_jobs.BROKEN
     assert "a fault of the runner itself: RuntimeError: unexpected" in job.message
     assert after.state == web_jobs.DONE
+
+
+def test_what_plan_would_warn_of_is_told_before_the_first_picture(open_studio):
+    with open_studio() as here:
+        job = here.press(here.usual_form() | QUICK | {"prompt": "cat: 0.5 dog: 0.5", "steps": 2})
+        notes = list(job.notes)
+        job.wait()
+    assert any("'cat: 0.5', 'dog: 0.5' is plain text" in note for note in notes)
+    assert any("2 steps of" in note for note in notes)
 
 
 def test_failed_pictures_are_told_by_their_seeds(open_studio, no_noise):

@@ -306,6 +306,16 @@ def test_only_this_machine_is_answered(address):
     assert answer(address, Host="elsewhere.example") == 400
 
 
+def test_no_other_page_is_answered_and_no_proxy_believed(address):
+    own = urlsplit(address)
+    assert answer(address, Origin=f"http://{own.netloc}") == 200
+    for origin in ("http://evil.example", f"http://127.0.0.1:{own.port + 1}", "null", f"http://localhost:{own.port}"):
+        assert answer(address, Origin=origin) == 403
+    request = urllib.request.Request(f"{address}config", headers={"X-Forwarded-Host": "evil.example"})
+    with urllib.request.urlopen(request) as response:
+        assert "evil.example" not in response.read().decode()
+
+
 def test_the_page_names_no_font_or_script_from_elsewhere(address):
     with urllib.request.urlopen(address) as response:
         text = response.read().decode()
