@@ -118,7 +118,9 @@ class _Pace(ProgressColumn):
 
 def _show_bar(events: Iterable[RunEvent], console: Console) -> RunFinished:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Pace(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    # What others print meanwhile stays with the screens: rich would let their control sequences pass.
+    bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+    with bar as progress:
         task = progress.add_task("loading", total=None)
         for event in events:
             match event:
