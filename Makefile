@@ -44,7 +44,7 @@ doctor: .venv/ready ## say what this machine has and what auto chooses
 	$(BIN)/runner doctor $(ARGS)
 
 test: .venv/ready check ## run all checks and tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadfile $(ARGS)
 
 check: .venv/ready ## lint, format and types only
 	$(BIN)/ruff check .

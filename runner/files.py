@@ -49,7 +49,9 @@ def writing_to(folder: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = REASONS.get(error.errno or 0, error.strerror or str(error))
+        if error.errno in (None, errno.EBADF):  # a fault of the program
+            raise
+        reason = REASONS.get(error.errno, error.strerror)
         place = f" ({error.filename})" if error.filename else ""
         message = f"can't write to '{folder}': {reason}{place}; what was finished is safe, run again to go on"
         raise FolderUnwritable(message) from error

@@ -16,6 +16,8 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFF
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
 hypothesis.settings.load_profile("untimed")
 
+os.environ.pop("COLUMNS", None)  # so that nothing is folded
+
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="runner-cache-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 

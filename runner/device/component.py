@@ -11,6 +11,7 @@ every unit until all the others stand there too. Nothing is ever copied back, si
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -67,10 +68,14 @@ class Component:
     @contextmanager
     def visit(self, *parts: str) -> Iterator[nn.Module]:
         """The module with the weights of these parts of it on the device, or all; they leave unless they stay."""
-        for part in parts or ("",):
-            if part not in self._here:
-                self._bring(part)
-                self._here.add(part)
+        try:
+            for part in parts or ("",):
+                if part not in self._here:
+                    self._here.add(part)  # before it is whole, so that an error leaves nothing of it behind
+                    self._bring(part)
+        except BaseException:
+            self.leave()
+            raise
         try:
             yield self.module
         finally:
@@ -172,7 +177,8 @@ class Walk:
         """After an error: no call goes on, and nothing is on its way."""
         ahead, self._ahead = self._ahead, None
         if ahead:
-            ahead[1].exception()
+            with contextlib.suppress(Exception):  # it couldn't be brought; nobody needs it any more
+                ahead[1].result()  # the memory isn't given back while a copy is on its way into it
         self._component.place.run([walker.stop for walker in walkers])
         take_away(self._component.module)
 

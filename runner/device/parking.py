@@ -54,6 +54,8 @@ class Arena:
             self.clear()
             process_heap().check(size)
             self._memory = torch.empty(size, dtype=torch.uint8, device=self._device)
+            # It is free in the order of the stream that computes: kernels that wait there may still write into it.
+            self.release()
         return self._memory[:size]
 
     def release(self) -> None:

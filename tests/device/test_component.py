@@ -142,3 +142,24 @@ def test_an_error_in_a_call_is_passed_on_and_the_next_walk_is_whole(model, place
     with pytest.raises(ValueError, match="broken"):
         component.call_all([calls[1], broken])
     assert torch.equal(component.call_all(calls)[1], make(model, STAYS).call_all(calls)[1])
+
+
+@pytest.mark.parametrize("mode", [STAYS, VISITS])
+def test_an_error_while_weights_are_brought_leaves_none_behind(model, mode):
+    """As when memory runs out at the tenth of the module's parts: the next, smaller layout needs all of it."""
+    component = make(model, mode)
+    brought, count = component.parking.bring, iter(range(100))
+
+    class Short:
+        def bring(self, *given):
+            if next(count) == 10:
+                raise torch.OutOfMemoryError("no memory for this part")
+            return brought(*given)
+
+    component.parking, whole = Short(), component.parking
+    with pytest.raises(torch.OutOfMemoryError), component.visit():
+        pass
+    assert all(parameter.is_meta for parameter in component.module.parameters())
+    component.parking = whole
+    with component.visit() as module:
+        assert not any(parameter.is_meta for parameter in module.parameters())

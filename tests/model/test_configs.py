@@ -110,7 +110,7 @@ WRONG = st.recursive(
 
 
 @hypothesis.settings(
-    max_examples=300, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+    max_examples=120, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
 @hypothesis.given(data=st.data())
 def test_any_value_of_any_key_is_used_or_refused(shipped, tmp_path_factory, data):
@@ -188,7 +188,7 @@ def test_an_index_that_names_no_files_is_told(folder, index):
         use(folder)
 
 
-@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.settings(max_examples=80, deadline=None)
 @hypothesis.given(seed=st.integers(0, 2**32))
 def test_a_mutated_file_of_weights_is_read_or_refused(shipped, tmp_path_factory, seed):
     whole = (shipped / "vae/diffusion_pytorch_model.safetensors").read_bytes()
