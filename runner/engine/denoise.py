@@ -116,28 +116,44 @@ def start_trajectory(
 
 def denoise(unet: Component, trajectories: Sequence[Trajectory], unet_bs: int) -> Iterator[None]:
     """Takes all trajectories (of one size) to their ends, one call further at each step of the iterator."""
+    calls: _Calls | None = None
     while active := [trajectory for trajectory in trajectories if trajectory.call]:
-        for trajectory, predicted in zip(active, _predict(unet, active, unet_bs), strict=True):
+        if calls is None or len(calls.active) != len(active):
+            calls = _Calls(active, unet, unet_bs)
+        for trajectory, predicted in zip(active, calls.predict(), strict=True):
             trajectory.advance(predicted)
         yield
 
 
-def _predict(unet: Component, active: Sequence[Trajectory], unet_bs: int) -> list[Tensor]:
-    """Each trajectory's predictions, float32 [rows, 4, h, w], from UNet calls of exactly `unet_bs` rows."""
-    rows = [trajectory.rows() for trajectory in active]
-    latents = torch.cat([latents for latents, _ in rows])
-    times = torch.cat([times for _, times in rows])
-    told = [conditions for trajectory in active for conditions in trajectory.conditions]
-    calls, places = [], []
-    for batch in _batches(told, unet_bs):
-        # With the channels last convolutions need no other order inside.
-        sent = latents[batch].to(unet.dtype).contiguous(memory_format=torch.channels_last)
-        calls.append(unet_call(sent, times[batch], stack([told[row] for row in batch])))
-        places += batch
-    answers = torch.cat(unet.call_all(calls)).float()
-    answer_to = {row: number for number, row in reversed(list(enumerate(places)))}  # the first one, not its padding
-    predicted = answers[[answer_to[row] for row in range(len(latents))]]
-    return list(torch.split(predicted, [len(latents) for latents, _ in rows]))
+class _Calls:
+    """The UNet calls of a step, of exactly `unet_bs` rows each, as long as the same trajectories are under way.
+
+    What is the same in each step is made once, on the device: a list as an index would make the host wait.
+    """
+
+    def __init__(self, active: Sequence[Trajectory], unet: Component, unet_bs: int) -> None:
+        self.active, self._unet = active, unet
+        told = [conditions for trajectory in active for conditions in trajectory.conditions]
+        batches = list(_batches(told, unet_bs))
+        places = [row for batch in batches for row in batch]
+        answer_to = {row: number for number, row in reversed(list(enumerate(places)))}  # the first one, not its padding
+        self._rows = [torch.tensor(batch, device=unet.device) for batch in batches]
+        self._told = [stack([told[row] for row in batch]) for batch in batches]
+        self._answers = torch.tensor([answer_to[row] for row in range(len(told))], device=unet.device)
+        self._counts = [len(trajectory.conditions) for trajectory in active]
+
+    def predict(self) -> list[Tensor]:
+        """Each trajectory's predictions, float32 [rows, 4, h, w]."""
+        rows = [trajectory.rows() for trajectory in self.active]
+        latents = torch.cat([latents for latents, _ in rows])
+        times = torch.cat([times for _, times in rows])
+        calls = []
+        for batch, told in zip(self._rows, self._told, strict=True):
+            # With the channels last convolutions need no other order inside.
+            sent = latents[batch].to(self._unet.dtype).contiguous(memory_format=torch.channels_last)
+            calls.append(unet_call(sent, times[batch], told))
+        answers = torch.cat(self._unet.call_all(calls)).float()
+        return list(torch.split(answers[self._answers], self._counts))
 
 
 def _batches(told: Sequence[Conditions], size: int) -> Iterator[list[int]]:
