@@ -7,7 +7,7 @@ returns `Settings`. Torch is never imported.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,13 @@ DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 UNET_BS_LIMIT = 1024
 GROUPS = {"model": "For a path write model.path=...", "bench": ""}  # files to choose from, and a hint about others
 REPLACEABLE = tuple(key for key in KEYS if key != "prompt")  # item keys that `defaults.KEY=` may set
+SWITCHES = ("yes", "no", "on", "off", "1", "0")
+# What a value of a type is, in words and as a rule; OmegaConf reads yes and no as well.
+NUMBERS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("a whole number", lambda value: type(value) is int),
+    "float": ("a number", lambda value: type(value) in (int, float)),
+    "bool": ("true or false", lambda value: isinstance(value, bool) or str(value).lower() in SWITCHES),
+}
 PREDICTIONS = ("auto", "epsilon", "v_prediction")
 
 
@@ -179,7 +186,7 @@ def compose_config(overrides: Sequence[str]) -> Any:
 
     given = check_overrides(overrides)
     register_defaults()
-    groups = [each.written for each in given if each.key in GROUPS or each.key.startswith("hydra.")]
+    groups = [each.written for each in given if each.key in GROUPS]
     try:
         with initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):
             config = hydra_compose("config", overrides=groups)
@@ -202,7 +209,13 @@ def _value(given: Override) -> Any:
     nodes: dict[str, Any] = {"": Settings, "model": ModelSettings, "bench": BenchSettings}
     kind = next(str(field.type) for field in fields(nodes[name]) if field.name == inner)
     readers: dict[str, Callable[[str], Any]] = {"str": unquote, "str | None": text_or_null, "list[str]": texts}
-    return readers.get(kind, scalar)(given.text)
+    value = readers.get(kind, scalar)(given.text)
+    words, fits = NUMBERS.get(kind.removesuffix(" | None"), ("", lambda value: True))
+    if isinstance(value, float) and value.is_integer() and kind.startswith("int"):
+        value = int(value)
+    if not fits(value) and not (value is None and kind.endswith("None")):
+        raise SettingError(f"{given.written}: should be {words}")
+    return value
 
 
 def _without_meaning(value: Any) -> Any:
@@ -241,26 +254,29 @@ def check_overrides(overrides: Sequence[str]) -> list[Override]:
     known = known_keys()
     found = [split(word) for word in overrides]
     for given in found:
-        if given.key not in known and not given.key.startswith("hydra."):
+        if given.key not in known:
             raise SettingError(f"'{given.key}' is not a setting: {_right_key(given.key, known)}")
         if given.key in GROUPS and given.text not in group_names(given.key):
             hint = did_you_mean(given.text, group_names(given.key))
-            raise SettingError(f"{given.key}={given.text}: no such {given.key}; {hint} {GROUPS[given.key]}".rstrip())
+            hint += f". {GROUPS[given.key]}" if GROUPS[given.key] else ""
+            raise SettingError(f"{given.key}={given.text}: no such {given.key}; {hint}")
+        if given.key == "model.path" and not unquote(given.text).strip():
+            raise SettingError("model.path=: names no model; give a diffusers folder, or a file of a model")
     return found
 
 
 def _right_key(key: str, known: Collection[str]) -> str:
     """What was probably meant: an item key is set by the manifest, and its default from the command line."""
     aliases = {alias: name for name, row in KEYS.items() for alias in (name, *row.aliases)}
-    if key in aliases:
-        name = aliases[key]
-        return (
-            f"it is an item key, which the manifest sets; write defaults.{name}= to replace its default"
-            if (name != "prompt")
-            else "prompts are set by the manifest"
-        )
-    if key == "seeds":
+    bare = key.removeprefix("defaults.")
+    if bare in ("prompt", "prompts"):
+        return "prompts are set by the manifest"
+    if bare == "seeds":
         return "seeds are set by the manifest; defaults.seed= replaces its default"
+    if key == "defaults":
+        return "write each by its name, for instance defaults.steps=4"
+    if key in aliases:
+        return f"it is an item key, which the manifest sets; write defaults.{aliases[key]}= to replace its default"
     return did_you_mean(key, known)
 
 

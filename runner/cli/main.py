@@ -154,7 +154,7 @@ def _path(word: str) -> Path:
 def _is_target(word: str) -> bool:
     """Whether a word is no setting: it has no `=`, or there is such a file and no such setting."""
     key, equals, _ = word.partition("=")
-    if not equals or key in settings.known_keys() or key.startswith(("+", "~", "hydra.")):
+    if not equals or key in settings.known_keys() or key.startswith(("+", "~")):
         return not equals and (not word.startswith("~") or "/" in word)
     try:
         return Path(word).exists()
@@ -176,7 +176,7 @@ def check_uses(name: str, overrides: Sequence[str]) -> None:
     """Refuses settings that the verb doesn't read: they would change nothing, in silence."""
     for key in sorted(settings.given_keys(overrides)):
         root = key.partition(".")[0]
-        if root in (*VERBS[name].uses.split(), "debug", "hydra"):
+        if root in (*VERBS[name].uses.split(), "debug"):
             continue
         users = [other for other, verb in VERBS.items() if root in verb.uses.split()]
         raise SettingError(f"'{key}' is a setting of {', '.join(users)}; runner {name} doesn't use it")
