@@ -15,7 +15,7 @@ from pathlib import PurePath
 
 from runner import settings
 from runner.folder.names import job_name
-from runner.overrides import Override, jobs
+from runner.overrides import Job, Override, jobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +36,9 @@ def plan_jobs(words: Sequence[str]) -> list[NamedJob]:
     for job in found:
         settings.compose(job.overrides)
     short = [_name(job.differs, files=True) for job in found]
-    if _meet(short):
+    if _meet(found, short):
         short = [_name(job.differs, files=False) for job in found]
-    if _meet(short):
+    if _meet(found, short):
         short = [job_name(f"{name}?{' '.join(job.overrides)}") for job, name in zip(found, short, strict=True)]
     return [NamedJob(job.overrides, name) for job, name in zip(found, short, strict=True)]
 
@@ -55,7 +55,8 @@ def _name(differs: Sequence[Override], *, files: bool) -> str:
     return job_name(",".join(words)) if words else ""
 
 
-def _meet(names: Sequence[str]) -> bool:
+def _meet(found: Sequence[Job], names: Sequence[str]) -> bool:
     """Whether two runs would share a folder; some disks don't tell large letters from small ones."""
-    named = [name.casefold() for name in names if name]
-    return len(set(named)) < len(named)
+    outs = [[each.text for each in job.differs if each.key == "out"] for job in found]
+    places = [(*out, name.casefold()) for out, name in zip(outs, names, strict=True)]
+    return len(set(places)) < len(places)

@@ -35,6 +35,7 @@ def test_a_folder_is_named_by_what_differs():
     ]  # fmt: skip
     assert names("out=a,b") == ["", ""]
     assert names("unet_bs=4,4") == [""]
+    assert names("out=a,b", "unet_bs=2,4") == ["unet_bs=2", "unet_bs=4"] * 2
     assert names("model.path=/x/one.ckpt,/y/two.ckpt") == ["path=one.ckpt", "path=two.ckpt"]
     assert names("defaults.steps=range(2,6,2)") == ["steps=2", "steps=4"]
     assert names("model=glob(emo*)") == [""]
