@@ -12,7 +12,10 @@ from runner.machine import describe, memory
 from runner.machine.heap import process_heap
 from runner.machine.memory import status_bytes
 
-SHORT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory", "bad allocation", "bad_alloc")
+SHORT_OF_MEMORY = (
+    "DefaultCPUAllocator", "not enough memory", "out of memory", "bad allocation", "bad_alloc",
+    "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 
 
 def available_devices() -> list[str]:
@@ -60,6 +63,12 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in SHORT_OF_MEMORY)
     )
+
+
+def compute_exactly(device: str) -> None:
+    """Lets CUDA multiply numbers in float32 as such: by itself it rounds a convolution's to 10 bits (TF32)."""
+    if device.startswith("cuda"):
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def release_memory(device: str) -> None:

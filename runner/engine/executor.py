@@ -18,7 +18,14 @@ from torch import Tensor
 
 from runner.device.component import Component
 from runner.device.lanes import Here, Lanes
-from runner.device.memory import device_name, is_out_of_memory, peak_bytes, release_memory, reset_peak
+from runner.device.memory import (
+    compute_exactly,
+    device_name,
+    is_out_of_memory,
+    peak_bytes,
+    release_memory,
+    reset_peak,
+)
 from runner.engine import autoencoder, denoise, openvino
 from runner.engine import text as engine_text
 from runner.engine.samplers import NoiseSchedule
@@ -54,6 +61,7 @@ class Executor:
         self.model, self.execution = model, execution
         self.tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token, model.vocabulary)
         device, dtype = torch.device(execution.device), getattr(torch, execution.dtype)
+        compute_exactly(execution.device)
         self._heap = process_heap() if execution.device == "cpu" else Heap()
         if execution.device == "cpu":
             self._heap.take_over(execution.limit)

@@ -28,5 +28,7 @@ class Inductor:
             torch.compiler.reset()
             self._shapes = {(latents.shape, encoder_hidden_states.shape)}
         frozen = self._unet.device.type == "cpu"
-        with self._unet.visit(), torch._inductor.config.patch(freezing=frozen):
+        # On a GPU kernels are chosen by timing them, which may choose others the next time.
+        chosen: dict[str, Any] = {"freezing": frozen} | ({} if frozen else {"deterministic": True})
+        with self._unet.visit(), torch._inductor.config.patch(**chosen):
             return self._module(latents, times, encoder_hidden_states=encoder_hidden_states, **options)
