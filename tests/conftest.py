@@ -39,7 +39,7 @@ def system(monkeypatch):
     """Lets functions of the system answer otherwise for one test: a full disk, another clock, fewer processors."""
 
     def replace(module, **functions):
-        assert module.__name__ in ("os", "time", "sysconfig", "torch"), module
+        assert module.__name__ in ("os", "time", "sysconfig", "torch", "fcntl", "concurrent.futures"), module
         for name, function in functions.items():
             monkeypatch.setattr(module, name, function)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,15 +33,13 @@ def test_a_file_has_the_permissions_that_the_user_asks_for(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("broken", ["write", "fsync", "replace"])
-def test_a_failure_leaves_the_old_file_and_no_litter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
-) -> None:
+def test_a_failure_leaves_the_old_file_and_no_litter(tmp_path: Path, system: Callable[..., None], broken: str) -> None:
     atomic_write(tmp_path / "file", b"old")
 
     def fail(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, broken, fail)
+    system(os, **{broken: fail})
     with pytest.raises(FolderUnwritable, match="disk is full"), writing_to(tmp_path):
         atomic_write(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"old"

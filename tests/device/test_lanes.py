@@ -65,18 +65,18 @@ def test_an_error_is_raised_when_nothing_is_under_way_any_more(place):
     assert len(ended) == (2 if isinstance(place, Lanes) else 1)
 
 
-def test_an_interrupt_waits_for_what_is_under_way_and_begins_no_more(monkeypatch):
+def test_an_interrupt_waits_for_what_is_under_way_and_begins_no_more(system):
     lanes, wait, ended = Lanes(1), futures.wait, []
 
     def interrupt(begun):
-        monkeypatch.setattr(futures, "wait", wait)
+        system(futures, wait=wait)
         raise KeyboardInterrupt
 
     def take_long():
         threading.Event().wait(0.2)
         ended.append(1)
 
-    monkeypatch.setattr(futures, "wait", interrupt)
+    system(futures, wait=interrupt)
     with pytest.raises(KeyboardInterrupt):
         lanes.run([take_long] * 5)
     assert len(ended) <= 1

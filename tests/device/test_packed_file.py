@@ -172,12 +172,12 @@ def test_a_torch_that_refuses_ends_only_the_keeping(cache, monkeypatch, name):
 
 
 @pytest.mark.parametrize("call", ["pwrite", "posix_fallocate"])
-def test_a_disk_that_fills_up_loses_nothing_that_was_kept(cache, monkeypatch, call):
+def test_a_disk_that_fills_up_loses_nothing_that_was_kept(cache, monkeypatch, system, call):
     first, second, file = make_part(), make_part(), packed_file.PackedFile(ROOM)
     wanted = first(picture()), second(picture())
     if call == "pwrite":
         file.keep("first", first)
-    monkeypatch.setattr(os, call, fail)
+    system(os, **{call: fail})
     opened = len(os.listdir("/proc/self/fd"))
     file.keep("second", second)
     assert len(os.listdir("/proc/self/fd")) == opened

@@ -104,11 +104,11 @@ def test_what_is_no_file_is_never_opened(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
-def test_a_disk_without_locks_is_said_and_can_be_used_without(tmp_path, monkeypatch, number):
+def test_a_disk_without_locks_is_said_and_can_be_used_without(tmp_path, system, number):
     def refuse(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    system(fcntl, flock=refuse)
     store = LocalStore(tmp_path)
     with pytest.raises(FolderUnwritable, match=r"can't lock files.*lock=false"), store.hold():
         pass

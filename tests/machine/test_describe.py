@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_one_name_or_none(tmp_path):
      ({"OMP_NUM_THREADS": "many"}, [], 4)],
 )  # fmt: skip
 def test_there_is_a_thread_for_each_core_unless_the_environment_says_otherwise(
-    tmp_path, monkeypatch, environment, siblings, threads
+    tmp_path, monkeypatch, system, environment, siblings, threads
 ):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
@@ -68,5 +69,5 @@ def test_there_is_a_thread_for_each_core_unless_the_environment_says_otherwise(
         monkeypatch.setenv(name, value)
     for cpu, text in enumerate(siblings):
         (tmp_path / str(cpu)).write_text(text)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    system(os, sched_getaffinity=lambda _: {0, 1, 2, 3})
     assert describe.threads(siblings=f"{tmp_path}/{{}}") == threads
