@@ -109,6 +109,14 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def expanded(path: Path | str) -> Path:
+    """A path with its `~` replaced by the home folder, where there is one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~name of nobody
+        return Path(path)
+
+
 def sha256_of(file: Path | str) -> str:
     """SHA-256 (hexadecimal) of a file's bytes."""
     with open(file, "rb") as stream:

@@ -14,6 +14,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from runner.errors import SettingError
@@ -182,6 +183,4 @@ def _range(override: Override, given: Sequence[str]) -> Iterator[str]:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    from fnmatch import fnmatchcase
-
     return fnmatchcase(name, unquote(pattern))

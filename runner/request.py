@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.errors import Location, ManifestError, ModelError, every
+from runner.files import expanded
 from runner.folder.names import RUN
 from runner.folder.store import Store, store_at
 from runner.item import Item, Model
@@ -107,7 +108,7 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
     )
     beside = f"{settings.out or OUTPUTS / source.name}{'' if settings.out or not job else '-multirun'}"
     store = store_at(f"{beside}/{job}" if job else beside)
-    kept = _kept_seeds(store) or (_seeds_beside(Path(beside).expanduser()) if job else {})
+    kept = _kept_seeds(store) or (_seeds_beside(expanded(beside)) if job else {})
     seeds = _draw_seeds(source.without_seed, kept, {} if drawn is None else drawn)
     return Request(
         target=target,

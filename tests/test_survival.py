@@ -357,4 +357,7 @@ assert "torch" not in sys.modules
 def test_a_run_with_another_engine_needs_no_torch(tmp_path):
     (tmp_path / "m.yaml").write_text(MANIFEST)
     places = os.pathsep.join([str(Path(__file__).parent), str(Path(runner.__file__).parents[1])])
-    subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, env=os.environ | {"PYTHONPATH": places}, check=True)
+    environment = os.environ | {"PYTHONPATH": places}
+    done = subprocess.run([sys.executable, "-c", ALONE], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "outputs/small/images").rglob("*.png"))) == 6

@@ -22,6 +22,7 @@ from runner.cli.help import help_of, usage
 from runner.cli.verbs import VERBS, Call
 from runner.engine.stops import ENDS, Stopped
 from runner.errors import EXIT_FAULT, RunnerError, SettingError, did_you_mean
+from runner.files import expanded
 from runner.terminal import screens
 
 NO_MEMORY = ("failed to map segment", "annot allocate memory", "can't allocate memory", "can't start new thread")
@@ -137,18 +138,11 @@ def parse(words: Sequence[str]) -> Command:
         raise SettingError(f"two targets: {' and '.join(targets[:2])}; write a setting as key=value")
     return Command(
         verb=verb,
-        targets=tuple(map(_path, targets)),
+        targets=tuple(map(expanded, targets)),
         overrides=tuple(word for word in rest if word not in targets),
         multirun=multirun,
         show_config=show_config,
     )
-
-
-def _path(word: str) -> Path:
-    try:
-        return Path(word).expanduser()
-    except RuntimeError:  # ~name of nobody
-        return Path(word)
 
 
 def _is_target(word: str) -> bool:
@@ -199,7 +193,7 @@ def _run_all(command: Command) -> int:
         if len(jobs) > 1:
             print(f"runner: {job.name or ' '.join(job.overrides)}", file=sys.stderr)
         call = Call(
-            targets=command.targets, settings=settings.compose(job.overrides), overrides=job.overrides, job=job.name,
+            targets=command.targets, settings=job.settings, overrides=job.overrides, job=job.name,
             drawn=drawn,
         )  # fmt: skip
         codes.append(_code_of(partial(VERBS[command.verb].run, call)))

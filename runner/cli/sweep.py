@@ -16,14 +16,16 @@ from pathlib import PurePath
 from runner import settings
 from runner.folder.names import job_name
 from runner.overrides import Job, Override, jobs
+from runner.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class NamedJob:
-    """One run: its overrides, and the name of its folder within the sweep's; empty where `out` alone says it."""
+    """One run: its overrides, its settings, and its folder within the sweep's, empty where `out` alone says it."""
 
     overrides: tuple[str, ...]
     name: str
+    settings: Settings
 
 
 def plan_jobs(words: Sequence[str]) -> list[NamedJob]:
@@ -33,14 +35,13 @@ def plan_jobs(words: Sequence[str]) -> list[NamedJob]:
         SettingError: any of them has a setting that is wrong.
     """
     found = jobs(words, lambda key: settings.group_names(key) if key in settings.GROUPS else ())
-    for job in found:
-        settings.compose(job.overrides)
+    composed = [settings.compose(job.overrides) for job in found]
     short = [_name(job.differs, files=True) for job in found]
     if _meet(found, short):
         short = [_name(job.differs, files=False) for job in found]
     if _meet(found, short):
         short = [job_name(f"{name}?{' '.join(job.overrides)}") for job, name in zip(found, short, strict=True)]
-    return [NamedJob(job.overrides, name) for job, name in zip(found, short, strict=True)]
+    return [NamedJob(job.overrides, name, made) for job, name, made in zip(found, short, composed, strict=True)]
 
 
 def _name(differs: Sequence[Override], *, files: bool) -> str:

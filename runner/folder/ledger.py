@@ -77,7 +77,7 @@ class Index:
         """The paths among those of the newest so many pictures that are not there any more."""
         for identity in islice(reversed(self._images), newest):
             path, size, _ = self._images[identity]
-            if self._owners.get(self._key(path)) == identity and self.store.size(path) != size:
+            if self.owner(path) == identity and self.store.size(path) != size:
                 yield path
 
     def owner(self, path: str) -> str | None:

@@ -39,7 +39,7 @@ def image_name(item: Item) -> str:
 def folder_name(prompt: str) -> str:
     """The prompt as a folder's name, as the original made it, but safe on every system and never too long."""
     words = "_".join(re.split("[: ]", unicodedata.normalize("NFC", prompt)))
-    name = "".join("_" if _is_unsafe(character) else character for character in words).lstrip(".").rstrip(". ") or "_"
+    name = _safe(words)
     if RESERVED.fullmatch(name):
         name = f"_{name}"
     return name if len(name.encode()) <= FOLDER_BYTES else _shorten(name, prompt)
@@ -47,9 +47,13 @@ def folder_name(prompt: str) -> str:
 
 def job_name(text: str) -> str:
     """A text as a folder's name; a name that isn't the text itself ends in a mark of it, so that no two meet."""
-    name = "".join("_" if _is_unsafe(character) else character for character in unicodedata.normalize("NFC", text))
-    name = name.lstrip(".").rstrip(". ") or "_"
+    name = _safe(unicodedata.normalize("NFC", text))
     return name if name == text and len(name.encode()) <= FOLDER_BYTES else _shorten(name, text)
+
+
+def _safe(text: str) -> str:
+    name = "".join("_" if _is_unsafe(character) else character for character in text)
+    return name.lstrip(".").rstrip(". ") or "_"
 
 
 def _is_unsafe(character: str) -> bool:

@@ -27,7 +27,7 @@ from typing import Protocol
 from filelock import FileLock, Timeout
 
 from runner.errors import FolderUnwritable, RunFolderHeld
-from runner.files import atomic_write, flush_folder, sweep, write_all, writing_to
+from runner.files import atomic_write, expanded, flush_folder, sweep, write_all, writing_to
 from runner.folder.names import LOCK, RECORDS
 
 LONGEST_LINE = 1 << 24  # bytes; what is longer comes in pieces
@@ -265,7 +265,4 @@ class LocalStore:
 
 def store_at(place: Path | str) -> Store:
     """The store of the run folder at a place, which needn't exist."""
-    try:
-        return LocalStore(Path(place).expanduser())
-    except RuntimeError:  # ~name of nobody
-        return LocalStore(Path(place))
+    return LocalStore(expanded(place))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import ModelError
+from runner.files import expanded
 from runner.model import configs as model_configs
 from runner.model import torch_file
 from runner.model.architecture import LATENT_DIFFUSION, V1, Family, family_of
@@ -120,10 +121,7 @@ def place_of(path: str) -> Path:
     """Where a model's files are, or should be."""
     if path.startswith(BUILTIN):
         return Path(__file__).parents[1] / "models" / path.removeprefix(BUILTIN)
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # ~name of nobody
-        return Path(path)
+    return expanded(path)
 
 
 def _check_fit(model: ModelFiles) -> None:

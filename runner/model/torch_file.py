@@ -44,7 +44,7 @@ def read_table(file: Path) -> dict[str, StoredTensor]:
             return table
     except Damaged as error:
         raise ModelError(f"{file}: {error}") from error
-    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, struct.error) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, OverflowError, struct.error) as error:
         raise ModelError(f"{file}: is not a file of torch.save, or was cut off ({error})") from error
 
 

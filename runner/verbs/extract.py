@@ -15,12 +15,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from runner.errors import Location, ManifestError
 from runner.files import sha256_of
 from runner.folder.names import INITS, RECORDS
+from runner.folder.store import LocalStore
 from runner.images import foreign, infotext, metadata
 from runner.item import Item, Model
 from runner.manifest import write
@@ -79,7 +80,7 @@ def _files(targets: Sequence[Path]) -> Iterator[Path]:
 
 
 def _within(folder: Path) -> list[Path]:
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    found = [folder / name for name in LocalStore(folder).list() if PurePath(name).suffix.lower() in SUFFIXES]
     # In a run folder the contact sheet and the init pictures aren't results.
     return [path for path in found if not _is_aside(path)] or [folder]
 

@@ -294,3 +294,20 @@ def test_an_unknown_object_is_no_accusation(tmp_path):
 
 class Unknown:
     """Some training script's own."""
+
+
+def test_an_entry_at_an_impossible_place_is_refused(tmp_path):
+    """The long form of zip has room for a place that no file has."""
+    content = rewrite(save(tmp_path / "x.ckpt", {"a": torch.ones(3)})).read_bytes()
+    begin, end = content.index(b"PK\1\2"), content.rindex(b"PK\5\6")
+    extra = struct.pack("<HHQ", 1, 8, 2**64 - 1)
+    entry, close = bytearray(content[begin:end]), bytearray(content[end:])
+    name_length, old_extra = struct.unpack_from("<HH", entry, 28)
+    struct.pack_into("<H", entry, 30, len(extra))
+    struct.pack_into("<L", entry, 42, 0xFFFFFFFF)
+    rest = entry[46 + name_length + old_extra :]
+    struct.pack_into("<L", close, 12, len(entry) + len(extra) - old_extra)
+    changed = content[:begin] + entry[: 46 + name_length] + extra + rest + close
+    (tmp_path / "x.ckpt").write_bytes(changed)
+    with pytest.raises(ModelError, match=r"is not a file of torch\.save, or was cut off"):
+        read_table(tmp_path / "x.ckpt")

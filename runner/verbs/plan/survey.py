@@ -280,7 +280,6 @@ class _Tally:
     def __init__(self, request: Request) -> None:
         self.request, self.linter = request, Linter(request)
         self.index = read_index(request.store)
-        self.owners = self.index.image_paths()
         self.begun = request.store.size(RECORDS) >= 0
         self.failures: dict[str, int] = {}  # how often an item without a picture was tried before, by its id
         self.ids, self.numbers, self.kinds, self.done = array("Q"), array("Q"), array("Q"), bytearray()
@@ -322,7 +321,7 @@ class _Tally:
         if self.index.is_done(identity):
             return True
         path = image_name(item)
-        if self.owners.get(path, identity) != identity:
+        if self.index.owner(path) not in (None, identity):
             self.linter.note(NAME_TAKEN, path, item=item.number)
         if failures := self.index.failures(identity):
             self.failures[identity] = failures
