@@ -8,6 +8,7 @@
         NoRunFolder          10   no run folder where one was named
         RunFolderHeld        11   another process works in the run folder
         FolderUnwritable     12   the disk is full, or the folder can't be written
+        DeviceLost            1   the device has failed
 
 Every other exception is a fault of the runner itself (exit code 1).
 """
@@ -190,6 +191,10 @@ class FolderUnwritable(RunnerError):
     """The disk is full, or the run folder can't be written. What was finished is safe."""
 
     exit_code = 12
+
+
+class DeviceLost(RunnerError):
+    """The device has failed, so that this process can make no more pictures. What was finished is safe."""
 
 
 def did_you_mean(wrong: object, known: Iterable[str]) -> str:

@@ -6,10 +6,11 @@ allocator are held:
 - two accesses of a memory by two streams, of which one writes, are ordered by events or by the host's waiting;
 - a stream other than the one that allocated a memory begins after all that the allocating stream had to do by then:
   what it had in the memory before may still be running;
-- a memory is given back after all that other streams do in it.
+- a memory is given back after all that other streams do in it, and the host's is unpinned after all that reads it.
 
-A stream that is `deaf` doesn't wait: so a test plants a fault and sees it found. Kernels are the CPU's, and workspaces
-are not seen.
+Accesses are told apart by blocks of 512 bytes, so that the places of a ring are. A stream that is `deaf` doesn't wait:
+so a test plants a fault and sees it found. Kernels are the CPU's, and workspaces are not seen. `fake_mps` is a device
+that has no streams, and no numbers in float64.
 
     with fake_cuda() as device:
         ...  # torch.device("cuda:0")
@@ -21,7 +22,9 @@ from __future__ import annotations
 import contextlib
 import traceback
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -32,6 +35,7 @@ FREE = 8 << 30
 ALIGNMENT = 512
 # These hand out memory and start no kernel.
 ALLOCATIONS = {"empty.memory_format", "empty_strided.default", "empty_like.default", "new_empty.default"}
+WHERE = torch.Tensor.device.__get__
 READ_BY_THE_HOST = {"cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__"}
 
 
@@ -86,25 +90,34 @@ class Event:
 
 @dataclass(slots=True)
 class Memory:
-    """A storage: who allocated it and when, and when each stream read and wrote it last."""
+    """A storage: who allocated it and when, and when each stream read and wrote each block of it last."""
 
     alive: StorageWeakRef
     size: int
     owner: Stream
     born: int
-    reads: dict[str, int] = field(default_factory=dict)
-    writes: dict[str, int] = field(default_factory=dict)
+    reads: dict[str, np.ndarray] = field(default_factory=dict)
+    writes: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def note(self, times, name, blocks, time):
+        if name not in times:
+            times[name] = np.zeros(self.size // ALIGNMENT, np.int64)
+        times[name][blocks] = time
 
 
 class Device:
     """The fake device; `violations` are texts, `waits` the places in the program where the host waited for it."""
 
-    def __init__(self):
-        self.host, self.memories = {}, {}
+    def __init__(self, kind="cuda"):
+        self.kind, self.host, self.memories = kind, {}, {}
+        self.pinned, self.most_pinned = {}, None  # what reads it, by address; bytes that the system pins at most
+        self.stats = {"num_ooms": 0}
         self.streams = [Stream(self, "compute")]
         self.current = self.streams[0]
         self.violations, self.waits = [], []
         self.held = self.peak = self.asking = 0
+        self.shares = []  # of the card that the process may take
+        self.most = None  # bytes that there are
 
     def stream(self, *_, **__):
         self.streams.append(Stream(self, f"stream {len(self.streams)}"))
@@ -128,6 +141,9 @@ class Device:
     def allocate(self, tensor):
         storage = tensor.untyped_storage()
         size = -(-storage.nbytes() // ALIGNMENT) * ALIGNMENT
+        if self.most is not None and self.held + size > self.most:
+            self.stats["num_ooms"] += 1
+            raise torch.OutOfMemoryError(f"the device has {self.most - self.held} bytes left, not {size}")
         memory = Memory(StorageWeakRef(storage), size, self.current, self.current.time)
         self.memories[key_of(tensor)] = memory
         self.held += size
@@ -139,7 +155,7 @@ class Device:
             del self.memories[key]
             self.held -= memory.size
             for name in memory.reads.keys() | memory.writes.keys():
-                time = max(memory.reads.get(name, 0), memory.writes.get(name, 0))
+                time = max(times[name].max() for times in (memory.reads, memory.writes) if name in times)
                 if not memory.owner.knows(name, time) and self.host.get(name, 0) < time:
                     self.accuse(f"given back while {name} is in it", memory)
 
@@ -147,15 +163,43 @@ class Device:
         memory, here = self.memories[key_of(tensor)], self.current
         if not here.knows(memory.owner.name, memory.born):
             self.accuse("new memory before its allocating stream is done with it", memory)
-        if any(not here.knows(name, time) for name, time in memory.writes.items()):
+        blocks = blocks_of(tensor)
+        if any(not here.knows(name, times[blocks].max()) for name, times in memory.writes.items()):
             self.accuse("written by two at once" if write else "read before it is written", memory)
-        if write and any(not here.knows(name, time) for name, time in memory.reads.items()):
+        if write and any(not here.knows(name, times[blocks].max()) for name, times in memory.reads.items()):
             self.accuse("overwritten while it is read", memory)
-        (memory.writes if write else memory.reads)[here.name] = here.time
+        memory.note(memory.writes if write else memory.reads, here.name, blocks, here.time)
+
+    def pin(self, address, size, _):
+        if self.most_pinned is not None and size > self.most_pinned:
+            return 2
+        self.pinned[address] = {}
+        return 0
+
+    def unpin(self, address):
+        if any(self.host.get(name, 0) < time for name, time in self.pinned.pop(address).items()):
+            self.violations.append(f"unpinned while a copy reads it, {place()}")
+        return 0
+
+    def copy_from_host(self, source):
+        """A copy to the device: of pinned memory at some time, of other memory before the host goes on."""
+        if (reads := self.pinned.get(source.data_ptr())) is not None:
+            reads[self.current.name] = self.current.time
+        else:
+            self.wait("a copy of memory that isn't pinned")
 
 
 def key_of(tensor):
     return tensor.untyped_storage()._cdata
+
+
+def blocks_of(tensor):
+    """The blocks of its storage that a tensor reaches into."""
+    if not tensor.numel():
+        return slice(0, 1)
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    first = tensor.storage_offset() * tensor.element_size()
+    return slice(first // ALIGNMENT, (first + last * tensor.element_size()) // ALIGNMENT + 1)
 
 
 def place():
@@ -164,8 +208,9 @@ def place():
     return f"{frames[-1].filename.rpartition('/runner/')[2]}:{frames[-1].lineno}" if frames else "?"
 
 
-def is_cuda(value):
-    return str(value).startswith("cuda") if isinstance(value, str | torch.device) else False
+def is_there(value):
+    """Whether this names the device."""
+    return str(value).startswith(("cuda", "mps")) if isinstance(value, str | torch.device) else False
 
 
 class Kernels(TorchDispatchMode):
@@ -191,6 +236,10 @@ class Kernels(TorchDispatchMode):
             device.current.work()
             for each in given:
                 device.touch(each, write=key_of(each) in written)
+        if str(operation) == "aten.copy_.default" and device.has(arguments[0]) and not device.has(arguments[1]):
+            device.copy_from_host(arguments[1])
+        if device.kind == "mps" and any(each.dtype == torch.float64 for each in [*given, *outputs]):
+            device.violations.append(f"float64 on MPS in {place()}")
         for each in outputs:
             # What `torch.tensor` makes is lifted, and so is its own input.
             new = key_of(each) not in inside or (device.asking and not device.has(each))
@@ -222,7 +271,9 @@ class Placement(TorchFunctionMode):
     def __torch_function__(self, function, types, arguments=(), named=None):
         named, name, device = dict(named or {}), getattr(function, "__name__", ""), self.device
         first = arguments[0] if arguments else None
-        if name == "to" and any(map(is_cuda, [*arguments[1:], named.get("device")])):
+        if function == WHERE:
+            return torch.device(device.kind, 0) if device.has(first) else function(first)
+        if name == "to" and any(map(is_there, [*arguments[1:], named.get("device")])):
             return self._bring(function, first, arguments[1:], named)
         if (
             name == "to"
@@ -230,15 +281,13 @@ class Placement(TorchFunctionMode):
             and any(str(each) == "cpu" for each in [*arguments[1:], named.get("device")])
         ):
             name = "cpu"
-        if name == "pin_memory":
-            return first.clone()
         if name in READ_BY_THE_HOST and device.has(first):
             device.wait(name)
             if name == "cpu":
                 return torch.from_numpy(first.detach().numpy().copy())
         if name == "__getitem__" and device.has(first) and self._is_slow(arguments[1]):
             device.wait("an index of the host")
-        if not is_cuda(named.get("device")):
+        if not is_there(named.get("device")):
             return function(*arguments, **named)
         named["device"] = torch.device("cpu")
         with self._asking():
@@ -255,7 +304,7 @@ class Placement(TorchFunctionMode):
                 tensor = tensor.clone(memory_format=torch.preserve_format)
         if waits:
             self.device.wait("to")
-        rest = [each for each in rest if not is_cuda(each)]
+        rest = [each for each in rest if not is_there(each)]
         return function(tensor, *rest, **named) if rest or named else tensor
 
     def _is_slow(self, index):
@@ -276,7 +325,7 @@ class Placement(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def fake_cuda():
+def fake_cuda(*, processors=64):
     """Within it `cuda:0` is there."""
     device = Device()
 
@@ -298,6 +347,10 @@ def fake_cuda():
         "max_memory_allocated": lambda *_: device.peak,
         "get_device_name": lambda *_: "no card",
         "empty_cache": lambda: None,
+        "cudart": lambda: SimpleNamespace(cudaHostRegister=device.pin, cudaHostUnregister=device.unpin),
+        "memory_stats": lambda *_: device.stats,
+        "get_device_properties": lambda *_: SimpleNamespace(multi_processor_count=processors, total_memory=FREE),
+        "set_per_process_memory_fraction": lambda share, *_: device.shares.append(share),
         "synchronize": lambda *_: [stream.synchronize() for stream in device.streams],
     }
     before = {name: getattr(torch.cuda, name) for name in functions}
@@ -308,3 +361,11 @@ def fake_cuda():
             device.collect()
     finally:
         vars(torch.cuda).update(before)
+
+
+@contextlib.contextmanager
+def fake_mps():
+    """Within it `mps` is there."""
+    device = Device("mps")
+    with Kernels(device), Placement(device):
+        yield device

@@ -17,6 +17,8 @@ SHORT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_ALLOC_FAILED",
 )  # fmt: skip
 
+ROUNDING = ("NVIDIA_TF32_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG")  # in the environment
+
 
 def available_devices() -> list[str]:
     """The devices that torch can use, best first."""
@@ -63,6 +65,38 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in SHORT_OF_MEMORY)
     )
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether an error says that the device itself has failed, so that this process can do nothing more with it."""
+    return isinstance(error, RuntimeError) and str(error).startswith("CUDA error") and not is_out_of_memory(error)
+
+
+def count_failed_allocations(device: str) -> int:
+    """How often the device had no memory so far, which nobody else may hear of.
+
+    cuDNN takes another kernel then, which may round otherwise, and goes on.
+    """
+    return int(torch.cuda.memory_stats(device).get("num_ooms", 0)) if device.startswith("cuda") else 0
+
+
+def limit_memory(device: str, limit: int) -> None:
+    """Lets torch hold no more of a card than this, in bytes, with what it has free for itself."""
+    if device.startswith("cuda"):
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+
+
+def versions(device: str) -> tuple[tuple[str, str], ...]:
+    """What has a say in the bytes of a card's pictures besides torch, by name; nothing on other devices."""
+    if not device.startswith("cuda"):
+        return ()
+    found = {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "driver": describe.driver_version(),
+    } | {name: os.environ.get(name) for name in ROUNDING}
+    return tuple((name, str(value)) for name, value in found.items() if value is not None)
 
 
 def compute_exactly(device: str) -> None:

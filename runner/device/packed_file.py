@@ -63,6 +63,11 @@ class PackedFile:
         self._file: int | None = None  # a descriptor
         self._closed = not opaque.can_be_made()  # for more; what is in it stays
 
+    def size(self, name: str) -> int:
+        """The bytes of a part's weights here; 0 if they weren't kept."""
+        place = self._places.get(name)
+        return place.size if place else 0
+
     def keep(self, name: str, part: nn.Module) -> None:
         """Writes a part's weights down as they are now, unless they are in the file just so."""
         if self._closed:

@@ -2,110 +2,85 @@
 
 On a CPU the device is the memory itself, and weights wait in the model's file. Plain reads (mapped pages would count as
 the process's own) bring them into buffers that are used again; packed weights come from a file of their own. On other
-devices weights wait in the host's memory, pinned where that speeds the copy up, and come on a stream of their own.
-`component` decides what is brought, and when it leaves.
+devices weights that come again wait in the host's memory, pinned where that speeds the copy up, and come on a stream of
+their own. `component` decides what is brought, and when it leaves.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from runner.device.packed_file import PackedFile, aligned
+from runner.device.ring import Piece
 from runner.kernels.packed import Packed
-from runner.machine.heap import process_heap
-from runner.model.modules import read_tensor, read_tensor_into
+from runner.model.modules import read_tensor_into
 from runner.model.safetensors import StoredTensor
 
 Tensors = Mapping[str, Tensor | Packed]
 
 
-class Arena:
-    """A piece of the device's memory that weights are brought into, again and again.
-
-    It grows to the largest that it has to hold. On CUDA its users follow each other through events: weights are
-    copied in when the last kernel that reads the ones before them is done.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._memory = torch.empty(0, dtype=torch.uint8, device=device)
-        self.released: Any = None  # a torch.cuda.Event
-
-    def allot(self, shapes: Mapping[str, torch.Size], dtype: torch.dtype) -> dict[str, Tensor]:
-        """Tensors of these shapes, one after the other."""
-        starts, end = {}, 0
-        for name, shape in shapes.items():
-            starts[name], end = end, end + aligned(shape.numel() * dtype.itemsize)
-        memory = self.allocate(end)
-        return {
-            name: memory[start : start + shapes[name].numel() * dtype.itemsize].view(dtype).view(shapes[name])
-            for name, start in starts.items()
-        }
-
-    def allocate(self, size: int) -> Tensor:
-        """So many bytes of it, uint8."""
-        if self._memory.numel() < size:
-            self.clear()
-            process_heap().check(size)
-            self._memory = torch.empty(size, dtype=torch.uint8, device=self._device)
-            # It is free in the order of the stream that computes: kernels that wait there may still write into it.
-            self.release()
-        return self._memory[:size]
-
-    def release(self) -> None:
-        """What is in it is no longer needed, once the work that was given to the device so far is done."""
-        if self._device.type == "cuda":
-            self.released = torch.cuda.current_stream(self._device).record_event()
-
-    def clear(self) -> None:
-        """Gives the memory back."""
-        self._memory = torch.empty(0, dtype=torch.uint8, device=self._device)
-
-
 class Parking(Protocol):
     """Weights that wait; `name` is the part of the model that `part` is."""
 
-    def bring(self, name: str, part: nn.Module, arena: Arena) -> Tensors:
-        """The weights of a part, on the device, by their names in it."""
+    by_layer: bool  # whether what stays is brought layer by layer, or unit by unit
 
-    def bring_ahead(self, name: str, part: nn.Module, arena: Arena) -> Future[Tensors]:
-        """The same in the background."""
+    def size(self, name: str, part: nn.Module) -> int:
+        """The most bytes that a part's weights take on the device."""
+
+    def bring(self, name: str, part: nn.Module, piece: Piece, *, again: bool) -> Tensors:
+        """The weights of a part, on the device, by their names in it; `again` says that they will be brought again."""
+
+    def bring_ahead(self, name: str, part: nn.Module, piece: Piece) -> Future[Tensors]:
+        """The same in the background; they will be brought again."""
 
     def keep(self, name: str, part: nn.Module) -> None:
         """The weights of a part are there as the device uses them, so that next time they may come like this."""
 
 
-def make_parking(tensors: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype) -> Parking:
-    """The parking place that suits a device."""
-    return (FileParking if device.type == "cpu" else HostParking)(tensors, device, dtype)
+def make_parking(
+    tensors: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype, *, channels_last: bool = False
+) -> Parking:
+    """The parking place that suits a device; `channels_last` is how convolutions' weights lie there."""
+    if device.type == "cpu":
+        return FileParking(tensors, dtype)
+    return HostParking(tensors, device, dtype, channels_last=channels_last)
 
 
 class FileParking:
     """Weights wait in their file and are read by a thread that runs ahead."""
 
-    def __init__(self, tensors: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype) -> None:
+    by_layer = True  # a layer that has packed its weight gives the memory back that it came in
+
+    def __init__(self, tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> None:
         self._tensors, self._dtype = tensors, dtype
         self._packed = PackedFile(sum(math.prod(tensor.shape) for tensor in tensors.values()) * dtype.itemsize)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="weights")
 
-    def bring(self, name: str, part: nn.Module, arena: Arena) -> Tensors:
+    def size(self, name: str, part: nn.Module) -> int:
+        """The most bytes that a part's weights take, plain or packed."""
+        return aligned(max(_lay_out(part, self._dtype)[1], self._packed.size(name)))
+
+    def bring(self, name: str, part: nn.Module, piece: Piece, *, again: bool) -> Tensors:
         """The weights of a part, read."""
-        if packed := self._packed.bring(name, arena.allocate):
+        if again and (packed := self._packed.bring(name, piece.allocate)):
             return packed
-        brought = arena.allot(_shapes(part), self._dtype)
+        starts, size = _lay_out(part, self._dtype)
+        brought = _views(part, starts, self._dtype, piece.allocate(size))
         for own, tensor in brought.items():
             read_tensor_into(self._tensors[_full(name, own)], tensor)
         return brought
 
-    def bring_ahead(self, name: str, part: nn.Module, arena: Arena) -> Future[Tensors]:
+    def bring_ahead(self, name: str, part: nn.Module, piece: Piece) -> Future[Tensors]:
         """The same, by the thread."""
-        return self._reader.submit(self.bring, name, part, arena)
+        return self._reader.submit(self.bring, name, part, piece, again=True)
 
     def keep(self, name: str, part: nn.Module) -> None:
         """Writes them down."""
@@ -113,41 +88,93 @@ class FileParking:
 
 
 class HostParking:
-    """Weights wait in the host's memory; on CUDA it is pinned, and they are copied on a stream of their own."""
+    """Weights that come again wait in the host's memory, a part's in one slab, and are copied in one go.
 
-    def __init__(self, tensors: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype) -> None:
-        self._tensors, self._device, self._dtype = tensors, device, dtype
-        self._parked: dict[str, Tensor] = {}
+    On CUDA slabs are pinned, as far as the system allows that, and copied on a stream of their own.
+    """
+
+    by_layer = False
+
+    def __init__(
+        self, tensors: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype, *, channels_last: bool
+    ) -> None:
+        self._tensors, self._device, self._dtype, self._channels_last = tensors, device, dtype, channels_last
+        self._slabs: dict[str, _Slab] = {}
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def bring(self, name: str, part: nn.Module, arena: Arena) -> Tensors:
+    def size(self, name: str, part: nn.Module) -> int:
+        """The bytes that a part's weights take."""
+        return _lay_out(part, self._dtype)[1]
+
+    def bring(self, name: str, part: nn.Module, piece: Piece, *, again: bool) -> Tensors:
         """The weights of a part, copied; work that is given to the device from now on finds them there."""
-        brought = self._copy(name, part, arena)
+        brought = self._copy(name, part, piece, again=again)
         if self._stream:
             torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return brought
 
-    def bring_ahead(self, name: str, part: nn.Module, arena: Arena) -> Future[Tensors]:
+    def bring_ahead(self, name: str, part: nn.Module, piece: Piece) -> Future[Tensors]:
         """The same, while the device works."""
-        return _Arriving(self._copy(name, part, arena), self._device, self._stream)
+        return _Arriving(self._copy(name, part, piece, again=True), self._device, self._stream)
 
     def keep(self, name: str, part: nn.Module) -> None:
         """They wait as the device uses them already."""
 
-    def _copy(self, name: str, part: nn.Module, arena: Arena) -> dict[str, Tensor]:
-        brought = arena.allot(_shapes(part), self._dtype)
+    def _copy(self, name: str, part: nn.Module, piece: Piece, *, again: bool) -> Tensors:
+        slab = self._slabs.get(name) or self._fill(name, part, again=again)
+        memory = piece.allocate(slab.bytes.numel())
         with torch.cuda.stream(self._stream):  # without one, this does nothing
-            if self._stream and arena.released:
-                self._stream.wait_event(arena.released)
-            for own, tensor in brought.items():
-                tensor.copy_(self._park(_full(name, own)), non_blocking=True)
-        return brought
+            if self._stream and piece.free:
+                self._stream.wait_event(piece.free)
+            memory.copy_(slab.bytes, non_blocking=slab.pinned)
+        if piece.made is None:
+            piece.made = _views(part, slab.starts, self._dtype, memory, channels_last=self._channels_last)
+        made: Tensors = piece.made
+        return made
 
-    def _park(self, name: str) -> Tensor:
-        if name not in self._parked:
-            tensor = read_tensor(self._tensors[name], self._dtype)
-            self._parked[name] = tensor.pin_memory() if self._stream else tensor
-        return self._parked[name]
+    def _fill(self, name: str, part: nn.Module, *, again: bool) -> _Slab:
+        """A part's weights in the host's memory; those that come again stay there."""
+        starts, size = _lay_out(part, self._dtype)
+        slab = _Slab(torch.empty(size, dtype=torch.uint8), starts)
+        for own, tensor in _views(part, starts, self._dtype, slab.bytes, channels_last=self._channels_last).items():
+            stored = self._tensors[_full(name, own)]
+            if tensor.is_contiguous():
+                read_tensor_into(stored, tensor)
+            else:
+                read_tensor_into(stored, plain := torch.empty(tensor.shape, dtype=self._dtype))
+                tensor.copy_(plain)
+        if again:
+            if self._stream and pin(slab.bytes, self._device):
+                slab = slab._replace(pinned=True)
+                weakref.finalize(self, unpin, slab.bytes, self._stream, torch.cuda.cudart()).atexit = False
+            self._slabs[name] = slab
+        return slab
+
+
+class _Slab(NamedTuple):
+    """A part's weights in the host's memory, uint8, and where each begins in it."""
+
+    bytes: Tensor
+    starts: Mapping[str, int]
+    pinned: bool = False
+
+
+def pin(memory: Tensor, device: torch.device) -> bool:
+    """Lets a card read the host's memory by itself; False where the system has no more of that to give.
+
+    torch's own pinned memory would be rounded up to a power of two, and kept until the process ends.
+    """
+    if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)) == 0:
+        return True
+    with contextlib.suppress(RuntimeError):  # CUDA tells the next kernel of it, whosever that is
+        torch.zeros(1, device=device)
+    return False
+
+
+def unpin(memory: Tensor, stream: Any, cudart: Any) -> None:
+    """Takes that back, once the copies that were given to a stream are done."""
+    stream.synchronize()
+    cudart.cudaHostUnregister(memory.data_ptr())
 
 
 class _Arriving(Future[Tensors]):
@@ -165,8 +192,29 @@ class _Arriving(Future[Tensors]):
         return super().result(timeout)
 
 
-def _shapes(part: nn.Module) -> dict[str, torch.Size]:
-    return {name: parameter.shape for name, parameter in part.named_parameters()}
+def _lay_out(part: nn.Module, dtype: torch.dtype) -> tuple[dict[str, int], int]:
+    """Where each of a part's weights begins, one behind the other, and the bytes of all."""
+    starts, end = dict[str, int](), 0
+    for name, parameter in part.named_parameters():
+        starts[name], end = end, end + aligned(parameter.numel() * dtype.itemsize)
+    return starts, end
+
+
+def _views(
+    part: nn.Module, starts: Mapping[str, int], dtype: torch.dtype, memory: Tensor, *, channels_last: bool = False
+) -> dict[str, Tensor]:
+    """A part's weights over memory, uint8."""
+    return {
+        name: _view(memory[starts[name] : starts[name] + parameter.numel() * dtype.itemsize].view(dtype),
+                    parameter.shape, channels_last)
+        for name, parameter in part.named_parameters()
+    }  # fmt: skip
+
+
+def _view(numbers: Tensor, shape: torch.Size, channels_last: bool) -> Tensor:
+    if channels_last and len(shape) == 4:
+        return numbers.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+    return numbers.view(shape)
 
 
 def _full(name: str, own: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from runner.device.component import Component
 from runner.engine import strips
-from runner.planning.costs import DECODED_PIXELS, decode_rows
+from runner.planning.costs import decode_rows, decoded_pixels
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -36,8 +36,8 @@ def decode(decoder: Component, latents: Tensor) -> Iterator[tuple[Pixels, list[b
     width, height = latents.shape[-1] * factor, latents.shape[-2] * factor
     scaled = (latents / decoder.config["scaling_factor"]).to(decoder.dtype)
     parts = ("decoder", "post_quant_conv") if decoder.config.get("use_post_quant_conv", True) else ("decoder",)
-    in_strips = width * height > DECODED_PIXELS
-    rows = 1 if in_strips else decode_rows(width, height)
+    in_strips = width * height > decoded_pixels(decoder.device.type)
+    rows = 1 if in_strips else decode_rows(width, height, decoder.device.type)
     batches, place = padded_batches(scaled, rows), decoder.place
     with decoder.visit(*parts) as module:
         decode_batch = partial(_decode_in_strips if in_strips else _decode_whole, module)

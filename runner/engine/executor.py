@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import OrderedDict
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,16 +20,21 @@ from runner.device.component import Component
 from runner.device.lanes import Here, Lanes
 from runner.device.memory import (
     compute_exactly,
+    count_failed_allocations,
     device_name,
+    is_lost,
     is_out_of_memory,
+    limit_memory,
     peak_bytes,
     release_memory,
     reset_peak,
+    versions,
 )
 from runner.engine import autoencoder, denoise, openvino
 from runner.engine import text as engine_text
+from runner.engine.remembered import Remembered
 from runner.engine.samplers import NoiseSchedule
-from runner.errors import RunnerError, SettingError
+from runner.errors import DeviceLost, RunnerError, SettingError
 from runner.events import Failure, ItemFailed, MemoryShort, Rendered, StepDone, WaveDone, WaveEvent, WaveStarted
 from runner.images import inits
 from runner.item import Item
@@ -43,15 +48,19 @@ from runner.planning import choices, costs, waves
 from runner.planning.costs import VISITS, WALKS
 from runner.planning.layouts import Execution, Layout
 from runner.planning.waves import Wave
-from runner.record import FULL, NONE, OPENVINO, Making, environment
+from runner.record import FULL, INDUCTOR, NONE, OPENVINO, Making, environment
 from runner.sampler_names import model_calls
 from runner.text import show_size
 
-EMBEDDINGS_KEPT, PICTURES_KEPT = 4096, 256
+EMBEDDINGS_KEPT, PICTURES_KEPT = 48 << 20, 16 << 20  # bytes in the host's memory
 
 
 class NotFinite(RunnerError):
     """The numbers of a picture overflowed."""
+
+
+class NoWorkspace(torch.OutOfMemoryError):
+    """A library had too little memory for the kernel that it wanted, and took another one."""
 
 
 class Executor:
@@ -62,6 +71,8 @@ class Executor:
         self.tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token, model.vocabulary)
         device, dtype = torch.device(execution.device), getattr(torch, execution.dtype)
         compute_exactly(execution.device)
+        if execution.limit and not execution.advice:
+            limit_memory(execution.device, execution.limit)
         self._heap = process_heap() if execution.device == "cpu" else Heap()
         if execution.device == "cpu":
             self._heap.take_over(execution.limit)
@@ -71,23 +82,33 @@ class Executor:
             dtypes["unet"] = torch.float32  # which it is converted from, and called with
         self.components = {
             name: Component(
-                build_module(model, name), model.tensors[name], device=device, dtype=dtype, mode=VISITS, place=place
+                build_module(model, name),
+                model.tensors[name],
+                device=device,
+                dtype=dtype,
+                mode=VISITS,
+                place=place,
+                # What inductor makes for a card would lay them out like that in each call.
+                channels_last=execution.compiler == INDUCTOR and device.type == "cuda",
             )
             for name, dtype in dtypes.items()
         }
-        if execution.device == "cpu":
-            self._prepare_for_cpu(dtype)
+        self._prepare(dtype)
         self.schedule = self._make_schedule()
         openvino.compile_unet(self.components["unet"], model, execution)
+        self._accepts_shortages = False  # where no plan takes less memory
         self._lowered: dict[tuple[int, int], Layout] = {}  # by size, where memory ran out
-        self._embeddings: OrderedDict[tuple[str, bool], Tensor] = OrderedDict()
-        self._pictures: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+        self._embeddings: Remembered[tuple[str, bool]] = Remembered(EMBEDDINGS_KEPT)
+        self._pictures: Remembered[tuple[object, ...]] = Remembered(PICTURES_KEPT)
 
-    def _prepare_for_cpu(self, dtype: torch.dtype) -> None:
-        unet = self.components["unet"].module
-        merge_upsampling(unet)
-        merge_upsampling(self.components["vae"].module)
-        if self.execution.compiler == NONE:
+    def _prepare(self, dtype: torch.dtype) -> None:
+        """Puts layers into the place of torch's, where they are faster."""
+        unet, on_cpu = self.components["unet"].module, self.execution.device == "cpu"
+        if on_cpu or self.execution.compiler == INDUCTOR:
+            merge_upsampling(unet)
+        if on_cpu:
+            merge_upsampling(self.components["vae"].module)
+        if on_cpu and self.execution.compiler == NONE:
             replace_layers(unet, dtype)
             self._heap.watch(unet)
 
@@ -103,7 +124,7 @@ class Executor:
     def in_full(self) -> Executor:
         """The same model in full precision, after this one's weights have left the device; they come back when used."""
         for component in self.components.values():
-            component.leave()
+            component.drop()
         return Executor(self.model, choices.in_full_precision(self.execution))
 
     def describe(self) -> Making:
@@ -116,7 +137,7 @@ class Executor:
             dtypes=tuple(dict.fromkeys(self.model.family.fragments, execution.dtype).items()),
             prediction=self.schedule.prediction,
             compile=execution.compiler,
-            env=environment(execution.compiler),
+            env=(*environment(execution.compiler), *versions(execution.device)),
         )
 
     def _making(self, layout: Layout) -> Making:
@@ -152,12 +173,24 @@ class Executor:
             yield from self._answer(error, replace(wave, items=tuple(left)))
 
     def _answer(self, error: Exception, wave: Wave) -> Iterator[WaveEvent]:
-        """What comes of an error: a smaller plan if memory is short, else each picture by itself, else a failure."""
+        """What comes of an error: a smaller plan if memory is short, else each picture by itself, else a failure.
+
+        Raises:
+            DeviceLost: the device has failed, and no further picture would be any better.
+        """
+        if is_lost(error):
+            what = f"{self.execution.device}: the device failed ({str(error).splitlines()[0]})"
+            raise DeviceLost(f"{what}. What was finished is safe; run again") from error
+        traceback.clear_frames(error.__traceback__)  # or what they made would take memory from the next attempt
         for component in self.components.values():
-            component.leave()
+            component.drop()
         if is_out_of_memory(error) and (lower := self._lower(wave)):
             release_memory(self.execution.device)
             yield MemoryShort(message=f"out of memory with {wave.layout}; going on with {lower}")
+        elif isinstance(error, NoWorkspace):
+            self._accepts_shortages = True
+            yield MemoryShort(message=f"{error}; pictures may be rounded otherwise than with more memory")
+            yield from self._attempt(wave)
         elif len(wave.items) > 1:
             for item in wave.items:
                 yield from self._attempt(replace(wave, items=(item,)))
@@ -176,8 +209,11 @@ class Executor:
     def _lower(self, wave: Wave) -> Layout | None:
         """The next layout after this one that should need no more; None if there is none."""
         size = wave.items[0].width, wave.items[0].height
+        if wave.layout.kept:
+            self._lowered[size] = wave.layout.keeping(wave.layout.kept // 2)
+            return self._lowered[size]
         # By the formula alone: what was measured is not known of the ways that weren't tried.
-        guessed = replace(self.execution, costs=replace(self.execution.costs, measured={}))
+        guessed = replace(self.execution, limit=None, costs=replace(self.execution.costs, measured={}))
         layouts = itertools.dropwhile(lambda layout: layout.way != wave.layout.way, guessed.layouts(*size))
         tried = next(layouts)
         lower = next((layout for layout in layouts if layout.peak <= tried.peak), None)
@@ -195,6 +231,7 @@ class Executor:
         needed = self._heap.live_bytes() or peak if execution.device == "cpu" else peak
         if execution.limit and peak > execution.limit:
             needed = max(needed, peak)  # so much was held though all that was free was given back
+        needed -= self.components["unet"].kept
         costs.remember(key, needed)
         known = {**execution.costs.measured, key: max(needed, execution.costs.measured.get(key, 0))}
         self.execution = replace(execution, costs=replace(execution.costs, measured=known))
@@ -225,21 +262,20 @@ class Executor:
     def _encode_init(self, item: Item) -> Tensor:
         """The latents of the picture that an item begins with, encoded once as long as they are remembered."""
         key = (item.init_sha256, item.crop, item.width, item.height)
-        if key not in self._pictures:
-            assert item.init and item.init_sha256
-            pixels = inits.load(Path(item.init), item.init_sha256, item.crop, item.width, item.height)
-            self._pictures[key] = autoencoder.encode_picture(self.components["vae"], pixels)
-            if len(self._pictures) > PICTURES_KEPT:
-                self._pictures.popitem(last=False)
-        return self._pictures[key]
+        if key in self._pictures:
+            return self._pictures[key]
+        assert item.init and item.init_sha256
+        pixels = inits.load(Path(item.init), item.init_sha256, item.crop, item.width, item.height)
+        return self._pictures.keep(key, autoencoder.encode_picture(self.components["vae"], pixels))
 
     def _render(self, wave: Wave) -> Iterator[WaveEvent]:
         for name, mode in wave.layout.modes.items():
-            self.components[name].change(mode)
+            self.components[name].change(mode, wave.layout.kept if name == "unet" else 0)
         if self._lanes:
             wanted = self.execution.costs.side_by_side(wave.unet_bs, wave.layout.wave_rows)
             self._lanes.width = min(self._lanes.count, wanted)
         reset_peak(self.execution.device)
+        shortages = count_failed_allocations(self.execution.device)
         if self.execution.device == "cpu":
             self._heap.begin(self.execution.limit, self._burst(wave))
         clock = Clock()
@@ -253,9 +289,21 @@ class Executor:
                 next(steps)
             yield StepDone(step=call, steps=calls)
         self.components["unet"].rest()
+        self._check_shortages(shortages)
         items = [item for trajectory in trajectories for item in trajectory.items]
         share = {name: seconds / len(items) for name, seconds in clock.seconds.items()}
-        yield from self._decode(items, trajectories, wave.layout, share)
+        for event in self._decode(items, trajectories, wave.layout, share):
+            self._check_shortages(shortages)
+            yield event
+
+    def _check_shortages(self, before: int) -> None:
+        """A wave in which memory was short may have been made with other kernels, and is made again with less of it.
+
+        Raises:
+            NoWorkspace: memory was short since then.
+        """
+        if not self._accepts_shortages and count_failed_allocations(self.execution.device) > before:
+            raise NoWorkspace("the device had no memory for a kernel's workspace")
 
     def _decode(
         self,
@@ -297,13 +345,10 @@ class Executor:
     def _encode(self, texts: Sequence[str], chunked: bool) -> dict[str, Tensor]:
         """The texts' embeddings; each text is encoded once, as long as it is remembered."""
         wanted = dict.fromkeys([*texts, ""] if texts and chunked else texts)  # pieces that are missing are empty ones
-        new = [text for text in wanted if (text, chunked) not in self._embeddings]
-        if new:
+        known = {text: self._embeddings[text, chunked] for text in wanted if (text, chunked) in self._embeddings}
+        if new := [text for text in wanted if text not in known]:
             encoded = engine_text.encode_texts(self.components["text_encoder"], self.tokenizer, new, chunked=chunked)
-            self._embeddings.update({(text, chunked): embedding for text, embedding in encoded.items()})
-        known = {text: self._embeddings[text, chunked] for text in wanted}
-        while len(self._embeddings) > EMBEDDINGS_KEPT:
-            self._embeddings.popitem(last=False)
+            known |= {text: self._embeddings.keep((text, chunked), made) for text, made in encoded.items()}
         return known
 
 

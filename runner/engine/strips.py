@@ -85,8 +85,9 @@ class _Norm:
         square = _by_group(torch.stack(squares).sum(0), norm) / count
         scale = (square - mean**2 + norm.eps) ** -0.5
         scale, mean = (values.repeat_interleave(norm.num_channels // norm.num_groups) for values in (scale, mean))
-        self._scale = (norm.weight.double() * scale).float().view(1, -1, 1, 1)
-        self._shift = (norm.bias.double() - mean * norm.weight.double() * scale).float().view(1, -1, 1, 1)
+        weight, bias = _double(norm.weight), _double(norm.bias)
+        self._scale = (weight * scale).float().to(norm.weight.device).view(1, -1, 1, 1)
+        self._shift = (bias - mean * weight * scale).float().to(norm.weight.device).view(1, -1, 1, 1)
 
     def __call__(self, strip: Tensor) -> Tensor:
         shifted = torch.addcmul(self._shift, strip.float(), self._scale)
@@ -97,7 +98,12 @@ def _sums(strip: Tensor) -> tuple[Tensor, Tensor]:
     """The sums of each channel's numbers and of their squares, float64 [C]."""
     process_heap().check()
     numbers = strip.permute(0, 2, 3, 1).flatten(0, 2).float()  # [rows * W, C]
-    return numbers.sum(0).double(), numbers.square().sum(0).double()
+    return _double(numbers.sum(0)), _double(numbers.square().sum(0))
+
+
+def _double(numbers: Tensor) -> Tensor:
+    """A few numbers in float64, which MPS lacks."""
+    return (numbers.cpu() if numbers.device.type == "mps" else numbers).double()
 
 
 def _by_group(channels: Tensor, norm: nn.GroupNorm) -> Tensor:

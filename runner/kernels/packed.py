@@ -90,13 +90,6 @@ def packed_in(module: nn.Module) -> dict[str, Packed]:
     return {f"{name}.weight".lstrip("."): layer.packed for name, layer in layers if layer.packed}
 
 
-def drop_packed(module: nn.Module) -> None:
-    """Lets go of the packed weights."""
-    for part in module.modules():
-        if isinstance(part, PackedConv2d | PackedLinear):
-            part.packed = None
-
-
 def _let_go(layer: PackedConv2d | PackedLinear) -> None:
     """Drops the weight as it came; the bias lay in one piece of memory with it."""
     layer.weight = nn.Parameter(torch.empty_like(layer.weight, device="meta"), requires_grad=False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterable
 from functools import cache
@@ -21,6 +23,8 @@ SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 THREAD_COUNTS = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")  # in the environment; the first one that is set counts
 THREADING = (*THREAD_COUNTS, *machine_threads.WAITING)
 COMPILERS = ("c++", "g++", "clang++", "cl")
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+MULTIPROCESSORS = 16  # the attribute's number in cuda.h
 EXTRAS = ("gradio", "accelerate", "openvino")
 
 
@@ -30,6 +34,31 @@ def device_name(device: str) -> str | None:
     if device.startswith("cuda"):
         return _only(Path("/proc/driver/nvidia/gpus").glob("*/information"), "Model:")
     return _only([Path("/proc/cpuinfo")], "model name") if device == "cpu" else device
+
+
+@cache
+def processors(device: str) -> int | None:
+    """A card's multiprocessors, as its driver says without being given any work; None for other devices."""
+    number = device.partition(":")[2] or "0"
+    return _ask_driver(int(number), MULTIPROCESSORS) if device.startswith("cuda") else None
+
+
+def driver_version() -> str | None:
+    """The version of NVIDIA's driver; None where Linux doesn't tell it."""
+    with contextlib.suppress(OSError):
+        words = NVIDIA_DRIVER.read_text(encoding="ascii", errors="replace").split()
+        return next((word for word in words if re.fullmatch(r"\d+(\.\d+)+", word)), None)
+    return None
+
+
+def _ask_driver(number: int, attribute: int) -> int | None:
+    found = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        failed = driver.cuInit(0) or driver.cuDeviceGetAttribute(ctypes.byref(found), attribute, number)
+    except (OSError, AttributeError):
+        return None
+    return None if failed else found.value
 
 
 def threads(siblings: str = SIBLINGS) -> int:

@@ -52,6 +52,7 @@ def decide(settings: Settings, model: ModelFiles, device: str, free: int | None,
         unet_bs=settings.unet_bs,
         limit=limit,
         advice=settings.memory is None,
+        processors=describe.processors(device),
     )
 
 

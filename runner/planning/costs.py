@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 
 from runner.files import atomic_write
 from runner.machine.cache import cache_folder
+from runner.machine.describe import device_name
 from runner.model.architecture import V1, Memory
 from runner.model.files import ModelFiles
 from runner.record import NONE, OPENVINO
 
 STAYS, VISITS, WALKS = "stays", "visits", "walks"  # what a component does on the device, see `device.component`
+UNITS_IN_RING = 2  # the room for units that walk, in units of the largest size
 UNITS = 24  # a unit of a walk has at most about this share of the weights, unless it can't be divided
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -31,7 +33,8 @@ STRIPS_IN_BURST = 8
 STRIPS_HELD = 12  # strips, while one is made from another
 STRIP_ELEMENTS = {"cpu": 1 << 20}  # numbers in a strip of a large picture: on a CPU about what its caches hold
 OTHER_STRIP_ELEMENTS = 1 << 24
-DECODED_PIXELS = 1 << 16  # in one call of the decoder; a larger picture is decoded in strips
+DECODED_PIXELS = {"cuda": 1 << 18}  # in one call of the decoder; a larger picture is decoded in strips
+OTHER_DECODED_PIXELS = 1 << 16
 MOST_DECODED_ROWS = 4
 
 
@@ -82,7 +85,7 @@ class Costs:
     def burst(self, width: int, height: int, rows: int, wave_rows: int) -> int:
         """The most bytes that layers make at once: the UNet's widest, with what it is made from, and the decoder's."""
         widest = self._unet_map(width, height, rows) * self.factors.widest_layer
-        if width * height > DECODED_PIXELS:
+        if width * height > decoded_pixels(self.device):
             decoded = STRIPS_IN_BURST * self._strip()
         else:
             decoded = self._decoder_map(width, height) * self.factors.decoder_held
@@ -91,6 +94,8 @@ class Costs:
     def key(self, modes: Mapping[str, str], width: int, height: int, rows: int, wave_rows: int) -> Peak:
         """What such a wave's peak is remembered under."""
         kind = self.device.partition(":")[0]
+        if kind == "cuda":
+            kind = device_name(self.device) or kind  # kernels, and what they take, differ between cards
         group = (kind, self.compiler, str(self.lanes), self.model, self.dtype, *modes.values())
         return Peak(group, width, height, rows, wave_rows)
 
@@ -129,8 +134,8 @@ class Costs:
         if mode == STAYS:
             return 0
         if mode == WALKS:
-            # This one and the next; on a CPU, where weights are packed, packed once more, and the largest one between.
-            units = 4 if self.device == "cpu" else 2
+            # On a CPU, where weights are packed: packed once more, and the largest one between.
+            units = UNITS_IN_RING * (2 if self.device == "cpu" else 1)
             return min(self.weights[name], units * self.largest_units[name])
         return self.weights[name] * 2 // 3 if name == "vae" else self.weights[name]  # the larger half is the decoder
 
@@ -150,7 +155,7 @@ class Costs:
 
     def _decoder_map(self, width: int, height: int) -> int:
         """One map of the decoder's last block, the largest of a call that decodes whole pictures."""
-        pixels = decode_rows(width, height) * width * height
+        pixels = decode_rows(width, height, self.device) * width * height
         return pixels * self.decoder_channels[0] * DTYPE_BYTES[self.dtype]
 
     def _strip(self) -> int:
@@ -170,7 +175,7 @@ class Costs:
         return held * DTYPE_BYTES[self.dtype]
 
     def _decoding(self, width: int, height: int) -> int:
-        if width * height <= DECODED_PIXELS:
+        if width * height <= decoded_pixels(self.device):
             return self._decoder_map(width, height) * self.factors.decoder_held * 2
         widest = max(self.decoder_channels[min(1, len(self.decoder_channels) - 1)], self.decoder_channels[0])
         return width * height * widest * DTYPE_BYTES[self.dtype] + STRIPS_HELD * self._strip()
@@ -205,9 +210,14 @@ def model_costs(
     )
 
 
-def decode_rows(width: int, height: int) -> int:
+def decode_rows(width: int, height: int, device: str) -> int:
     """How many pictures of this size are decoded in one call."""
-    return min(MOST_DECODED_ROWS, max(1, DECODED_PIXELS // (width * height)))
+    return min(MOST_DECODED_ROWS, max(1, decoded_pixels(device) // (width * height)))
+
+
+def decoded_pixels(device: str) -> int:
+    """The pixels of one call of the decoder."""
+    return DECODED_PIXELS.get(device.partition(":")[0], OTHER_DECODED_PIXELS)
 
 
 def strip_elements(device: str) -> int:

@@ -4,6 +4,7 @@ import torch
 
 from runner.device import component as device_component
 from runner.device.lanes import Lanes
+from runner.device.units import find_units
 from runner.kernels.replace import replace_layers
 from runner.model import files
 from runner.model.modules import build_module
@@ -43,7 +44,7 @@ def test_a_component_that_stays_is_read_once(model, monkeypatch):
     component = make(model, STAYS)
     with component.visit():
         pass
-    monkeypatch.setattr(component.parking, "bring", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(component.parking, "bring", lambda *_, **__: pytest.fail("read again"))
     with component.visit() as unet:
         assert not any(parameter.is_meta for parameter in unet.parameters())
 
@@ -114,9 +115,9 @@ def test_no_more_than_a_unit_is_there_during_a_walk(model):
         most = max(most, sum(p.numel() for p in component.module.parameters() if not p.is_meta))
 
     for unit in component.walk.units.values():
-        unit.register_forward_hook(watch)
+        unit.module.register_forward_hook(watch)
     component.call_all(list(unet_calls(3)))
-    largest = max(sum(p.numel() for p in unit.parameters()) for unit in component.walk.units.values())
+    largest = max(sum(p.numel() for p in unit.module.parameters()) for unit in component.walk.units.values())
     assert most == largest < model.parameters("unet") / 4
     assert all(parameter.is_meta for parameter in component.module.parameters())
 
@@ -124,7 +125,7 @@ def test_no_more_than_a_unit_is_there_during_a_walk(model):
 def test_every_parameter_is_in_exactly_one_unit(model):
     for name in ("unet", "vae", "text_encoder"):
         module = build_module(model, name)
-        units = device_component.find_units(module)
+        units = find_units(module)
         found = [f"{unit}.{name}" for unit, part in units.items() for name, _ in part.named_parameters()]
         assert sorted(found) == sorted(name for name, _ in module.named_parameters())
 
@@ -151,10 +152,12 @@ def test_an_error_while_weights_are_brought_leaves_none_behind(model, mode):
     brought, count = component.parking.bring, iter(range(100))
 
     class Short:
-        def bring(self, *given):
+        by_layer = True
+
+        def bring(self, *given, again):
             if next(count) == 10:
                 raise torch.OutOfMemoryError("no memory for this part")
-            return brought(*given)
+            return brought(*given, again=again)
 
     component.parking, whole = Short(), component.parking
     with pytest.raises(torch.OutOfMemoryError), component.visit():

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 
 import pytest
 import tiny
 import torch
 from builders import make_item
-from fake_cuda import fake_cuda
+from fake_cuda import fake_cuda, fake_mps
 
 from runner.device import memory
 from runner.device.component import Component
 from runner.engine.executor import Executor
-from runner.events import ItemFailed, Rendered, StepDone
+from runner.errors import DeviceLost
+from runner.events import ItemFailed, MemoryShort, Rendered, StepDone
+from runner.machine import describe
 from runner.model import files
-from runner.planning import costs, waves
+from runner.model.modules import build_module
+from runner.planning import costs, layouts, waves
 from runner.planning.layouts import Execution
 from runner.sampler_names import SAMPLERS
 
@@ -25,9 +29,9 @@ def model(tmp_path_factory):
     return files.find_model(str(tiny.save_model(tmp_path_factory.mktemp("models") / "tiny")))
 
 
-def make_executor(model, *, turbo):
-    made = costs.model_costs(model, "cuda:0", "float32")
-    return Executor(model, Execution(costs=made, dtype="float32", turbo=turbo, unet_bs=4))
+def make_executor(model, *, turbo, device="cuda:0", **changes):
+    made = costs.model_costs(model, device, "float32")
+    return Executor(model, Execution(costs=made, dtype="float32", turbo=turbo, unet_bs=4, **changes))
 
 
 def make_items(samplers=tuple(SAMPLERS)):
@@ -37,14 +41,23 @@ def make_items(samplers=tuple(SAMPLERS)):
     ]
 
 
-def render(executor, items):
+def render(executor, items, told=None):
+    """SHA-256 of each picture's pixels by its item's number; what is said of memory goes into `told`."""
     found = {}
     for wave in waves.group(items, executor.execution):
         for event in executor.run(wave):
             assert not isinstance(event, ItemFailed), event.error.trace
             if isinstance(event, Rendered):
                 found[event.item.number] = hashlib.sha256(event.pixels.tobytes()).hexdigest()
+            elif isinstance(event, MemoryShort) and told is not None:
+                told.append(event.message)
     return found
+
+
+@pytest.fixture(scope="module")
+def resident(model):
+    with fake_cuda():
+        return render(make_executor(model, turbo=True), make_items(("ddim", "euler")))
 
 
 def test_every_sampler_gives_the_same_bytes_in_both_modes_without_a_race(model):
@@ -94,6 +107,192 @@ def test_the_host_waits_for_no_step(model, sampler, turbo):
     assert len(counts) == 6 and counts[-1] == counts[0], device.waits[counts[0] :]
 
 
+def test_what_the_ceiling_leaves_stays_on_the_device_and_no_more(model, resident, limit):
+    """Between the least and all of it: the same bytes, and never more than the ceiling."""
+    limit(layouts, LEAST_KEPT=0)
+    least = list(make_executor_plan(model).layouts(64, 64))[-1].peak
+    weights, kept = costs.model_costs(model, "cuda:0", "float32").weights["unet"], []
+    for ceiling in range(least, least + weights, weights // 4):
+        with fake_cuda() as device:
+            executor = make_executor(model, turbo=False, limit=ceiling)
+            assert render(executor, make_items(("ddim", "euler"))) == resident
+            kept.append(executor.components["unet"].kept)
+            assert device.peak <= ceiling
+        assert not device.violations
+    assert kept == sorted(kept) and kept[0] == 0 and weights / 2 < kept[-1] < weights
+
+
+def make_executor_plan(model):
+    return Execution(costs=costs.model_costs(model, "cuda:0", "float32"), dtype="float32", turbo=False, unet_bs=4)
+
+
+def test_units_whose_weights_are_used_least_stay(model):
+    with fake_cuda():
+        unet = make_unet(model)
+        unet.change("walks", kept=unet.parking.size("", unet.module) // 2)
+        with torch.inference_mode():
+            for _ in range(2):
+                unet.call_all(list(calls(2)))
+    assert unet.walk.loads["conv_in"] == 2 and "conv_in" not in unet.walk.kept  # all pixels pass it
+    assert any(name.startswith("mid_block") for name in unet.walk.kept)
+    assert any(name.startswith("time_embedding") for name in unet.walk.kept)
+
+
+@pytest.mark.parametrize("most", ["weights", "steps"])
+def test_running_out_of_memory_leaves_nothing_behind(model, resident, limit, most):
+    """While weights are brought, and within a step: the next layout has all of the memory, and the same bytes."""
+    limit(layouts, LEAST_KEPT=0)
+    with fake_cuda() as device:
+        executor = make_executor(model, turbo=None)
+        held = costs.model_costs(model, "cuda:0", "float32").weights
+        device.most = held["unet"] * (1 if most == "weights" else 2)
+        told = []
+        assert render(executor, make_items(("ddim", "euler")), told) == resident
+        assert all("out of memory" in each for each in told) and told
+    assert not device.violations
+
+
+def test_a_wave_that_is_given_up_leaves_no_copy_on_its_way(model, resident):
+    """As when Ctrl-C comes between two steps, or within one."""
+    with fake_cuda() as device:
+        executor = make_executor(model, turbo=False)
+        [wave] = waves.group(make_items(("ddim", "euler")), executor.execution)
+        for step, event in enumerate(run := executor.run(wave)):
+            if step == 2:
+                run.close()
+                break
+            assert not isinstance(event, ItemFailed)
+        for component in executor.components.values():
+            component.drop()
+        hook = executor.components["unet"].module.mid_block.register_forward_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            render(executor, make_items(("ddim", "euler")))
+        hook.remove()
+        assert render(executor, make_items(("ddim", "euler"))) == resident
+    assert not device.violations
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("turbo", [True, False])
+def test_a_kernel_for_want_of_memory_is_not_taken_in_silence(model, resident, turbo):
+    """A library that had too little memory for one kernel takes another one, and only a counter tells of it."""
+    with fake_cuda() as device:
+        executor = make_executor(model, turbo=None if turbo else False)
+
+        def fall_back(*_):
+            device.stats["num_ooms"] += 1
+
+        hook = executor.components["unet"].module.conv_in.register_forward_pre_hook(fall_back)
+        told = []
+        assert render(executor, make_items(("ddim", "euler")), told) == resident
+        hook.remove()
+    assert "rounded otherwise" in told[-1]
+    assert any("going on with the UNet streamed" in each for each in told)
+
+
+def test_what_is_streamed_is_pinned_and_given_back(model, resident):
+    with fake_cuda() as device:
+        executor = make_executor(model, turbo=True)
+        render(executor, make_items(("ddim",)))
+        assert not device.pinned
+        executor = make_executor(model, turbo=False)
+        assert render(executor, make_items(("ddim", "euler"))) == resident
+        assert len(device.pinned) > len(executor.components["unet"].walk.units)
+        del executor
+        gc.collect()
+        assert not device.pinned
+    assert not device.violations
+
+
+def test_where_nothing_can_be_pinned_weights_come_all_the_same(model, resident):
+    with fake_cuda() as device:
+        device.most_pinned = 0
+        assert render(make_executor(model, turbo=False), make_items(("ddim", "euler"))) == resident
+        assert not device.pinned and any("isn't pinned" in wait for wait in device.waits)
+    assert not device.violations
+
+
+@torch.inference_mode()
+def test_memory_that_is_unpinned_too_early_is_found(model):
+    with fake_cuda() as device:
+        unet = make_unet(model)
+        unet.call_all(list(calls(1)))
+        unet.call_all(list(calls(1)))
+        device.streams[1].synchronize = lambda: None
+        del unet
+        gc.collect()
+    assert any(violation.startswith("unpinned while") for violation in device.violations)
+
+
+def test_a_ceiling_holds_for_what_torch_has_free_as_well(model):
+    with fake_cuda() as device:
+        make_executor(model, turbo=None, limit=1 << 30)
+        make_executor(model, turbo=None, limit=1 << 30, advice=True)
+        assert device.shares == [1 / 8]
+
+
+def test_a_device_that_failed_ends_the_run(model):
+    with fake_cuda():
+        executor = make_executor(model, turbo=True)
+
+        def fail(*_):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with ...")
+
+        executor.components["unet"].module.conv_in.register_forward_pre_hook(fail)
+        with pytest.raises(DeviceLost, match=r"cuda:0: the device failed \(CUDA error: an illegal memory access"):
+            render(executor, make_items(("ddim",)))
+
+
+def test_records_name_the_libraries_of_a_card(model, monkeypatch, tmp_path, limit):
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5\n")
+    limit(describe, NVIDIA_DRIVER=tmp_path / "version")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    with fake_cuda():
+        found = dict(make_executor(model, turbo=True).describe().env)
+    wanted = {"cuda": "12.8", "driver": "550.54.15", "NVIDIA_TF32_OVERRIDE": "0"}
+    assert wanted.items() <= found.items()
+    assert not {"cuda", "driver"} & dict(memory.versions("cpu")).keys()
+
+
+def test_mps_has_no_float64_and_pictures_in_strips(model):
+    """A picture above 256x256 is decoded in strips, and normalized by sums that are exact elsewhere."""
+    item = make_item(width=320, height=320, steps=1)
+    assert item.width * item.height > costs.decoded_pixels("mps")
+    found = []
+    for turbo in (True, False):
+        with fake_mps() as device:
+            found.append(render(make_executor(model, turbo=turbo, device="mps"), [item]))
+        assert not device.violations
+    assert found[0] == found[1] and len(found[0]) == 1
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("mode", ["stays", "walks"])
+def test_weights_may_lie_with_their_channels_last(model, mode):
+    """As compiled kernels want them."""
+    with fake_cuda() as device:
+        plain, unet = make_unet(model), make_unet(model, channels_last=True)
+        unet.change(mode)
+        orders = []
+        unet.module.conv_in.register_forward_hook(
+            lambda conv, *_: orders.append(conv.weight.is_contiguous(memory_format=torch.channels_last))
+        )
+        for found, wanted in zip(unet.call_all(list(calls(2))), plain.call_all(list(calls(2))), strict=True):
+            torch.testing.assert_close(found, wanted)
+    assert orders == [True, True] and not device.violations
+
+
+def make_unet(model, **changes):
+    return Component(
+        build_module(model, "unet"), model.tensors["unet"], device=torch.device("cuda:0"), dtype=torch.float32,
+        mode="walks", **changes,
+    )  # fmt: skip
+
+
 def calls(count):
     generator = torch.Generator().manual_seed(0)
     for _ in range(count):
@@ -104,12 +303,7 @@ def calls(count):
 
 def walk(model, device, *, deaf=None, times=2):
     """A UNet's weights walk through the device; the stream with this number doesn't wait for anything."""
-    from runner.model.modules import build_module
-
-    unet = Component(
-        build_module(model, "unet"), model.tensors["unet"], device=torch.device("cuda:0"), dtype=torch.float32,
-        mode="walks",
-    )  # fmt: skip
+    unet = make_unet(model)
     if deaf is not None:
         device.streams[deaf].deaf = True
     for _ in range(times):
@@ -141,12 +335,7 @@ def test_an_error_within_a_walk_leaves_no_copy_on_its_way(model):
         raise ValueError("no prediction today")
 
     with fake_cuda() as device:
-        from runner.model.modules import build_module
-
-        unet = Component(
-            build_module(model, "unet"), model.tensors["unet"], device=torch.device("cuda:0"), dtype=torch.float32,
-            mode="walks",
-        )  # fmt: skip
+        unet = make_unet(model)
         unet.call_all(list(calls(1)))
         hook = unet.module.mid_block.register_forward_hook(lambda *_: broken(None))
         with pytest.raises(ValueError, match="no prediction today"):

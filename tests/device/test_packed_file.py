@@ -5,7 +5,7 @@ import tiny
 import torch
 from torch import nn
 
-from runner.device import component, packed_file, parking
+from runner.device import component, packed_file, parking, units
 from runner.engine import denoise
 from runner.kernels import opaque
 from runner.kernels.replace import SUPPORTED, replace_layers
@@ -50,9 +50,10 @@ def allocate(size):
 
 def bring(file, name, part):
     """Puts a part's weights back as the file has them, after they left; whether it has them."""
-    component.take_away(part)
+    unit = units.Unit(name, part)
+    unit.take_away()
     if brought := file.bring(name, allocate):
-        component.put(part, brought)
+        unit.put(brought)
     return bool(brought)
 
 

@@ -131,8 +131,8 @@ def test_pictures_that_are_decoded_side_by_side_are_the_same(components, monkeyp
 
 
 def test_large_pictures_are_decoded_one_at_a_time():
-    assert costs.decode_rows(512, 512) == costs.decode_rows(2048, 2048) == 1
-    assert costs.decode_rows(64, 64) == costs.decode_rows(128, 128) == 4
+    assert costs.decode_rows(512, 512, "cpu") == costs.decode_rows(2048, 2048, "cpu") == 1
+    assert costs.decode_rows(64, 64, "cpu") == costs.decode_rows(128, 128, "cuda:0") == 4
 
 
 class FakeUnet:

@@ -11,6 +11,7 @@ from runner.errors import SettingError
 from runner.machine import cache
 from runner.model import files
 from runner.planning import choices, costs
+from runner.planning import layouts as planning_layouts
 from runner.planning import waves as planning_waves
 from runner.planning.layouts import ALL_LEAVE, ALL_STAY, UNET_STAYS, Execution
 
@@ -45,6 +46,35 @@ def test_rows_depend_on_the_size_and_the_device_alone(make):
     assert make(device="cuda:0").layout(512, 512).unet_bs == 16
     assert make().layout(4096, 4096).unet_bs == 2
     assert make(unet_bs=5).layout(512, 512).unet_bs == make(unet_bs=5).layout(64, 64).unet_bs == 5
+
+
+def test_rows_fill_a_card_and_waves_hide_what_is_streamed(make):
+    """Fewer rows fill a small card; a fast one is done with 16 rows before the next weights are there."""
+    for processors, rows, wave_rows in ((30, 4, 16), (82, 8, 16), (132, 16, 48), (None, 16, 16)):
+        execution = make(device="cuda:0", processors=processors)
+        assert execution.layout(512, 512).unet_bs == rows
+        streamed = replace(execution, turbo=False).layout(512, 512)
+        assert (streamed.unet_bs, streamed.wave_rows) == (rows, wave_rows)
+    sizes = [layout.wave_rows for layout in make(device="cuda:0", processors=132, turbo=False).layouts(512, 512)]
+    assert sizes[:3] == [48, 32, 16]
+
+
+def test_what_a_ceiling_leaves_stays(make, limit):
+    """From streamed to resident without a gap, unless little memory was asked for itself."""
+    limit(planning_layouts, LEAST_KEPT=1)
+    [*_, least] = make(turbo=False, unet_bs=2).layouts(64, 64)
+    weights = make().costs.weights["unet"]
+    for more in (0, 1, weights // 2, weights, 2 * weights):
+        chosen = make(turbo=False, unet_bs=2, limit=least.peak + more)
+        assert chosen.layout(64, 64).kept <= min(more, weights)
+        assert chosen.layout(64, 64).peak <= least.peak + more
+        assert replace(chosen, advice=True).layout(64, 64).kept == 0
+        kept = replace(chosen, turbo=None, advice=True).layout(64, 64)
+        assert kept.turbo or kept.kept == chosen.layout(64, 64).kept
+    assert make(turbo=False, unet_bs=2, limit=least.peak + 1).layout(64, 64).kept == 1
+    halved = replace(least, kept=64 << 20).keeping(32 << 20)
+    assert (halved.kept, halved.peak) == (32 << 20, least.peak - (32 << 20))
+    assert "streamed but for 32 MiB" in str(halved)
 
 
 def test_calls_are_side_by_side_where_a_wave_has_several(model):

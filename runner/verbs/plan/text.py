@@ -23,6 +23,7 @@ from runner.verbs.plan.survey import Axis, Survey
 
 VALUES_SHOWN, GROUPS_SHOWN, PROMPTS_SHOWN = 6, 12, 12
 VALUE_LENGTH = 32
+CONTEXT = ", and some 300 to 600 MiB for the driver and its kernels"  # which torch doesn't count
 
 
 def print_survey(survey: Survey) -> None:
@@ -61,7 +62,8 @@ def _facts(survey: Survey) -> Iterator[Row]:
         yield "time", _time(survey)
         yield "disk", f"about {show_size(survey.forecast.disk_bytes)}"
         of = "the process" if survey.device == "cpu" else "the device's memory"
-        yield "memory", f"about {show_size(survey.memory_bytes)} of {of}"
+        besides = CONTEXT if survey.device.startswith("cuda") else ""
+        yield "memory", f"about {show_size(survey.memory_bytes)} of {of}{besides}"
     weighted = f", {survey.weighted:,} of them weighted" if survey.weighted else ""
     yield "prompts", f"{survey.prompts:,} different{weighted}"
     yield "warnings", f"{len(survey.warnings)}, at the end" if survey.warnings else "none"

@@ -337,3 +337,8 @@ def test_the_json_document(ask, model, capsys):
         {"prompt": "cat:1 dog:3", "parts": [{"text": "cat", "weight": 0.25}, {"text": "dog", "weight": 0.75}]}
     ]
     assert document["warnings"][0]["kind"] == "same_picture"
+
+
+def test_a_card_also_holds_what_its_driver_needs(look):
+    assert "for the driver and its kernels" in shown(look(JOBS, "device=cuda:0"), 160)
+    assert "driver" not in shown(look(JOBS, "device=cpu"), 160)
