@@ -8,9 +8,8 @@ allocator are held:
   what it had in the memory before may still be running;
 - a memory is given back after all that other streams do in it, and the host's is unpinned after all that reads it.
 
-Accesses are told apart by blocks of 512 bytes, so that the places of a ring are. A stream that is `deaf` doesn't wait:
-so a test plants a fault and sees it found. Kernels are the CPU's, and workspaces are not seen. `fake_mps` is a device
-that has no streams, and no numbers in float64.
+A stream that is `deaf` doesn't wait: so a test plants a fault and sees it found. Kernels are the CPU's, and workspaces
+are not seen. `fake_mps` is a device that has no streams, and no numbers in float64.
 
     with fake_cuda() as device:
         ...  # torch.device("cuda:0")
@@ -24,7 +23,6 @@ import traceback
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
@@ -90,19 +88,14 @@ class Event:
 
 @dataclass(slots=True)
 class Memory:
-    """A storage: who allocated it and when, and when each stream read and wrote each block of it last."""
+    """A storage: who allocated it and when, and when each stream read and wrote it last."""
 
     alive: StorageWeakRef
     size: int
     owner: Stream
     born: int
-    reads: dict[str, np.ndarray] = field(default_factory=dict)
-    writes: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def note(self, times, name, blocks, time):
-        if name not in times:
-            times[name] = np.zeros(self.size // ALIGNMENT, np.int64)
-        times[name][blocks] = time
+    reads: dict[str, int] = field(default_factory=dict)
+    writes: dict[str, int] = field(default_factory=dict)
 
 
 class Device:
@@ -155,7 +148,7 @@ class Device:
             del self.memories[key]
             self.held -= memory.size
             for name in memory.reads.keys() | memory.writes.keys():
-                time = max(times[name].max() for times in (memory.reads, memory.writes) if name in times)
+                time = max(memory.reads.get(name, 0), memory.writes.get(name, 0))
                 if not memory.owner.knows(name, time) and self.host.get(name, 0) < time:
                     self.accuse(f"given back while {name} is in it", memory)
 
@@ -163,12 +156,11 @@ class Device:
         memory, here = self.memories[key_of(tensor)], self.current
         if not here.knows(memory.owner.name, memory.born):
             self.accuse("new memory before its allocating stream is done with it", memory)
-        blocks = blocks_of(tensor)
-        if any(not here.knows(name, times[blocks].max()) for name, times in memory.writes.items()):
+        if any(not here.knows(name, time) for name, time in memory.writes.items()):
             self.accuse("written by two at once" if write else "read before it is written", memory)
-        if write and any(not here.knows(name, times[blocks].max()) for name, times in memory.reads.items()):
+        if write and any(not here.knows(name, time) for name, time in memory.reads.items()):
             self.accuse("overwritten while it is read", memory)
-        memory.note(memory.writes if write else memory.reads, here.name, blocks, here.time)
+        (memory.writes if write else memory.reads)[here.name] = here.time
 
     def pin(self, address, size, _):
         if self.most_pinned is not None and size > self.most_pinned:
@@ -191,15 +183,6 @@ class Device:
 
 def key_of(tensor):
     return tensor.untyped_storage()._cdata
-
-
-def blocks_of(tensor):
-    """The blocks of its storage that a tensor reaches into."""
-    if not tensor.numel():
-        return slice(0, 1)
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    first = tensor.storage_offset() * tensor.element_size()
-    return slice(first // ALIGNMENT, (first + last * tensor.element_size()) // ALIGNMENT + 1)
 
 
 def place():

@@ -106,7 +106,8 @@ def find_batch(
     limit_memory: Callable[[], None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The seconds that a picture takes in batches of 1, 2, 4, ..., until it gets much slower or memory runs out."""
-    (limit_memory or limit_to_free_memory)()
+    if job.settings.device == "cpu":  # elsewhere the driver takes address space for itself
+        (limit_memory or limit_to_free_memory)()
     contender = StockPipeline(job)
     _render(contender, contender.warm_up)
     best, batch = float("inf"), 1
@@ -313,7 +314,7 @@ def _place(pipeline: Any, device: str, offload: str) -> Any:
             pipeline.enable_sequential_cpu_offload(device=device)
         case "group":
             pipeline.enable_group_offload(
-                onload_device=torch.device(device), offload_type="leaf_level", use_stream=True
+                onload_device=torch.device(device), offload_type="leaf_level", use_stream=True, record_stream=True
             )
         case _:
             return pipeline.to(device)

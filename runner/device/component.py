@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from runner.device.lanes import Here, Place
 from runner.device.parking import make_parking
-from runner.device.ring import Piece
+from runner.device.slots import Piece
 from runner.device.units import Unit, find_layers, find_units
 from runner.device.walk import Walk
 from runner.model.safetensors import StoredTensor

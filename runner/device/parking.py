@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.device.packed_file import PackedFile, aligned
-from runner.device.ring import Piece
+from runner.device.slots import Piece
 from runner.kernels.packed import Packed
 from runner.model.modules import read_tensor_into
 from runner.model.safetensors import StoredTensor
@@ -164,8 +164,9 @@ def pin(memory: Tensor, device: torch.device) -> bool:
 
     torch's own pinned memory would be rounded up to a power of two, and kept until the process ends.
     """
-    if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)) == 0:
-        return True
+    with contextlib.suppress(AssertionError, AttributeError):  # a torch without these functions
+        if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)) == 0:
+            return True
     with contextlib.suppress(RuntimeError):  # CUDA tells the next kernel of it, whosever that is
         torch.zeros(1, device=device)
     return False

@@ -2,14 +2,15 @@
 
 The calls are the module's own, unmodified forward passes: each runs in a greenlet that stops before every unit until
 all the others stand there too. The first walk finds out in which order the units come, and how often each weight is
-used. From then on units have their places in a ring, and those whose weights are used least stay, as many as may:
-bringing them would take longest for what they do.
+used. From then on units that follow each other come together in slots, and those whose weights are used least stay, as
+many as may: bringing them would take longest for what they do.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -20,9 +21,9 @@ from torch import Tensor, nn
 
 from runner.device.lanes import Place
 from runner.device.parking import Parking, Tensors
-from runner.device.ring import Piece, Ring
+from runner.device.slots import Piece, Slots, gather
 from runner.device.units import Unit, find_layers, find_units
-from runner.planning.costs import UNITS_IN_RING
+from runner.planning.costs import SLOTS
 
 
 class Walk:
@@ -36,10 +37,11 @@ class Walk:
         self._may_keep = 0
         self._uses: dict[str, int] = {}  # of each weight of a unit, in the order in which units are called
         self._layers: list[Unit] = []  # what the kept units were brought in
-        self._streamed: list[str] = []  # all others, in their order
-        self._sizes: list[int] = []  # of these, as they have their places in the ring
-        self._ring = Ring(device)
-        self._ahead: dict[int, Future[Tensors]] = {}  # units on their way, by their numbers in the ring
+        self._groups: list[list[Unit]] = []  # of all others, in their order; none until that is known
+        self._first: set[str] = set()  # the first one of each group
+        self._sizes: dict[str, int] = {}  # of these, as they have their places in the slots
+        self._slots = Slots(device, SLOTS)
+        self._ahead: dict[int, list[Future[Tensors]]] = {}  # units on their way, by the numbers of their groups
         for unit in self.units.values():
             unit.module.register_forward_pre_hook(partial(self._stop_before, unit.name), with_kwargs=True)
 
@@ -60,17 +62,9 @@ class Walk:
             while not all(walker.dead for walker in walkers):
                 here = stands[0]
                 assert all(stand == here for stand in stands), "calls of one module take one way through it"
-                unit = self.units[here]
-                self.loads[here] += 1
-                unit.put(self._take(here) if known else self._bring(unit))
+                group = self._take(here) if known else self._bring(here)
                 stands = self._place.run([walker.switch for walker in walkers])
-                if not once:
-                    self._remember(unit)
-                unit.take_away()
-                if known:
-                    self._ring.release()
-                else:
-                    unit.forget()
+                self._take_away(group, keep=not once)
         except BaseException:
             self._uses = self._uses if known else {}
             self._give_up(walkers)
@@ -80,7 +74,7 @@ class Walk:
     def rest(self) -> None:
         """Gives back the memory that units walk through; those that stay, stay."""
         self._give_up([])
-        self._ring.clear()
+        self._slots.clear()
         for unit in self.units.values():
             unit.forget()
 
@@ -89,51 +83,64 @@ class Walk:
         self.rest()
         for unit in self._layers:
             unit.take_away()
-        self._layers, self.kept, self._streamed = [], {}, []
+        self._layers, self.kept, self._groups = [], {}, []
 
-    def _bring(self, unit: Unit) -> Tensors:
+    def _bring(self, here: str) -> list[Unit]:
         """A unit, where it isn't known yet what comes next."""
-        return self._parking.bring(unit.name, unit.module, Piece(self._device), again=True)
+        unit = self.units[here]
+        unit.put(self._parking.bring(here, unit.module, Piece(self._device), again=True))
+        unit.forget()
+        self.loads[here] += 1
+        return [unit]
 
-    def _take(self, here: str) -> Tensors:
-        """The next unit of the ring; those after it are brought as far as there is room."""
-        number = self._ring.released
-        assert self._name(number) == here, "a module's units come in the same order in each walk"
+    def _take(self, here: str) -> list[Unit]:
+        """The next group; those after it are brought as far as there are slots."""
+        number = self._slots.released
         coming = max(self._ahead, default=number - 1) + 1
-        while self._ring.has_room_for(coming):
-            unit = self.units[self._name(coming)]
-            self._ahead[coming] = self._parking.bring_ahead(unit.name, unit.module, self._ring.piece(coming))
+        while self._slots.has_room_for(coming):
+            units, pieces = self._group(coming), self._slots.pieces(coming)
+            self._ahead[coming] = [
+                self._parking.bring_ahead(unit.name, unit.module, piece)
+                for unit, piece in zip(units, pieces, strict=True)
+            ]
             coming += 1
-        return self._ahead.pop(number).result()
+        group = self._group(number)
+        assert group[0].name == here, "a module's units come in the same order in each walk"
+        for unit, future in zip(group, self._ahead.pop(number), strict=True):
+            unit.put(future.result())
+            self.loads[unit.name] += 1
+        return group
 
-    def _name(self, number: int) -> str:
-        return self._streamed[number % len(self._streamed)]
+    def _group(self, number: int) -> list[Unit]:
+        return self._groups[number % len(self._groups)]
 
-    def _remember(self, unit: Unit) -> None:
-        if unit.name not in map(self._name, self._ahead):  # where it's being read it can't be written
-            self._parking.keep(unit.name, unit.module)
+    def _take_away(self, group: Sequence[Unit], *, keep: bool) -> None:
+        coming = {unit.name for number in self._ahead for unit in self._group(number)}
+        for unit in group:
+            if keep and unit.name not in coming:  # where it's being read it can't be written
+                self._parking.keep(unit.name, unit.module)
+            unit.take_away()
+        if self._groups:
+            self._slots.release()
 
     def _settle(self) -> None:
         """Sees to it that what may stay is there, and that all others have their places."""
         try:
-            if not self._streamed:
-                self._choose()
-            sizes = [self._size(name) for name in self._streamed]
+            if not self._groups:
+                sizes = {name: self._size(name) for name in self._uses}
+                for name, size in choose_kept(self._uses, sizes, self._may_keep).items():
+                    self._stay(self.units[name], size)
+            sizes = {name: self._size(name) for name in self._uses if name not in self.kept}
             if sizes != self._sizes:
                 self._give_up([])
-                self._ring.lay(sizes, UNITS_IN_RING * max(map(self._size, self.units)))
-                self._sizes = sizes
+                room = max(map(self._size, self.units))
+                groups = gather(sizes, room)
+                self._slots.lay([[sizes[name] for name in group] for group in groups], room)
+                self._groups, self._sizes = [[self.units[name] for name in group] for group in groups], sizes
+                self._first = {group[0] for group in groups}
         except BaseException:
             self.close()
             raise
-
-    def _choose(self) -> None:
-        left = self._may_keep
-        for name in sorted(self._uses, key=lambda name: (self._uses[name], -self._size(name))):
-            if (size := self._size(name)) <= left and len(self.kept) < len(self._uses) - 1:
-                left -= size
-                self._stay(self.units[name], size)
-        self._streamed = [name for name in self._uses if name not in self.kept]
 
     def _stay(self, unit: Unit, size: int) -> None:
         self.kept[unit.name] = size
@@ -148,11 +155,11 @@ class Walk:
 
     def _give_up(self, walkers: Sequence[_Walker]) -> None:
         """No call goes on, and nothing is on its way."""
-        for number in sorted(self._ahead):
+        for future in itertools.chain.from_iterable(self._ahead.values()):
             with contextlib.suppress(Exception):  # it couldn't be brought; nobody needs it any more
-                self._ahead[number].result()  # the memory isn't given back while a copy is on its way into it
+                future.result()  # the memory isn't given back while a copy is on its way into it
         self._ahead.clear()
-        self._sizes = []
+        self._sizes = {}
         self._place.run([walker.stop for walker in walkers])
         for unit in self.units.values():
             if unit.name not in self.kept:
@@ -160,8 +167,11 @@ class Walk:
 
     def _stop_before(self, unit: str, module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         walker = greenlet.getcurrent()
-        if isinstance(walker, _Walker) and unit not in self.kept:
-            self._uses.setdefault(unit, _places(given, named))
+        if not isinstance(walker, _Walker):
+            return
+        if not self._groups:
+            self._uses.setdefault(unit, count_uses(given, named))
+        if not self._groups or unit in self._first:
             walker.parent.switch(unit)
 
 
@@ -174,7 +184,19 @@ class _Walker(greenlet.greenlet):  # type: ignore[misc]
             self.throw()
 
 
-def _places(given: tuple[Any, ...], named: dict[str, Any]) -> int:
+def choose_kept(uses: Mapping[str, int], sizes: Mapping[str, int], room: int) -> dict[str, int]:
+    """The units that stay, and their sizes: those whose weights are used least, as many as there is room for but one.
+
+    What a unit computes is its size times its uses, so these have the most bytes for what they compute.
+    """
+    kept: dict[str, int] = {}
+    for name in sorted(uses, key=lambda name: (uses[name], -sizes[name])):
+        if sum(kept.values()) + sizes[name] <= room and len(kept) < len(uses) - 1:
+            kept[name] = sizes[name]
+    return kept
+
+
+def count_uses(given: tuple[Any, ...], named: Mapping[str, Any]) -> int:
     """How many vectors of channels a layer is given, each of which it multiplies by all of its weights."""
     tensors = [each for each in [*given, *named.values()] if isinstance(each, Tensor)]
     if not tensors or tensors[0].dim() < 2:

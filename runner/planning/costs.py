@@ -22,7 +22,7 @@ from runner.model.files import ModelFiles
 from runner.record import NONE, OPENVINO
 
 STAYS, VISITS, WALKS = "stays", "visits", "walks"  # what a component does on the device, see `device.component`
-UNITS_IN_RING = 2  # the room for units that walk, in units of the largest size
+SLOTS = 2  # each as large as the largest unit
 UNITS = 24  # a unit of a walk has at most about this share of the weights, unless it can't be divided
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -135,7 +135,7 @@ class Costs:
             return 0
         if mode == WALKS:
             # On a CPU, where weights are packed: packed once more, and the largest one between.
-            units = UNITS_IN_RING * (2 if self.device == "cpu" else 1)
+            units = SLOTS * (2 if self.device == "cpu" else 1)
             return min(self.weights[name], units * self.largest_units[name])
         return self.weights[name] * 2 // 3 if name == "vae" else self.weights[name]  # the larger half is the decoder
 
