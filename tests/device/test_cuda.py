@@ -320,7 +320,13 @@ def test_a_walk_is_ordered_by_events(model):
 
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    ("deaf", "found"), [(0, "read before it is written"), (1, "overwritten while it is read"), (1, "new memory before")]
+    ("deaf", "found"),
+    [
+        (0, "read before it is written"),
+        (0, "given back while"),
+        (1, "overwritten while it is read"),
+        (1, "new memory before"),
+    ],
 )
 def test_a_stream_that_does_not_wait_is_found(model, deaf, found):
     """0 computes, 1 copies the weights: neither may go on alone."""
@@ -346,3 +352,17 @@ def test_an_error_within_a_walk_leaves_no_copy_on_its_way(model):
         unet.rest()
     assert not device.violations
     assert all(parameter.is_meta for parameter in unet.module.parameters())
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_two_streams_that_write_are_told_apart(waits):
+    with fake_cuda() as device:
+        numbers, stream = torch.zeros(4, device="cuda:0"), torch.cuda.Stream()
+        if waits:
+            stream.wait_event(torch.cuda.current_stream().record_event())
+        with torch.cuda.stream(stream):
+            numbers.fill_(1)
+        torch.cuda.current_stream().wait_stream(stream)
+        del numbers
+    assert waits == (not any(each.startswith("written by two at once") for each in device.violations))
+    assert waits == (not device.violations)
