@@ -30,12 +30,15 @@ class Model(NamedTuple):
 
     A model that is only asked for has no fingerprints yet, or those that are recorded; where nothing at all is said, it
     is the one of the settings. `prediction` is what its UNet predicts, `auto` where its files or the settings say it.
+    `vae` is the path of another autoencoder, empty for its own. `family` is that of its files.
     """
 
     name: str = ""
     path: str = ""
     prediction: str = "auto"
+    vae: str = ""
     fingerprints: tuple[tuple[str, str], ...] = ()
+    family: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """What it is, as it stands in a picture; a record says where it was as well."""

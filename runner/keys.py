@@ -27,6 +27,10 @@ LONG_PROMPTS = ("error", "truncate", "chunk")
 TEXT: Schema = {"type": ["string", "number", "boolean", "null"]}
 SIZE: Schema = {"type": "integer", "minimum": SIZE_STEP, "maximum": LARGEST_SIZE, "multipleOf": SIZE_STEP}
 EDGE: Schema = {"type": "integer", "minimum": 0, "maximum": LARGEST_EDGE}
+PAIR: Schema = {"type": "array", "items": EDGE, "minItems": 2, "maxItems": 2}
+AUTO, MOST_LAYERS = "auto", 32
+LAYER: Schema = {"type": "integer", "minimum": 1, "maximum": MOST_LAYERS}
+SPACINGS = (AUTO, "leading", "trailing", "linspace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +76,17 @@ def _crop(node: Node) -> tuple[int, ...]:
     if len(edges) != 4:
         raise node.error("should be four numbers: [left, top, right, bottom]")
     return edges
+
+
+def _pair(node: Node) -> tuple[int, ...]:
+    numbers = tuple(number.integer(0, LARGEST_EDGE) for number in node.items())
+    if len(numbers) != 2:
+        raise node.error("should be two numbers")
+    return numbers
+
+
+def _clip_skip(node: Node) -> int | str:
+    return AUTO if node.written == AUTO else node.integer(1, MOST_LAYERS)
 
 
 def refuse_random_seed(node: Node) -> None:
@@ -156,6 +171,30 @@ KEYS: dict[str, Key] = {
     "fixed_code": Key(
         read=lambda node: node.flag(), schema={"type": "boolean"}, default=False, nullable=True,
         help="Every iteration begins with the noise of the first one's seeds.",
+    ),
+    "clip_skip": Key(
+        read=_clip_skip, schema={"anyOf": [{"const": AUTO}, LAYER]}, default=AUTO, infotext="Clip skip",
+        help="Which layer of the text encoder speaks, counted from the last one, which is 1; auto: the model's own.",
+    ),
+    "rescale": real_number(
+        0, 1, "Guidance rescale: how much of the spread without guidance is kept; 0.7 for models of zero SNR.",
+        default=0.0, infotext="CFG rescale phi",
+    ),
+    "spacing": choice(
+        SPACINGS, "Which of the training steps are taken; auto: as the model's files say, or the sampler's own.",
+        default=AUTO,
+    ),
+    "original_size": Key(
+        read=_pair, schema=PAIR, nullable=True,
+        help="Stable Diffusion XL: the size [width, height] of the picture that it should seem cut from; its own.",
+    ),
+    "target_size": Key(
+        read=_pair, schema=PAIR, nullable=True,
+        help="Stable Diffusion XL: the size [width, height] that it is told to make; the picture's own.",
+    ),
+    "crop_origin": Key(
+        read=_pair, schema=PAIR, nullable=True,
+        help="Stable Diffusion XL: where [left, top] the picture should seem cut out; [0, 0].",
     ),
     "model": Key(
         read=lambda node: node.text(), schema=TEXT, help="Whose weights: a name in `models`, or a file of conf/model/.",

@@ -221,7 +221,10 @@ def fingerprints_of(model: Mapping[str, Any]) -> Pairs:
 
 def model_dict(model: Model) -> dict[str, Any]:
     """A record's `model`."""
-    return {"name": model.name, "path": model.path, "fingerprints": dict(model.fingerprints)}
+    more = {"vae": model.vae, "family": model.family}
+    return {"name": model.name, "path": model.path, "fingerprints": dict(model.fingerprints)} | {
+        key: value for key, value in more.items() if value
+    }
 
 
 @functools.cache

@@ -27,7 +27,7 @@ from runner.manifest import read as manifest_read
 from runner.manifest.rules import ALIASES
 from runner.model import find as model_find
 from runner.model.files import ModelFiles
-from runner.model.tokens import ROOM, ClipTokenizer, surely_fits
+from runner.model.tokens import ROOM, ClipTokenizer, surely_fits, tokenizers
 from runner.settings import Settings, given_defaults
 from runner.text import shorten
 
@@ -104,7 +104,7 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
     models = dict(found.values())
     _check_lengths(
         source.texts,
-        [ClipTokenizer(files.path / "tokenizer", files.pad_token, files.vocabulary) for files in models.values()],
+        [tokenizer for files in models.values() for tokenizer in tokenizers(files).values()],
     )
     beside = f"{settings.out or OUTPUTS / source.name}{'' if settings.out or not job else '-multirun'}"
     store = store_at(f"{beside}/{job}" if job else beside)
@@ -175,13 +175,13 @@ def _find_models(asked: Mapping[Model, Location], settings: Settings) -> dict[Mo
     return dict(zip(asked, every(find, asked), strict=True))
 
 
-def _check_lengths(texts: Iterable[tuple[str, Location]], tokenizers: Sequence[ClipTokenizer]) -> None:
+def _check_lengths(texts: Iterable[tuple[str, Location]], readers: Sequence[ClipTokenizer]) -> None:
     checked: set[str] = set()
     for text, location in texts:
         if surely_fits(text) or text in checked:
             continue
         checked.add(text)
-        if lost := max((tokenizer.encode(text).lost for tokenizer in tokenizers), key=len):
+        if lost := max((reader.encode(text).lost for reader in readers), key=len):
             raise ManifestError(
                 f"the prompt '{shorten(text)}' has more than {ROOM} tokens; these words would be lost: "
                 f"'{shorten(lost, LOST_SHOWN)}'. Shorten it, or set long_prompts: chunk or truncate",

@@ -51,6 +51,7 @@ SAMPLERS: Mapping[str, Sampler] = {
     "dpmpp_sde_karras": Sampler("DPM++ SDE Karras", _twice_but_once),
     "unipc": Sampler("UniPC"),
     "lcm": Sampler("LCM", fewest=2),
+    "tcd": Sampler("TCD", fewest=1, eta=True),
 }
 WITH_ETA = tuple(name for name, sampler in SAMPLERS.items() if sampler.eta)
 

@@ -33,10 +33,14 @@ PREDICTIONS = ("auto", "epsilon", "v_prediction")
 
 @dataclass(slots=True, kw_only=True)
 class ModelSettings:
-    """Which model: `builtin:NAME` ships with the package, anything else is a path; and what it predicts."""
+    """Which model: `builtin:NAME` ships with the package, anything else is a path; and what it predicts.
+
+    `vae` is the path of another autoencoder, empty for the model's own.
+    """
 
     path: str
     prediction: str
+    vae: str = ""
 
     def __post_init__(self) -> None:
         _check_choice("model.prediction", self.prediction, PREDICTIONS)

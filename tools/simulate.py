@@ -69,7 +69,7 @@ def units_of(path: str, size: int) -> dict[str, Unit]:
     """The units of a model's UNet in the order in which they are called, for pictures of `size` pixels along a side."""
     model = find_model(path)
     unet = build_module(model, "unet")
-    parts, order = find_units(unet), dict[str, int]()
+    parts, order = find_units(unet, model.family.components["unet"].units), dict[str, int]()
     for name, part in parts.items():
         part.register_forward_pre_hook(partial(_note, order, name), with_kwargs=True)
     side = size // model.latent_factor

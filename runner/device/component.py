@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from runner.device.lanes import Here, Place
 from runner.device.parking import make_parking
 from runner.device.slots import Piece
-from runner.device.units import Unit, find_layers, find_units
+from runner.device.units import USUAL_UNITS, Unit, find_layers, find_units
 from runner.device.walk import Walk
 from runner.model.safetensors import StoredTensor
 from runner.planning.costs import STAYS, VISITS, WALKS
@@ -41,9 +41,10 @@ class Component:
         mode: str,
         place: Place | None = None,
         channels_last: bool = False,
+        units: int = USUAL_UNITS,
     ) -> None:
         self.module, self.device, self.dtype = module, device, dtype
-        self.place = place or Here()
+        self.place, self._count = place or Here(), units
         self.config = _config_of(module)
         self.parking = make_parking(tensors, device, dtype, channels_last=channels_last)
         self._parts: dict[str, list[Unit]] = {}  # by name: what each is brought in
@@ -61,7 +62,7 @@ class Component:
         if mode != STAYS:
             self.leave()
         if mode == WALKS:
-            self.walk = self.walk or Walk(self.module, self.parking, self.place, self.device)
+            self.walk = self.walk or Walk(self.module, self.parking, self.place, self.device, self._count)
             self.walk.keep(kept)
         elif self.walk:
             self.walk.close()
@@ -97,7 +98,7 @@ class Component:
     def _units(self, part: str) -> list[Unit]:
         if part not in self._parts:
             module = self.module.get_submodule(part)
-            found = (find_layers if self.parking.by_layer else find_units)(module)
+            found = find_layers(module) if self.parking.by_layer else find_units(module, self._count)
             names = {name: f"{part}.{name}".strip(".") for name in found}
             self._parts[part] = [Unit(names[name], each) for name, each in found.items()]
         return self._parts[part]

@@ -10,7 +10,8 @@ from torch import nn
 
 from runner.device.parking import Tensors
 from runner.kernels.packed import Packed, PackedConv2d, PackedLinear
-from runner.planning.costs import UNITS
+
+USUAL_UNITS = 24
 
 
 class Unit:
@@ -57,12 +58,12 @@ def _place(module: nn.Module, own: str) -> tuple[dict[str, Any], str]:
     return module.get_submodule(owner)._parameters, key
 
 
-def find_units(module: nn.Module) -> Mapping[str, nn.Module]:
+def find_units(module: nn.Module, count: int = USUAL_UNITS) -> Mapping[str, nn.Module]:
     """The modules that weights are brought for, in which every parameter is exactly once.
 
-    From the top down: a module is a unit if it is small enough, or if it has parameters of its own.
+    From the top down: a module is a unit if it has at most one in `count` parameters, or if it has some of its own.
     """
-    limit = sum(parameter.numel() for parameter in module.parameters()) / UNITS
+    limit = sum(parameter.numel() for parameter in module.parameters()) / count
     units: dict[str, nn.Module] = {}
 
     def divide(name: str, part: nn.Module) -> None:

@@ -22,15 +22,17 @@ from torch import Tensor, nn
 from runner.device.lanes import Place
 from runner.device.parking import Parking, Tensors
 from runner.device.slots import Piece, Slots, gather
-from runner.device.units import Unit, find_layers, find_units
+from runner.device.units import USUAL_UNITS, Unit, find_layers, find_units
 from runner.planning.costs import SLOTS
 
 
 class Walk:
     """A module's units, brought one after the other, while those before them are in use."""
 
-    def __init__(self, module: nn.Module, parking: Parking, place: Place, device: torch.device) -> None:
-        self.units = {name: Unit(name, part) for name, part in find_units(module).items()}
+    def __init__(
+        self, module: nn.Module, parking: Parking, place: Place, device: torch.device, count: int = USUAL_UNITS
+    ) -> None:
+        self.units = {name: Unit(name, part) for name, part in find_units(module, count).items()}
         self.loads = dict.fromkeys(self.units, 0)  # how often each unit was brought
         self.kept: dict[str, int] = {}  # the bytes of the units that stay
         self._module, self._parking, self._place, self._device = module, parking, place, device

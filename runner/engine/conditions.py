@@ -10,13 +10,15 @@ with more conditions than a prompt (pooled texts, sizes, residuals) gets its fie
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from runner.item import Item
+from runner.model.single_file import SIZES
 from runner.model.tokens import LENGTH
 
 
@@ -24,12 +26,15 @@ from runner.model.tokens import LENGTH
 class Conditions:
     """The conditions of one row, or of a call's rows together.
 
-    `context` are the prompt's embeddings: of a row [tokens, C], of a call [rows, tokens, C]. `guidance` is the scale as
-    latent consistency models are told it, of a row [G], of a call [rows, G]; other models have none.
+    `context` are the prompt's embeddings: of a row [tokens, C], of a call [rows, tokens, C]. The others are of a row
+    [n], of a call [rows, n], and None where a model isn't told them: `guidance` is the scale as latent consistency
+    models are told it; `pooled` is the whole prompt's embedding, and `sizes` are six numbers in float32.
     """
 
     context: Tensor
     guidance: Tensor | None = None
+    pooled: Tensor | None = None
+    sizes: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -38,22 +43,43 @@ class Conditions:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Conditions:
         """The same on a device, in a number type."""
-        guidance = None if self.guidance is None else self.guidance.to(device, dtype)
-        return Conditions(context=self.context.to(device, dtype), guidance=guidance)
+        return Conditions(
+            context=self.context.to(device, dtype),
+            guidance=None if self.guidance is None else self.guidance.to(device, dtype),
+            pooled=None if self.pooled is None else self.pooled.to(device, dtype),
+            sizes=None if self.sizes is None else self.sizes.to(device),  # half precision has no 1023
+        )
 
 
 def stack(rows: Sequence[Conditions]) -> Conditions:
     """The conditions of a call, from those of its rows, which have one shape."""
-    told = [row.guidance for row in rows if row.guidance is not None]
-    return Conditions(context=torch.stack([row.context for row in rows]), guidance=torch.stack(told) if told else None)
+    names = [field.name for field in fields(Conditions) if getattr(rows[0], field.name) is not None]
+    return Conditions(**{name: torch.stack([getattr(row, name) for row in rows]) for name in names})
+
+
+def told_sizes(item: Item) -> Tensor:
+    """What Stable Diffusion XL is told of sizes, float32 [6]: height and width of the original, top and left of what
+    was cut out of it, height and width that are wanted (Podell et al. 2023, section 2.2).
+    """
+    own = item.width, item.height
+    (width, height), (left, top) = item.value("original_size") or own, item.value("crop_origin") or (0, 0)
+    wanted_width, wanted_height = item.value("target_size") or own
+    return torch.tensor([height, width, top, left, wanted_height, wanted_width], dtype=torch.float32)
 
 
 def empty(config: Mapping[str, Any], rows: int) -> Conditions:
     """Conditions of `rows` rows that say nothing, for a UNet with this configuration; float32, on the CPU."""
-    width = config.get("time_cond_proj_dim")
+    width, told = config.get("time_cond_proj_dim"), config.get("addition_embed_type")
+    pooled = (
+        int(config["projection_class_embeddings_input_dim"]) - SIZES * int(config["addition_time_embed_dim"])
+        if told
+        else 0
+    )
     return Conditions(
         context=torch.zeros(rows, LENGTH, int(config["cross_attention_dim"])),
         guidance=torch.zeros(rows, int(width)) if width else None,
+        pooled=torch.zeros(rows, pooled) if told else None,
+        sizes=torch.zeros(rows, SIZES) if told else None,
     )
 
 
@@ -70,5 +96,7 @@ def embed_guidance(scale: float, width: int) -> Tensor:
 
 def unet_call(latents: Tensor, times: Tensor, conditions: Conditions) -> Callable[[nn.Module], Tensor]:
     """A call of a UNet, or of what stands in for it, with latents [rows, channels, h, w] and times [rows]."""
-    told = {} if conditions.guidance is None else {"timestep_cond": conditions.guidance}
+    told: dict[str, Any] = {} if conditions.guidance is None else {"timestep_cond": conditions.guidance}
+    if conditions.pooled is not None:
+        told["added_cond_kwargs"] = {"text_embeds": conditions.pooled, "time_ids": conditions.sizes}
     return lambda unet: unet(latents, times, encoder_hidden_states=conditions.context, return_dict=False, **told)[0]

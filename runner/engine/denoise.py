@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from runner.device.component import Component
 from runner.engine import samplers
-from runner.engine.conditions import Conditions, embed_guidance, empty, stack, unet_call
-from runner.engine.text import combine
+from runner.engine.conditions import Conditions, embed_guidance, empty, stack, told_sizes, unet_call
+from runner.engine.text import Encoded, combine
 from runner.errors import ModelError
 from runner.item import Item
 
@@ -50,6 +51,7 @@ class Trajectory:
     conditions: list[Conditions]  # of each row
     guided: Tensor  # [g], indexes of the guided images
     scale: Tensor  # [g, 1, 1, 1]
+    rescale: Tensor | None = None  # [g, 1, 1, 1], None where no image has any
     call: samplers.ModelCall | None = None
     latents: Tensor | None = None  # [n, 4, h, w]
 
@@ -72,20 +74,34 @@ class Trajectory:
         if not len(self.guided):
             return wanted
         guided = unwanted + self.scale * (wanted[self.guided] - unwanted)
+        if self.rescale is not None:
+            guided = rescale_guidance(guided, wanted[self.guided], self.rescale)
         return wanted.index_copy(0, self.guided, guided)
+
+
+def rescale_guidance(guided: Tensor, wanted: Tensor, share: Tensor) -> Tensor:
+    """Guided predictions [g, 4, h, w] with some of the spread that they would have without guidance.
+
+    Guidance makes pictures too bright or too dark where noise has no trace of them left (Lin et al. 2024, section 3.4).
+    """
+    spread = wanted.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)
+    return share * (guided * spread) + (1 - share) * guided
 
 
 def start_trajectory(
     items: Sequence[Item],
     schedule: samplers.NoiseSchedule,
-    embeddings: Mapping[str, Tensor],
+    embeddings: Mapping[str, Encoded],
     pictures: Sequence[Tensor],
     unet: Component,
     factor: int,
+    *,
+    zeros: bool = False,
 ) -> Trajectory:
     """Sets images of one size, sampler, step count and eta on their way, all of them from noise or from `pictures`.
 
-    `pictures` are latents [4, h, w], one for each item; there are none where the images begin as noise.
+    `pictures` are latents [4, h, w], one for each item; there are none where the images begin as noise. `zeros` says
+    whether no negative prompt is zeros, and not the empty text.
     """
     first, device = items[0], unet.device
     noise, generators = draw_noise(items, factor, int(unet.config["in_channels"]))
@@ -99,19 +115,38 @@ def start_trajectory(
     # A model that is told the scale guides itself, in one row (Luo et al. 2023).
     width = unet.config.get("time_cond_proj_dim")
     guided = [] if width else [index for index, item in enumerate(items) if item.guided]
-    rows = [Conditions(context=combine(item, embeddings)) for item in items]
-    rows += [Conditions(context=embeddings[items[index].negative]) for index in guided]
-    if width:
-        rows = [replace(row, guidance=embed_guidance(item.scale, width)) for row, item in zip(rows, items, strict=True)]
+    rows = [_conditions(item, combine(item, embeddings), unet.config) for item in items]
+    rows += [_conditions(items[n], _negative(items[n], embeddings, zeros=zeros), unet.config) for n in guided]
     trajectory = Trajectory(
         items=tuple(items),
         run=run,
         conditions=[row.to(device, unet.dtype) for row in rows],
         guided=torch.tensor(guided, dtype=torch.long, device=device),
-        scale=torch.tensor([items[index].scale for index in guided], device=device).view(-1, 1, 1, 1),
+        scale=_of_images([items[index].scale for index in guided], device),
+        rescale=_of_images([items[n].value("rescale") for n in guided], device) if first.value("rescale") else None,
     )
     trajectory.advance(None)
     return trajectory
+
+
+def _of_images(numbers: Sequence[float], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, device=device).view(-1, 1, 1, 1)
+
+
+def _negative(item: Item, embeddings: Mapping[str, Encoded], *, zeros: bool) -> Encoded:
+    made = embeddings[item.negative]
+    return made.zeros() if zeros and not item.negative else made
+
+
+def _conditions(item: Item, text: Encoded, config: Mapping[str, Any]) -> Conditions:
+    """What a row of an item is told, by a UNet's configuration."""
+    width = config.get("time_cond_proj_dim")
+    return Conditions(
+        context=text.context,
+        guidance=embed_guidance(item.scale, width) if width else None,
+        pooled=text.pooled,
+        sizes=told_sizes(item) if config.get("addition_embed_type") else None,
+    )
 
 
 def denoise(unet: Component, trajectories: Sequence[Trajectory], unet_bs: int) -> Iterator[None]:

@@ -31,9 +31,9 @@ from runner.device.memory import (
     versions,
 )
 from runner.engine import autoencoder, denoise, openvino
-from runner.engine import text as engine_text
-from runner.engine.remembered import Remembered
+from runner.engine.remembered import Remembered, Tensors
 from runner.engine.samplers import NoiseSchedule
+from runner.engine.text import Encoded, Texts
 from runner.errors import DeviceLost, RunnerError, SettingError
 from runner.events import Failure, ItemFailed, MemoryShort, Rendered, StepDone, WaveDone, WaveEvent, WaveStarted
 from runner.images import inits
@@ -43,7 +43,7 @@ from runner.kernels.upsampling import merge_upsampling
 from runner.machine.heap import Heap, process_heap
 from runner.model.files import AUTO, ModelFiles
 from runner.model.modules import build_module
-from runner.model.tokens import ClipTokenizer
+from runner.model.tokens import tokenizers
 from runner.planning import choices, costs, waves
 from runner.planning.costs import VISITS, WALKS
 from runner.planning.layouts import Execution, Layout
@@ -68,7 +68,6 @@ class Executor:
 
     def __init__(self, model: ModelFiles, execution: Execution) -> None:
         self.model, self.execution = model, execution
-        self.tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token, model.vocabulary)
         device, dtype = torch.device(execution.device), getattr(torch, execution.dtype)
         compute_exactly(execution.device)
         if execution.limit and not execution.advice:
@@ -78,6 +77,8 @@ class Executor:
             self._heap.take_over(execution.limit)
         self._lanes = Lanes(min(execution.lanes, torch.get_num_threads())) if execution.lanes else None
         place, dtypes = self._lanes or Here(), dict.fromkeys(model.family.components, dtype)
+        if costs.upcasts(model, execution.dtype):
+            dtypes["vae"] = torch.float32
         if execution.compiler == OPENVINO:
             dtypes["unet"] = torch.float32  # which it is converted from, and called with
         self.components = {
@@ -88,17 +89,19 @@ class Executor:
                 dtype=dtype,
                 mode=VISITS,
                 place=place,
+                units=model.family.components[name].units,
                 # What inductor makes for a card would lay them out like that in each call.
                 channels_last=execution.compiler == INDUCTOR and device.type == "cuda",
             )
             for name, dtype in dtypes.items()
         }
+        self._texts = Texts(model.family.texts, self.components, tokenizers(model))
         self._prepare(dtype)
         self.schedule = self._make_schedule()
         openvino.compile_unet(self.components["unet"], model, execution)
         self._accepts_shortages = False  # where no plan takes less memory
         self._lowered: dict[tuple[int, int], Layout] = {}  # by size, where memory ran out
-        self._embeddings: Remembered[tuple[str, bool]] = Remembered(EMBEDDINGS_KEPT)
+        self._embeddings: Remembered[tuple[str, bool, int | None]] = Remembered(EMBEDDINGS_KEPT)
         self._pictures: Remembered[tuple[object, ...]] = Remembered(PICTURES_KEPT)
 
     def _prepare(self, dtype: torch.dtype) -> None:
@@ -134,11 +137,16 @@ class Executor:
             device=execution.device,
             device_name=device_name(execution.device),
             threads=1 if self._lanes else torch.get_num_threads(),
-            dtypes=tuple(dict.fromkeys(self.model.family.fragments, execution.dtype).items()),
+            dtypes=self._dtypes(),
             prediction=self.schedule.prediction,
             compile=execution.compiler,
             env=(*environment(execution.compiler), *versions(execution.device)),
         )
+
+    def _dtypes(self) -> tuple[tuple[str, str], ...]:
+        found = dict.fromkeys(self.model.family.fragments, self.execution.dtype)
+        upcast = {"vae": FULL} if costs.upcasts(self.model, self.execution.dtype) else {}
+        return tuple((found | upcast).items())
 
     def _making(self, layout: Layout) -> Making:
         return self.describe()._replace(unet_bs=layout.unet_bs, turbo=layout.turbo)
@@ -247,26 +255,36 @@ class Executor:
     def _start(self, wave: Wave) -> list[denoise.Trajectory]:
         alike: dict[tuple[object, ...], list[Item]] = {}
         for item in wave.items:
-            key = (item.sampler, item.steps, item.eta, item.init is None, item.skipped_steps, item.chunked)
-            alike.setdefault(key, []).append(item)
-        for chunked in (False, True):
-            self._encode([text for item in wave.items if item.chunked == chunked for text in item.texts()], chunked)
+            key = (item.sampler, item.steps, item.eta, item.init is None, item.skipped_steps, *_text_way(item))
+            alike.setdefault((*key, item.value("spacing"), bool(item.value("rescale"))), []).append(item)
+        ways: dict[tuple[bool, int | None], list[str]] = {}
+        for item in wave.items:
+            ways.setdefault(_text_way(item), []).extend(item.texts())
+        for way, texts in ways.items():
+            self._encode(texts, *way)
         return [self._start_alike(items) for items in alike.values()]
 
     def _start_alike(self, items: Sequence[Item]) -> denoise.Trajectory:
-        embeddings = self._encode([text for item in items for text in item.texts()], items[0].chunked)
+        embeddings = self._encode([text for item in items for text in item.texts()], *_text_way(items[0]))
         pictures = [self._encode_init(item) for item in items if item.init is not None]
         unet, factor = self.components["unet"], self.model.latent_factor
-        return denoise.start_trajectory(items, self.schedule, embeddings, pictures, unet, factor)
+        zeros, schedule = self.model.zeros, self.schedule.spaced(items[0].value("spacing"))
+        return denoise.start_trajectory(items, schedule, embeddings, pictures, unet, factor, zeros=zeros)
 
     def _encode_init(self, item: Item) -> Tensor:
         """The latents of the picture that an item begins with, encoded once as long as they are remembered."""
         key = (item.init_sha256, item.crop, item.width, item.height)
         if key in self._pictures:
-            return self._pictures[key]
+            return self._only(self._pictures[key])
         assert item.init and item.init_sha256
         pixels = inits.load(Path(item.init), item.init_sha256, item.crop, item.width, item.height)
-        return self._pictures.keep(key, autoencoder.encode_picture(self.components["vae"], pixels))
+        return self._only(self._pictures.keep(key, (autoencoder.encode_picture(self.components["vae"], pixels),)))
+
+    @staticmethod
+    def _only(tensors: Tensors) -> Tensor:
+        [tensor] = tensors
+        assert tensor is not None
+        return tensor
 
     def _render(self, wave: Wave) -> Iterator[WaveEvent]:
         for name, mode in wave.layout.modes.items():
@@ -281,7 +299,7 @@ class Executor:
         clock = Clock()
         with clock.stage("encode"):
             trajectories = self._start(wave)
-            self.components["text_encoder"].rest()
+            self._texts.rest()
         steps = denoise.denoise(self.components["unet"], trajectories, wave.unet_bs)
         calls = max(model_calls(item.sampler, item.steps - item.skipped_steps) for item in wave.items)
         for call in range(1, calls + 1):
@@ -342,14 +360,21 @@ class Executor:
             return "the picture is of one colour"
         return ""
 
-    def _encode(self, texts: Sequence[str], chunked: bool) -> dict[str, Tensor]:
+    def _encode(self, texts: Sequence[str], chunked: bool, layer: int | None) -> dict[str, Encoded]:
         """The texts' embeddings; each text is encoded once, as long as it is remembered."""
         wanted = dict.fromkeys([*texts, ""] if texts and chunked else texts)  # pieces that are missing are empty ones
-        known = {text: self._embeddings[text, chunked] for text in wanted if (text, chunked) in self._embeddings}
+        keys = {text: (text, chunked, layer) for text in wanted}
+        known = {text: self._embeddings[key] for text, key in keys.items() if key in self._embeddings}
         if new := [text for text in wanted if text not in known]:
-            encoded = engine_text.encode_texts(self.components["text_encoder"], self.tokenizer, new, chunked=chunked)
-            known |= {text: self._embeddings.keep((text, chunked), made) for text, made in encoded.items()}
-        return known
+            encoded = self._texts.encode(new, chunked=chunked, layer=layer)
+            known |= {text: self._embeddings.keep(keys[text], made) for text, made in encoded.items()}
+        return {text: Encoded._make(tensors) for text, tensors in known.items()}
+
+
+def _text_way(item: Item) -> tuple[bool, int | None]:
+    """How an item's texts are encoded: in pieces or not, and from which layer, None for the model's own."""
+    layer = item.value("clip_skip")
+    return item.chunked, layer if isinstance(layer, int) else None
 
 
 class Clock:

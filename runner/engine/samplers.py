@@ -18,7 +18,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import diffusers
@@ -28,7 +28,8 @@ from torch import Tensor
 
 from runner.keys import MOST_STEPS
 
-LINSPACE, TRAILING = "linspace", "trailing"
+AUTO = "auto"
+LEADING, LINSPACE, TRAILING = "leading", "linspace", "trailing"
 LEAST_ALPHA = 2.0**-24  # what diffusers takes for an alpha of zero, of which the noise would be infinite
 LCM_STEPS = 50  # of the time steps that latent consistency models are distilled on
 
@@ -55,9 +56,10 @@ SamplerRun = Generator[ModelCall, Tensor, Tensor]
 class NoiseSchedule:
     """The noise that a model was trained with, and what it predicts: `epsilon`, `v_prediction`, or `auto` (unknown).
 
-    With `zero_snr` nothing of the picture is left at the last training step (Lin et al. 2024); with `trailing` every
-    sampler begins there. `betas` replace the other three values where they are given. With `ends_clean` DDIM and PLMS
-    take the end of their last step for free of noise, not for the first training step.
+    With `zero_snr` nothing of the picture is left at the last training step (Lin et al. 2024). `spacing` says which of
+    the training steps are taken, where it isn't each sampler's own choice: `leading`, `linspace`, or `trailing`, with
+    which every sampler begins at the last one. `betas` replace the other three values where they are given. With
+    `ends_clean` DDIM and PLMS take the end of their last step for free of noise, not for the first training step.
     """
 
     train_steps: int = 1000
@@ -67,7 +69,7 @@ class NoiseSchedule:
     betas: tuple[float, ...] | None = None
     prediction: str = "epsilon"
     zero_snr: bool = False
-    trailing: bool = False
+    spacing: str = ""
     ends_clean: bool = False
 
     @classmethod
@@ -81,9 +83,13 @@ class NoiseSchedule:
             betas=None if config.get("trained_betas") is None else tuple(config["trained_betas"]),
             prediction=str(config.get("prediction_type", "epsilon")),
             zero_snr=bool(config.get("rescale_betas_zero_snr")),
-            trailing=config.get("timestep_spacing") == TRAILING,
+            spacing=TRAILING if config.get("timestep_spacing") == TRAILING else "",
             ends_clean=bool(config.get("set_alpha_to_one", False)),
         )
+
+    def spaced(self, spacing: str) -> NoiseSchedule:
+        """The same with the spacing that a picture asks for; `auto` is the model's or the sampler's own."""
+        return self if spacing == AUTO else replace(self, spacing=spacing)
 
     def betas_settings(self) -> dict[str, Any]:
         """The noise in diffusers' words, before it is rescaled."""
@@ -104,8 +110,10 @@ class NoiseSchedule:
             chosen["rescale_betas_zero_snr"] = True
         elif self.zero_snr:
             chosen["trained_betas"] = _with_zero_snr(self).tolist()
-        if self.trailing and "timestep_spacing" in settings:
-            chosen["timestep_spacing"] = TRAILING
+        if self.spacing and "timestep_spacing" in settings:
+            chosen["timestep_spacing"] = self.spacing
+            if self.spacing == LEADING and "steps_offset" in taken:
+                chosen["steps_offset"] = 1  # as all of these models were trained with
         if self.ends_clean and "set_alpha_to_one" in settings:
             chosen["set_alpha_to_one"] = True
         return kind(**chosen)
@@ -179,7 +187,7 @@ def _leave_out(scheduler: Any, skip: int) -> None:
         return
     entries = skip * scheduler.order  # a second-order scheduler lists each step twice
     scheduler.timesteps = scheduler.timesteps[entries:]
-    if isinstance(scheduler, diffusers.LCMScheduler):
+    if isinstance(scheduler, diffusers.LCMScheduler | diffusers.TCDScheduler):
         scheduler.num_inference_steps = len(scheduler.timesteps)  # it adds noise after all of them but the last
     if hasattr(scheduler, "sigmas"):
         scheduler.sigmas = scheduler.sigmas[entries:]
@@ -204,6 +212,13 @@ def lcm(schedule: NoiseSchedule, steps: int, eta: float, begin: Start) -> Sample
     """Latent consistency sampling (Luo et al. 2023), for models distilled for it: each step denoises fully."""
     finest = LCM_STEPS if steps <= LCM_STEPS else MOST_STEPS
     return _by_scheduler("LCMScheduler", noisy=True, original_inference_steps=finest)(schedule, steps, eta, begin)
+
+
+def tcd(schedule: NoiseSchedule, steps: int, eta: float, begin: Start) -> SamplerRun:
+    """Trajectory consistency sampling (Zheng et al. 2024), for models distilled for it; `eta` is its gamma."""
+    finest = LCM_STEPS if steps <= LCM_STEPS else MOST_STEPS
+    run = _by_scheduler("TCDScheduler", noisy=True, takes_eta=True, original_inference_steps=finest)
+    return run(schedule, steps, eta, begin)
 
 
 def dpm2(schedule: NoiseSchedule, steps: int, eta: float, begin: Start, *, ancestral: bool = False) -> SamplerRun:
@@ -294,9 +309,11 @@ def _time_of(sigma: float, schedule: NoiseSchedule) -> float:
 def _even_sigmas(schedule: NoiseSchedule, steps: int) -> list[float]:
     """The sigmas of evenly spaced time steps, from the last one down, and 0."""
     training = _training_sigmas(schedule)
-    times = np.linspace(schedule.train_steps - 1, 0, steps)
-    if schedule.trailing:
+    times: np.ndarray[Any, Any] = np.linspace(schedule.train_steps - 1, 0, steps)
+    if schedule.spacing == TRAILING:
         times = np.linspace(schedule.train_steps, 0, steps, endpoint=False).round() - 1
+    elif schedule.spacing == LEADING:
+        times = np.arange(steps)[::-1] * (schedule.train_steps // steps) + 1.0
     return [*np.interp(times, np.arange(len(training)), training).tolist(), 0.0]
 
 
@@ -343,4 +360,5 @@ TABLE: Mapping[str, Callable[..., SamplerRun]] = {
     "dpmpp_sde_karras": dpmpp_sde_karras,
     "unipc": _by_scheduler("UniPCMultistepScheduler", timestep_spacing=LINSPACE),
     "lcm": lcm,
+    "tcd": tcd,
 }  # fmt: skip

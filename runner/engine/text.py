@@ -1,42 +1,133 @@
-"""Prompts become embeddings: each text is encoded once, and the parts of a weighted prompt are added up."""
+"""Prompts become embeddings: each text is encoded once, and the parts of a weighted prompt are added up.
+
+A model has one text encoder or two; what they say of a token stands side by side. The second one of Stable Diffusion XL
+also says something of the whole prompt, `pooled`.
+
+    texts = Texts(model.family.texts, components, tokenizers(model))
+    embeddings = texts.encode(["a cat", ""])
+    combine(item, embeddings)
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from runner.device.component import Component
 from runner.engine.autoencoder import padded_batches
 from runner.item import Item
+from runner.model.architecture import Text
 from runner.model.tokens import LENGTH, ClipTokenizer
 
 TEXT_ROWS = 4
 
 
-def encode_texts(
-    encoder: Component, tokenizer: ClipTokenizer, texts: Sequence[str], *, chunked: bool = False
-) -> dict[str, Tensor]:
-    """Each text's embedding, float32 [77, C], or where texts are chunked [77 * pieces, C]."""
-    pieces = [tokenizer.encode_chunks(text) if chunked else [tokenizer.encode(text).ids] for text in texts]
-    ids = torch.tensor([piece for text in pieces for piece in text], device=encoder.device)  # [N, 77]
-    encoded = encoder.call_all([text_call(batch) for batch in padded_batches(ids, TEXT_ROWS)])
-    split = torch.split(torch.cat(encoded)[: len(ids)], [len(text) for text in pieces])
-    return {text: embedding.flatten(0, 1) for text, embedding in zip(texts, split, strict=True)}
+class Encoded(NamedTuple):
+    """A text's embedding, float32: `context` [77, C], or where it is in pieces [77 * pieces, C], and `pooled` [P]."""
+
+    context: Tensor
+    pooled: Tensor | None = None
+
+    def zeros(self) -> Encoded:
+        """As long, and says nothing."""
+        return Encoded(torch.zeros_like(self.context), None if self.pooled is None else torch.zeros_like(self.pooled))
 
 
-def text_call(ids: Tensor) -> Callable[[nn.Module], Tensor]:
-    """A call of a text encoder with [rows, 77] ids; it returns embeddings [rows, 77, C] in float32."""
-    return lambda encoder: encoder(ids).last_hidden_state.float()
+class Texts:
+    """A model's text encoders, as one."""
+
+    def __init__(
+        self, texts: Mapping[str, Text], components: Mapping[str, Component], tokenizers: Mapping[str, ClipTokenizer]
+    ) -> None:
+        self._encoders = [(text, components[name], tokenizers[name]) for name, text in texts.items()]
+        for text, encoder, tokenizer in self._encoders:
+            if text.pooled:  # what stands at the end of a text speaks for all of it
+                model: Any = encoder.module
+                model.text_model.eos_token_id = tokenizer.end
+
+    def encode(self, texts: Sequence[str], *, chunked: bool = False, layer: int | None = None) -> dict[str, Encoded]:
+        """Each text's embedding, from the layer that is asked for, counted from the last one, or the model's own.
+
+        Raises:
+            ValueError: a text encoder hasn't so many layers.
+        """
+        made = [_encode(*encoder, texts, chunked=chunked, layer=layer) for encoder in self._encoders]
+        return {text: _side_by_side([each[text] for each in made]) for text in texts}
+
+    def rest(self) -> None:
+        """Gives the memory back that weights walk through."""
+        for _, encoder, _ in self._encoders:
+            encoder.rest()
 
 
-def combine(item: Item, embeddings: Mapping[str, Tensor]) -> Tensor:
-    """A weighted prompt's embedding [77, C]: the sum of its parts' by weight; shorter parts end in empty pieces."""
+def _encode(
+    text: Text, encoder: Component, tokenizer: ClipTokenizer, texts: Sequence[str], *, chunked: bool, layer: int | None
+) -> dict[str, Encoded]:
+    layers = int(encoder.config["num_hidden_layers"])
+    if layer is not None and layer > layers:
+        raise ValueError(f"clip_skip={layer}: a text encoder of this model has {layers} layers")
+    pieces = [tokenizer.encode_chunks(each) if chunked else [tokenizer.encode(each).ids] for each in texts]
+    rows = [piece for each in pieces for piece in each]
+    ids = torch.tensor(rows, device=encoder.device)  # [N, 77]
+    made = encoder.call_all([text_call(text, batch, layer=layer) for batch in padded_batches(ids, TEXT_ROWS)])
+    counts = [len(each) for each in pieces]
+    contexts = torch.split(torch.cat([context for context, _ in made])[: len(rows)], counts)
+    if not text.pooled:
+        return {each: Encoded(context.flatten(0, 1)) for each, context in zip(texts, contexts, strict=True)}
+    pooled = torch.split(torch.cat([pooled for _, pooled in made])[: len(rows)], counts)
+    # Of a text in pieces the first one speaks for the whole.
+    return {
+        each: Encoded(context.flatten(0, 1), whole[0])
+        for each, context, whole in zip(texts, contexts, pooled, strict=True)
+    }
+
+
+def text_call(text: Text, ids: Tensor, *, layer: int | None = None) -> Callable[[Any], Any]:
+    """A call of a text encoder with ids [rows, 77].
+
+    It returns embeddings [rows, 77, C], and [rows, P] of the whole texts or None, in float32.
+    """
+    layer = layer or text.layer
+    if layer == 1 and text.normed and not text.pooled:
+        return lambda encoder: (encoder(ids).last_hidden_state.float(), None)
+    return lambda encoder: _call_for_layer(encoder, text, ids, layer)
+
+
+def _call_for_layer(encoder: Any, text: Text, ids: Tensor, layer: int) -> tuple[Tensor, Tensor | None]:
+    """All layers are called, so that their weights come in the same order whichever of them is asked for."""
+    said = encoder(ids, output_hidden_states=True)
+    context = said.hidden_states[-layer]
+    if text.normed:
+        norm = encoder.final_layer_norm  # the last module that was called, so its weights are still there
+        context = functional.layer_norm(context, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return context.float(), said.text_embeds.float() if text.pooled else None
+
+
+def _side_by_side(made: Sequence[Encoded]) -> Encoded:
+    if len(made) == 1:
+        return made[0]
+    pooled = [each.pooled for each in made if each.pooled is not None]
+    return Encoded(torch.cat([each.context for each in made], -1), torch.cat(pooled) if pooled else None)
+
+
+def combine(item: Item, embeddings: Mapping[str, Encoded]) -> Encoded:
+    """A weighted prompt's embedding: the sum of its parts' by weight; shorter parts end in empty pieces."""
     if len(item.parts) == 1:
         return embeddings[item.parts[0].text]
     parts = [embeddings[part.text] for part in item.parts]
-    if any(len(part) != len(parts[0]) for part in parts):
-        pieces = max(map(len, parts)) // LENGTH
-        parts = [torch.cat([part, *[embeddings[""]] * (pieces - len(part) // LENGTH)]) for part in parts]
-    return torch.stack([embedding * part.weight for embedding, part in zip(parts, item.parts, strict=True)]).sum(0)
+    contexts = [part.context for part in parts]
+    if any(len(context) != len(contexts[0]) for context in contexts):
+        pieces = max(map(len, contexts)) // LENGTH
+        empty = embeddings[""].context
+        contexts = [torch.cat([each, *[empty] * (pieces - len(each) // LENGTH)]) for each in contexts]
+    pooled = [part.pooled for part in parts if part.pooled is not None]
+    weights = [part.weight for part in item.parts]
+    return Encoded(_sum(contexts, weights), _sum(pooled, weights) if pooled else None)
+
+
+def _sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    return torch.stack([each * weight for each, weight in zip(tensors, weights, strict=True)]).sum(0)

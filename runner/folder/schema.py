@@ -45,7 +45,12 @@ def make_schema() -> dict[str, Any]:
         "id": HASH,
         "status": {"enum": [DONE, FAILED]},
         "item": _item(),
-        "model": _object({"name": TYPES[str], "path": TYPES[str]}, fingerprints=TEXTS),
+        "model": _object(
+            {"name": TYPES[str], "path": TYPES[str]},
+            fingerprints=TEXTS,
+            vae={"type": "string"},
+            family={"type": "string"},
+        ),
         "run": _object({key: [TYPES[kind] for kind in KINDS[key]] for key in KINDS}, dtypes=TEXTS),
         "env": TEXTS,
         "rerendered": {"type": "string"},

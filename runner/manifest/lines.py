@@ -72,6 +72,7 @@ def read_model(record: Mapping[str, Any], location: Location) -> Model:
             name=str(model.get("name")),
             path=str(model.get("path", "")),
             prediction=str(prediction) if prediction in PREDICTIONS else PREDICTIONS[0],
+            vae=str(model.get("vae", "")),
             fingerprints=fingerprints,
         )
     name = (part(record, "item") or record).get("model")

@@ -17,7 +17,7 @@ from runner.manifest.nodes import Node
 from runner.manifest.rules import check
 from runner.settings import PREDICTIONS, group_names, named_model
 
-MODEL_KEYS = ("path", "prediction")
+MODEL_KEYS = ("path", "prediction", "vae")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,8 @@ def _list_model(key: Node, node: Node, frame: Frame) -> tuple[str, tuple[Model, 
         raise node.error(f"the model {key} needs a name and a 'path': a diffusers folder, a .safetensors or a .ckpt")
     path = find_inside(given["path"], frame.folder, frame.allow_outside)
     prediction = given["prediction"].choice(PREDICTIONS) if "prediction" in given else PREDICTIONS[0]
-    return name, (Model(name=name, path=str(path), prediction=prediction), given["path"])
+    vae = str(find_inside(given["vae"], frame.folder, frame.allow_outside)) if "vae" in given else ""
+    return name, (Model(name=name, path=str(path), prediction=prediction, vae=vae), given["path"])
 
 
 def _model(frame: Frame, node: Node) -> Model:
@@ -102,4 +103,4 @@ def configured_model(node: Node, others: Iterable[str] = ()) -> Model:
     if (name := check("model", node)) not in (known := group_names("model")):
         raise node.error(f"model: {node} is not known, {did_you_mean(name, {*known, *others})}")
     found = named_model(name)
-    return Model(name=name, path=found.path, prediction=found.prediction)
+    return Model(name=name, path=found.path, prediction=found.prediction, vae=found.vae)

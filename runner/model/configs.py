@@ -74,6 +74,7 @@ NOTHING = only(None)
 OFF = either(only(None), only(False)).or_else(None)
 SIZE = either(NOTHING, whole(1, 4096), some(whole(1, 4096), 2)).or_else(None)
 CHANNELS = some(whole(1, 1 << 14))
+DEPTH = whole(1, 32)
 
 TEXT_ENCODER: Mapping[str, Rule] = {
     "vocab_size": whole(3, 1 << 20).or_else(49408),
@@ -86,6 +87,7 @@ TEXT_ENCODER: Mapping[str, Rule] = {
     "layer_norm_eps": real(0, 1).or_else(1e-5),
     "quantization_config": NOTHING,
 }
+PROJECTING_TEXT_ENCODER: Mapping[str, Rule] = {**TEXT_ENCODER, "projection_dim": whole().or_else(512)}
 UNET: Mapping[str, Rule] = {
     "in_channels": whole(1, 1024).or_else(4),
     "out_channels": whole(1, 1024).or_else(4),
@@ -94,12 +96,16 @@ UNET: Mapping[str, Rule] = {
     "layers_per_block": either(whole(1, 32), some(whole(1, 32))).or_else(2),
     "down_block_types": some(only("CrossAttnDownBlock2D", "DownBlock2D")),
     "up_block_types": some(only("CrossAttnUpBlock2D", "UpBlock2D")),
-    "mid_block_type": only("UNetMidBlock2DCrossAttn"),
+    "mid_block_type": only("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None),
     "mid_block_scale_factor": real(0, 1000).or_else(1),
     "downsample_padding": whole(0, 1).or_else(1),
     "attention_head_dim": either(whole(1, 1024), some(whole(1, 1024))).or_else(8),
     "num_attention_heads": NOTHING,
-    "transformer_layers_per_block": either(whole(1, 32), some(whole(1, 32))).or_else(1),
+    "transformer_layers_per_block": either(DEPTH, some(either(DEPTH, some(DEPTH)))).or_else(1),
+    "reverse_transformer_layers_per_block": either(NOTHING, some(either(DEPTH, some(DEPTH)))).or_else(None),
+    "addition_embed_type": only(None, "text_time"),
+    "addition_time_embed_dim": either(NOTHING, whole(2, 1 << 12)).or_else(None),
+    "projection_class_embeddings_input_dim": either(NOTHING, whole()).or_else(None),
     "cross_attention_dim": whole().or_else(1280),
     "norm_num_groups": whole(1, 1024).or_else(32),
     "norm_eps": real(0, 1).or_else(1e-5),
@@ -122,8 +128,8 @@ UNET: Mapping[str, Rule] = {
     **dict.fromkeys(("dual_cross_attention", "class_embeddings_concat", "mid_block_only_cross_attention"), OFF),
     **dict.fromkeys(
         (
-            "addition_embed_type", "class_embed_type", "cross_attention_norm", "encoder_hid_dim",
-            "encoder_hid_dim_type", "num_class_embeds", "reverse_transformer_layers_per_block",
+            "class_embed_type", "cross_attention_norm", "encoder_hid_dim",
+            "encoder_hid_dim_type", "num_class_embeds",
             "time_embedding_act_fn", "time_embedding_dim", "timestep_post_act",
         ),
         NOTHING,

@@ -17,10 +17,10 @@ from runner.errors import ModelError
 from runner.files import expanded
 from runner.model import configs as model_configs
 from runner.model import torch_file
-from runner.model.architecture import LATENT_DIFFUSION, V1, Family, family_of
+from runner.model.architecture import LATENT_DIFFUSION, V1, XL, Family, family_of
 from runner.model.guess import kind_of_bytes
 from runner.model.safetensors import WEIGHT_TYPES, StoredTensor, read_header
-from runner.model.single_file import read_single_file
+from runner.model.single_file import SIZES, read_autoencoder, read_single_file
 
 BUILTIN = "builtin:"
 AUTO = "auto"
@@ -41,9 +41,11 @@ INDEX = re.compile(
     r"(diffusion_pytorch_model|model|pytorch_model)(\.[^.]+)?\.(?P<ending>safetensors|bin)\.index(\.(?P<variant>[^.]+))?\.json"
 )
 SHARD = re.compile(r"-\d+-of-\d+")
+PROJECTING = "CLIPTextModelWithProjection"  # which kept its names
 VARIANTS = ("", "fp16", "bf16")  # as they are preferred: full precision before half
 CONFIG_RULES = {
     "text_encoder": model_configs.TEXT_ENCODER,
+    "text_encoder_2": model_configs.PROJECTING_TEXT_ENCODER,
     "unet": model_configs.UNET,
     "vae": model_configs.AUTOENCODER,
 }
@@ -53,15 +55,15 @@ CONFIG_RULES = {
 class ModelFiles:
     """A model that was found and looks whole: per component its configuration and its tensors.
 
-    `pad_token` is what prompts are filled up with; None where the tokenizer's own files say it.
+    `zeros` says whether no negative prompt is zeros, and not the encoded empty text.
     """
 
     name: str
     path: Path
     configs: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, Mapping[str, StoredTensor]]
-    pad_token: str | None = None
     family: Family = V1
+    zeros: bool = False
 
     @property
     def latent_channels(self) -> int:
@@ -80,19 +82,20 @@ class ModelFiles:
         return int(max(size) if isinstance(size, list) else size) * self.latent_factor
 
     @property
-    def vocabulary(self) -> int:
-        """How many tokens the text encoder knows."""
-        return int(self.configs["text_encoder"]["vocab_size"])
+    def upcast(self) -> bool:
+        """Whether the autoencoder overflows in half precision, as its configuration says of this family."""
+        return self.family.upcast and bool(self.configs["vae"].get("force_upcast", True))
 
     def parameters(self, component: str) -> int:
         """How many numbers a component has."""
         return sum(math.prod(tensor.shape) for tensor in self.tensors[component].values())
 
 
-def find_model(path: str, prediction: str = AUTO) -> ModelFiles:
+def find_model(path: str, prediction: str = AUTO, vae: str = "") -> ModelFiles:
     """The model at `path`: a diffusers folder, a single file, or `builtin:NAME`.
 
-    `prediction` replaces what the model's files say about it, unless it is `auto`.
+    `prediction` replaces what the model's files say about it, unless it is `auto`; the autoencoder at `vae`, a
+    diffusers folder or a single file, replaces its own.
 
     Raises:
         ModelError: nothing is there, or it isn't a model, or a file of it is damaged.
@@ -106,8 +109,25 @@ def find_model(path: str, prediction: str = AUTO) -> ModelFiles:
     if prediction != AUTO:
         scheduler = dict(model.configs["scheduler"]) | {"prediction_type": prediction}
         model = replace(model, configs=dict(model.configs) | {"scheduler": scheduler})
+    if vae:
+        model = _with_vae(model, place_of(vae))
     _check_fit(model)
     return model
+
+
+def _with_vae(model: ModelFiles, place: Path) -> ModelFiles:
+    if not _exists(place):
+        raise ModelError(f"model.vae={place}: there is nothing; give a diffusers folder, or a file of an autoencoder")
+    if place.is_dir():
+        folder = place if (place / "config.json").exists() else place / "vae"
+        kind = model.family.components["vae"].module
+        config, table = _read_config(folder.parent, folder.name, kind, "vae"), _component_tensors(folder, kind)
+    else:
+        found = {current_name(name): tensor for name, tensor in read_tensors(place).items()}
+        made, tensors = read_autoencoder(place, found, model.family)
+        config, table = dict(made), dict(tensors)
+        _check_types(table)
+    return replace(model, configs=dict(model.configs) | {"vae": config}, tensors=dict(model.tensors) | {"vae": table})
 
 
 def _exists(place: Path) -> bool:
@@ -126,7 +146,7 @@ def place_of(path: str) -> Path:
 
 def _check_fit(model: ModelFiles) -> None:
     """Whether the components are of one model."""
-    text, unet, vae = (model.configs[name] for name in ("text_encoder", "unet", "vae"))
+    texts, unet, vae = model.family.texts, model.configs["unet"], model.configs["vae"]
     takes, has = model.latent_channels, vae.get("latent_channels", model.family.latent_channels)
     if takes != has:
         raise ModelError(
@@ -138,10 +158,29 @@ def _check_fit(model: ModelFiles) -> None:
             f"{model.path}: its UNet takes {takes} channels and gives {unet['out_channels']}; models that predict more "
             "than the noise are not known"
         )
-    if unet["cross_attention_dim"] != text["hidden_size"]:
+    made = [int(model.configs[name]["hidden_size"]) for name in model.family.texts]
+    if unet["cross_attention_dim"] != sum(made):
+        what = "its text encoder makes" if len(made) == 1 else "its text encoders make"
         raise ModelError(
             f"{model.path}: its UNet is told texts of {unet['cross_attention_dim']} numbers (cross_attention_dim), and "
-            f"its text encoder makes {text['hidden_size']} (hidden_size): they are not of one model"
+            f"{what} {' + '.join(map(str, made))} (hidden_size): they are not of one model"
+        )
+    if bool(unet.get("addition_embed_type")) != model.family.sizes:
+        told = "is not told sizes" if model.family.sizes else "is told sizes (addition_embed_type)"
+        file = model.path / "unet" / "config.json" if model.path.is_dir() else model.path
+        raise ModelError(f"{file}: its UNet {told}, which doesn't go with its text encoders ({', '.join(texts)})")
+    if model.family.sizes:
+        _check_conditions(model)
+
+
+def _check_conditions(model: ModelFiles) -> None:
+    unet = model.configs["unet"]
+    pooled = sum(int(model.configs[name]["projection_dim"]) for name, text in model.family.texts.items() if text.pooled)
+    sizes, takes = unet["addition_time_embed_dim"], unet["projection_class_embeddings_input_dim"]
+    if sizes is None or takes != pooled + SIZES * sizes:
+        raise ModelError(
+            f"{model.path}: its UNet takes {takes} numbers beside the texts (projection_class_embeddings_input_dim), "
+            f"and is told {pooled} of the whole prompt and {SIZES} sizes of {sizes} (addition_time_embed_dim)"
         )
 
 
@@ -151,11 +190,35 @@ def _find_folder(folder: Path) -> ModelFiles:
             f"model.path={folder}: is not a diffusers folder; it should hold model_index.json and the folders "
             f"{', '.join(LATENT_DIFFUSION)}, tokenizer and scheduler"
         )
-    configs = {name: _read_config(folder, name, each.module) for name, each in LATENT_DIFFUSION.items()}
+    second = (folder / "text_encoder_2").is_dir()
+    if second and not (folder / "text_encoder").is_dir():
+        raise ModelError(
+            f"model.path={folder}: has no text_encoder, as refiners of Stable Diffusion XL; it is not known"
+        )
+    components = XL.components if second else LATENT_DIFFUSION
+    configs = {name: _read_config(folder, name, each.module) for name, each in components.items()}
     configs["scheduler"] = model_configs.read_scheduler(folder / "scheduler" / "scheduler_config.json")
-    tensors = {name: _component_tensors(folder / name) for name in LATENT_DIFFUSION}
-    family = family_of(str(configs["text_encoder"].get("hidden_act")))
-    return ModelFiles(name=folder.resolve().name, path=folder, configs=configs, tensors=tensors, family=family)
+    tensors = {name: _component_tensors(folder / name, each.module) for name, each in components.items()}
+    family = family_of(str(configs["text_encoder"].get("hidden_act")), two_encoders=second)
+    return ModelFiles(
+        name=folder.resolve().name,
+        path=folder,
+        configs=configs,
+        tensors=tensors,
+        family=family,
+        zeros=_has_zeros(folder, family),
+    )
+
+
+def _has_zeros(folder: Path, family: Family) -> bool:
+    """What the pipeline's own file says about an empty negative prompt."""
+    index = folder / "model_index.json"
+    said = (
+        model_configs.read_json(index).get("force_zeros_for_empty_prompt") if family.zeros and index.exists() else None
+    )
+    if said is not None and not isinstance(said, bool):
+        raise ModelError(f"{index}: force_zeros_for_empty_prompt should be true or false")
+    return family.zeros if said is None else said
 
 
 def _find_file(file: Path) -> ModelFiles:
@@ -167,8 +230,8 @@ def _find_file(file: Path) -> ModelFiles:
         path=file,
         configs=found.configs,
         tensors=found.tensors,
-        pad_token=found.family.text.pad_token,
         family=found.family,
+        zeros=found.family.zeros,
     )
 
 
@@ -199,11 +262,11 @@ def read_tensors(file: Path) -> dict[str, StoredTensor]:
     )
 
 
-def _component_tensors(folder: Path) -> dict[str, StoredTensor]:
+def _component_tensors(folder: Path, module: str) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(folder):
-        named = ((current_name(name), tensor) for name, tensor in read_tensors(file).items())
-        tensors |= {name: tensor for name, tensor in named if name not in LEFTOVERS}
+        named = ((current_name(name, module), tensor) for name, tensor in read_tensors(file).items())
+        tensors |= {name: tensor for name, tensor in named if not name.endswith(LEFTOVERS)}
     _check_types(tensors)
     return tensors
 
@@ -214,8 +277,10 @@ def _check_types(table: Mapping[str, StoredTensor]) -> None:
             raise ModelError(f"{tensor.file}: {name} is of type {tensor.dtype}; known are: {', '.join(WEIGHT_TYPES)}")
 
 
-def current_name(name: str) -> str:
-    """The name that a tensor has in today's diffusers and transformers."""
+def current_name(name: str, module: str = "") -> str:
+    """The name that a tensor of a module has in today's diffusers and transformers."""
+    if module == PROJECTING:
+        return name
     for pattern, replacement in OLD_NAMES:
         name = pattern.sub(replacement, name)
     return name
@@ -264,11 +329,11 @@ def _shards(index: Path) -> list[Path]:
     return files
 
 
-def _read_config(folder: Path, component: str, wanted_class: str) -> dict[str, Any]:
+def _read_config(folder: Path, component: str, wanted_class: str, rules: str = "") -> dict[str, Any]:
     file = folder / component / "config.json"
     config = model_configs.read_json(file)
     listed = config.get("architectures")
     found = config.get("_class_name") or (listed[0] if isinstance(listed, list) and listed else None)
     if found != wanted_class:
-        raise ModelError(f"{file}: is of a {str(found)[:60]}; Stable Diffusion v1 and v2 have a {wanted_class} there")
-    return model_configs.check(file, config, CONFIG_RULES[component])
+        raise ModelError(f"{file}: is of a {str(found)[:60]}; the models known here have a {wanted_class} there")
+    return model_configs.check(file, config, CONFIG_RULES[rules or component])

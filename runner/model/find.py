@@ -6,12 +6,12 @@ import contextlib
 
 from runner.errors import ModelError
 from runner.item import Model
-from runner.model.files import AUTO, BUILTIN, ModelFiles, find_model
+from runner.model.files import AUTO, BUILTIN, ModelFiles, find_model, place_of
 from runner.model.fingerprints import fingerprints
 from runner.record import Pairs
 from runner.settings import ModelSettings, group_names, named_model
 
-Seen = dict[tuple[str, str], tuple[ModelFiles, Pairs] | ModelError]  # what was found at a place already
+Seen = dict[tuple[str, str, str], tuple[ModelFiles, Pairs] | ModelError]  # what was found at a place already
 
 
 def use_model(
@@ -26,14 +26,15 @@ def use_model(
         ModelError: it isn't there, isn't a model, or has other weights than the recorded ones.
     """
     if not asked.fingerprints:
-        path, prediction = (asked.path, asked.prediction) if asked.path else (settings.path, settings.prediction)
-        return identify(asked._replace(path=path, prediction=prediction), remembered=remembered, seen=seen)
+        place = asked if asked.path else settings
+        there = asked._replace(path=place.path, prediction=place.prediction, vae=place.vae)
+        return identify(there, remembered=remembered, seen=seen)
     places: list[Model | ModelSettings] = [settings, asked]
     places += [named_model(asked.name)] if asked.name in group_names("model") else []
     for place in places:
         prediction = asked.prediction if place.prediction == AUTO else place.prediction
         with contextlib.suppress(ModelError):  # the next one may be it
-            there = asked._replace(path=place.path, prediction=prediction)
+            there = asked._replace(path=place.path, prediction=prediction, vae=place.vae)
             found, files = identify(there, remembered=remembered, seen=seen)
             if dict(found.fingerprints) == dict(asked.fingerprints):
                 return found, files
@@ -43,7 +44,7 @@ def use_model(
 
 def identify(asked: Model, *, remembered: bool = True, seen: Seen | None = None) -> tuple[Model, ModelFiles]:
     """What lies at a model's place, whatever was recorded of it; the paths of files become whole ones."""
-    key, seen = (asked.path, asked.prediction), {} if seen is None else seen
+    key, seen = (asked.path, asked.prediction, asked.vae), {} if seen is None else seen
     if key not in seen:
         try:
             files = find_model(*key)
@@ -55,4 +56,6 @@ def identify(asked: Model, *, remembered: bool = True, seen: Seen | None = None)
         raise found
     files, hashes = found
     path = asked.path if asked.path.startswith(BUILTIN) else str(files.path.resolve())
-    return asked._replace(name=asked.name or files.name, path=path, fingerprints=hashes), files
+    vae = asked.vae and str(place_of(asked.vae).resolve())
+    found_model = asked._replace(path=path, vae=vae, fingerprints=hashes, family=files.family.name)
+    return found_model._replace(name=asked.name or files.name), files

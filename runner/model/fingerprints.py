@@ -7,9 +7,11 @@ import json
 import os
 from collections.abc import Iterator
 
+import numpy as np
+
 from runner.machine.cache import cache_folder
 from runner.model.files import ModelFiles
-from runner.model.safetensors import StoredTensor
+from runner.model.safetensors import ITEM_BYTES, StoredTensor
 
 HASH_CHUNK = 1 << 22
 CACHED_SIZE = 1 << 28  # bytes; hashing less than this is quicker than it is worth remembering
@@ -52,5 +54,9 @@ def _hash_fragments(model: ModelFiles) -> dict[str, str]:
 def _read_chunks(tensor: StoredTensor) -> Iterator[bytes]:
     with tensor.file.open("rb", buffering=0) as stream:
         stream.seek(tensor.start)
+        if tensor.transposed:  # as it would lie in a folder, so that a model has the same fingerprints in every form
+            numbers = np.frombuffer(stream.read(tensor.end - tensor.start), f"V{ITEM_BYTES[tensor.dtype]}")
+            yield numbers.reshape(tensor.shape[::-1]).T.tobytes()
+            return
         for offset in range(tensor.start, tensor.end, HASH_CHUNK):
             yield stream.read(min(HASH_CHUNK, tensor.end - offset))

@@ -15,7 +15,6 @@ ANYWHERE: Mapping[str, str] = {
 }
 BEGINNINGS: Mapping[tuple[str, ...], str] = {
     ("conditioner.embedders.1.",): "a Stable Diffusion XL model",
-    ("conditioner.embedders.0.model.",): "a refiner of Stable Diffusion XL",
     ("model.diffusion_model.joint_blocks.", "joint_blocks."): "a Stable Diffusion 3 model",
     ("double_blocks.", "model.diffusion_model.double_blocks."): "a Flux model",
     ("control_model.", "controlnet_", "zero_convs.", "input_hint_block."): "a ControlNet",

@@ -6,13 +6,14 @@ The modules are diffusers' and transformers', built without weights; `device.com
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from io import FileIO
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from runner.errors import ModelError
 from runner.model.files import ModelFiles
@@ -48,6 +49,12 @@ def read_tensor(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
 
 def read_tensor_into(stored: StoredTensor, target: Tensor) -> None:
     """Reads a tensor from its file into memory that is there, contiguous and on the CPU, as that memory's type."""
+    if stored.transposed:
+        read_tensor_into(
+            replace(stored, transposed=False), there := torch.empty(stored.shape[::-1], dtype=target.dtype)
+        )
+        target.copy_(there.T)
+        return
     flat, source = target.view(-1), DTYPES[stored.dtype]
     with stored.file.open("rb", buffering=0) as stream:
         stream.seek(stored.start)
@@ -71,8 +78,8 @@ def _read_bytes(stream: FileIO, target: Tensor, stored: StoredTensor) -> None:
 
 
 def _construct(component: str, config: Mapping[str, Any]) -> nn.Module:
-    if component == "text_encoder":
-        made: nn.Module = CLIPTextModel(CLIPTextConfig(**config, attn_implementation="sdpa"))
+    if text := {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}.get(component):
+        made: nn.Module = text(CLIPTextConfig(**config, attn_implementation="sdpa"))
         return made
     made = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[component].from_config(dict(config))
     return made

@@ -21,13 +21,17 @@ HEADER_LIMIT = 100_000_000  # bytes, the limit of the safetensors format
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """Where a tensor's bytes are: `[start, end)` in `file`, contiguous and little-endian."""
+    """Where a tensor's bytes are: `[start, end)` in `file`, contiguous and little-endian.
+
+    One that is `transposed` lies there with its two dimensions the other way round.
+    """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     start: int
     end: int
+    transposed: bool = False
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from runner.errors import ModelError
 from runner.model.configs import read_json
+from runner.model.files import ModelFiles
 from runner.text import shorten
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -44,8 +45,8 @@ class Tokens:
 class ClipTokenizer:
     """CLIP's byte-pair encoding (Radford et al. 2021), by the `tokenizers` library."""
 
-    def __init__(self, tokenizer_folder: Path, pad_token: str | None = None, most: int | None = None) -> None:
-        """`pad_token` fills prompts up, the files' own where it is None; the text encoder knows `most` tokens.
+    def __init__(self, tokenizer_folder: Path, most: int | None = None, pad: str | None = None) -> None:
+        """The text encoder knows `most` tokens; `pad` fills prompts up where the files don't say what does.
 
         Raises:
             ModelError: the files can't be read, or are not CLIP's, or have more tokens than the text encoder.
@@ -63,8 +64,8 @@ class ClipTokenizer:
                 f"{folder}: has a token with the number {largest}, and the text encoder knows {most} tokens "
                 "(vocab_size); they are not of one model"
             )
-        special = (START, END, pad_token or _pad_token(tokenizer_folder))
-        self._start, self._end, self._pad = (_token_id(self._tokenizer, token, folder) for token in special)
+        special = (START, END, _pad_token(tokenizer_folder) or pad or END)
+        self._start, self.end, self._pad = (_token_id(self._tokenizer, token, folder) for token in special)
 
     def encode(self, text: str) -> Tokens:
         """A prompt's tokens, cut or padded to `LENGTH`."""
@@ -78,7 +79,7 @@ class ClipTokenizer:
         return [self._framed(ids[place : place + ROOM]) for place in range(0, max(len(ids), 1), ROOM)]
 
     def _framed(self, ids: list[int]) -> tuple[int, ...]:
-        framed = [self._start, *ids, self._end]
+        framed = [self._start, *ids, self.end]
         return tuple(framed + [self._pad] * (LENGTH - len(framed)))
 
 
@@ -86,12 +87,30 @@ def _has_vocabulary(folder: Path) -> bool:
     return (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
 
 
+def tokenizers(model: ModelFiles) -> dict[str, ClipTokenizer]:
+    """The tokenizers of a model's text encoders; those of a single file are the one that ships with the package.
+
+    Raises:
+        ModelError: as `ClipTokenizer`.
+    """
+    # In a folder of v1 or v2 that doesn't say it, it has always been the end token.
+    known = model.family.sizes or model.path.is_file()
+    return {
+        component: ClipTokenizer(
+            model.path / text.tokenizer,
+            int(model.configs[component]["vocab_size"]),
+            text.pad_token if known else None,
+        )
+        for component, text in model.family.texts.items()
+    }
+
+
 def _pad_token(folder: Path) -> str:
-    """What the tokenizer's files say, the old one first: v1 is padded with the end token, v2 with `!`."""
+    """What the tokenizer's files say, the old one first; nothing where they don't."""
     settings = _read_settings(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in settings:
         settings |= _read_settings(folder / "special_tokens_map.json")
-    token = settings.get("pad_token") or END
+    token = settings.get("pad_token") or ""
     content = token.get("content", END) if isinstance(token, dict) else token
     if not isinstance(content, str):
         raise ModelError(f"{folder}: its pad_token is {shorten(str(content))}, which is no text")

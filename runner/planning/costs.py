@@ -23,7 +23,6 @@ from runner.record import NONE, OPENVINO
 
 STAYS, VISITS, WALKS = "stays", "visits", "walks"  # what a component does on the device, see `device.component`
 SLOTS = 2  # each as large as the largest unit
-UNITS = 24  # a unit of a walk has at most about this share of the weights, unless it can't be divided
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 PROCESS_BYTES = 480 << 20  # Python and its libraries, once they were used, with the kernels that they make
@@ -52,8 +51,9 @@ class Peak(NamedTuple):
 class Costs:
     """A model's costs on a device, in bytes. `base` is what the process holds without it, 0 where that doesn't count.
 
-    `lanes` is how many calls of a module are made side by side, each on one thread; 0 where one call has all threads.
-    `measured` are peaks of earlier waves by their `key`; `factors` are the constants of the family's formula.
+    `upcast` says whether the autoencoder is in float32 where the rest is in float16. `lanes` is how many calls of a
+    module are made side by side, each on one thread; 0 where one call has all threads. `measured` are peaks of earlier
+    waves by their `key`; `factors` are the constants of the family's formula.
     """
 
     device: str
@@ -67,6 +67,7 @@ class Costs:
     model: str = ""
     compiler: str = NONE
     lanes: int = 0
+    upcast: bool = False
     measured: Mapping[Peak, int] = field(default_factory=dict)
     factors: Memory = V1.memory
 
@@ -101,9 +102,10 @@ class Costs:
 
     def in_dtype(self, dtype: str) -> Costs:
         """The costs in another number type."""
-        old, new = DTYPE_BYTES[self.dtype], DTYPE_BYTES[dtype]
-        weights = {name: size // old * new for name, size in self.weights.items()}
-        largest = {name: size // old * new for name, size in self.largest_units.items()}
+        made = replace(self, dtype=dtype)
+        ratios = {name: (self._number(name), made._number(name)) for name in self.weights}
+        weights = {name: size // ratios[name][0] * ratios[name][1] for name, size in self.weights.items()}
+        largest = {name: size // ratios[name][0] * ratios[name][1] for name, size in self.largest_units.items()}
         return replace(self, dtype=dtype, weights=weights, largest_units=largest)
 
     def _correction(self, modes: Mapping[str, str]) -> float:
@@ -116,8 +118,7 @@ class Costs:
         at_once = self.side_by_side(rows, wave_rows)
         waiting = max(0, wave_rows - rows * at_once) if modes["unet"] == WALKS else 0
         denoising = self._unet_map(width, height, rows) * self.factors.unet_held
-        stages = {
-            "text_encoder": self.factors.text_bytes,
+        stages = dict.fromkeys(modes, self.factors.text_bytes) | {
             "unet": denoising * at_once + self._waiting(width, height) * waiting,
             "vae": self._decoding(width, height) * at_once,
         }
@@ -145,6 +146,10 @@ class Costs:
             return 0
         return self.weights["unet"] + (OPENVINO_BYTES if self.compiler == OPENVINO else 0)
 
+    def _number(self, component: str) -> int:
+        """The bytes of one of a component's numbers."""
+        return DTYPE_BYTES["float32" if component == "vae" and self.upcast and self.dtype == "float16" else self.dtype]
+
     def _latents(self, width: int, height: int) -> int:
         return (width // self.latent_factor) * (height // self.latent_factor)
 
@@ -156,11 +161,11 @@ class Costs:
     def _decoder_map(self, width: int, height: int) -> int:
         """One map of the decoder's last block, the largest of a call that decodes whole pictures."""
         pixels = decode_rows(width, height, self.device) * width * height
-        return pixels * self.decoder_channels[0] * DTYPE_BYTES[self.dtype]
+        return pixels * self.decoder_channels[0] * self._number("vae")
 
     def _strip(self) -> int:
         """One strip of a large picture."""
-        return strip_elements(self.device) * DTYPE_BYTES[self.dtype]
+        return strip_elements(self.device) * self._number("vae")
 
     def _waiting(self, width: int, height: int) -> int:
         """What a row that waits for its next unit holds: the skip connections, and the hidden states."""
@@ -178,20 +183,24 @@ class Costs:
         if width * height <= decoded_pixels(self.device):
             return self._decoder_map(width, height) * self.factors.decoder_held * 2
         widest = max(self.decoder_channels[min(1, len(self.decoder_channels) - 1)], self.decoder_channels[0])
-        return width * height * widest * DTYPE_BYTES[self.dtype] + STRIPS_HELD * self._strip()
+        return width * height * widest * self._number("vae") + STRIPS_HELD * self._strip()
 
 
 def model_costs(
     model: ModelFiles, device: str, dtype: str, base: int = PROCESS_BYTES, compiler: str = NONE, lanes: int = 0
 ) -> Costs:
     """The costs of a model on a device; `base` is what the process holds without it, and counts on a CPU."""
-    number = DTYPE_BYTES[dtype]
-    weights = {name: model.parameters(name) * number for name in model.family.components}
+    parts = model.family.components
+    numbers = dict.fromkeys(parts, DTYPE_BYTES[dtype])
+    if upcasts(model, dtype):
+        numbers["vae"] = DTYPE_BYTES["float32"]
+    weights = {name: model.parameters(name) * number for name, number in numbers.items()}
     largest = {
         name: max(
-            weights[name] // UNITS, *(math.prod(tensor.shape) * number for tensor in model.tensors[name].values())
+            weights[name] // each.units,
+            *(math.prod(tensor.shape) * numbers[name] for tensor in model.tensors[name].values()),
         )
-        for name in model.family.components
+        for name, each in parts.items()
     }
     return Costs(
         device=device,
@@ -205,9 +214,15 @@ def model_costs(
         model=model.name,
         compiler=compiler,
         lanes=lanes,
+        upcast=model.upcast,
         measured=recall(),
         factors=model.family.memory,
     )
+
+
+def upcasts(model: ModelFiles, dtype: str) -> bool:
+    """Whether the autoencoder is in float32 though the rest is in a number type that it overflows in."""
+    return dtype == "float16" and model.upcast
 
 
 def decode_rows(width: int, height: int, device: str) -> int:

@@ -28,9 +28,8 @@ FAST_PROCESSORS, FAST_STREAMED_ROWS = 100, 48  # a card with so many multiproces
 LEAST_KEPT = 32 << 20  # bytes of units that stay; less makes no difference
 MIB = 1 << 20
 
-ALL_STAY = {"text_encoder": STAYS, "unet": STAYS, "vae": STAYS}
-UNET_STAYS = {"text_encoder": VISITS, "unet": STAYS, "vae": VISITS}
-ALL_LEAVE = {"text_encoder": WALKS, "unet": WALKS, "vae": VISITS}
+# What text encoders, the UNet and the autoencoder do.
+ALL_STAY, UNET_STAYS, ALL_LEAVE = (STAYS, STAYS, STAYS), (VISITS, STAYS, VISITS), (WALKS, WALKS, VISITS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,10 +142,17 @@ class Execution:
 
     def _modes(self) -> Sequence[Mapping[str, str]]:
         if self.compiler != NONE:
-            return ALL_STAY, UNET_STAYS
-        if self.turbo is None:
-            return ALL_STAY, UNET_STAYS, ALL_LEAVE
-        return (ALL_STAY, UNET_STAYS) if self.turbo else (ALL_LEAVE,)
+            ways = [ALL_STAY, UNET_STAYS]
+        elif self.turbo is None:
+            ways = [ALL_STAY, UNET_STAYS, ALL_LEAVE]
+        else:
+            ways = [ALL_STAY, UNET_STAYS] if self.turbo else [ALL_LEAVE]
+        return [self.modes(way) for way in ways]
+
+    def modes(self, way: tuple[str, str, str]) -> Mapping[str, str]:
+        """What each component does."""
+        texts, unet, vae = way
+        return {name: {"unet": unet, "vae": vae}.get(name, texts) for name in self.costs.weights}
 
     def _most_rows(self, width: int, height: int) -> int:
         pixels = LANE_PIXELS if self.lanes else CALL_PIXELS[self.device.partition(":")[0]]

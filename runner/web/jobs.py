@@ -272,6 +272,7 @@ def asked_for(settings: Settings) -> dict[str, str]:
     return {
         "model.path": settings.model.path,
         "model.prediction": settings.model.prediction,
+        "model.vae": settings.model.vae,
         "device": settings.device,
         "precision": settings.precision,
         "turbo": _word(settings.turbo),

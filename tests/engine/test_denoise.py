@@ -11,6 +11,7 @@ from runner.engine import text as engine_text
 from runner.errors import ModelError
 from runner.item import Part
 from runner.model import files
+from runner.model.architecture import V1
 from runner.model.modules import build_module
 from runner.model.tokens import SHIPPED, ClipTokenizer
 from runner.planning import costs
@@ -28,22 +29,24 @@ def tokenizer():
     return ClipTokenizer(SHIPPED)
 
 
+def encode(components, tokenizer, texts):
+    return engine_text.Texts(V1.texts, components, {"text_encoder": tokenizer}).encode(texts)
+
+
 @torch.inference_mode()
 def test_a_text_is_the_same_bits_among_any_others(components, tokenizer):
     texts = ["cat", "white duck", "", "alps", "tiger face on a blue background"]
-    together = engine_text.encode_texts(components["text_encoder"], tokenizer, texts)
+    together = encode(components, tokenizer, texts)
     for text in texts:
-        assert torch.equal(
-            together[text], engine_text.encode_texts(components["text_encoder"], tokenizer, [text])[text]
-        )
-    assert together["cat"].shape == (77, 16)
+        assert torch.equal(together[text].context, encode(components, tokenizer, [text])[text].context)
+    assert together["cat"].context.shape == (77, 16) and together["cat"].pooled is None
 
 
 @torch.inference_mode()
 def test_the_texts_are_those_of_the_stock_encoder(components, tokenizer):
     text = tiny.components()[0]
     wanted = text(torch.tensor([tokenizer.encode("white duck").ids])).last_hidden_state[0]
-    made = engine_text.encode_texts(components["text_encoder"], tokenizer, ["white duck"])["white duck"]
+    made = encode(components, tokenizer, ["white duck"])["white duck"].context
     assert (made - wanted).abs().max() < 1e-5
 
 
@@ -64,14 +67,20 @@ def test_a_fixed_code_replaces_the_first_noise_only():
 
 
 def test_a_weighted_prompt_is_the_sum_of_its_parts():
-    embeddings = {"cat": torch.ones(77, 2), "dog": torch.full((77, 2), 5.0)}
+    said = {"cat": 1.0, "dog": 5.0}
+    embeddings = {
+        text: engine_text.Encoded(torch.full((77, 2), number), torch.full((3,), number))
+        for text, number in said.items()
+    }
     parts = (Part(text="cat", weight=0.75), Part(text="dog", weight=0.25))
-    assert torch.equal(engine_text.combine(make_item(parts=parts), embeddings), torch.full((77, 2), 2.0))
+    combined = engine_text.combine(make_item(parts=parts), embeddings)
+    assert torch.equal(combined.context, torch.full((77, 2), 2.0))
+    assert torch.equal(combined.pooled, torch.full((3,), 2.0))
 
 
 def trajectory(items, components, tokenizer):
     texts = [text for item in items for text in item.texts()]
-    embeddings = engine_text.encode_texts(components["text_encoder"], tokenizer, texts)
+    embeddings = encode(components, tokenizer, texts)
     return denoise.start_trajectory(items, samplers.NoiseSchedule(), embeddings, [], components["unet"], 8)
 
 

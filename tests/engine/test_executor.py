@@ -149,9 +149,9 @@ def test_prompts_weights_seeds_and_scales_all_have_their_say(model):
 
 def test_a_text_is_encoded_once(model, monkeypatch):
     executor, encoded = make_executor(model), []
-    original = engine_text.encode_texts
+    original = engine_text.Texts.encode
     monkeypatch.setattr(
-        engine_text, "encode_texts", lambda e, t, texts, **k: encoded.extend(texts) or original(e, t, texts, **k)
+        engine_text.Texts, "encode", lambda self, texts, **k: encoded.extend(texts) or original(self, texts, **k)
     )
     render(executor, [make_item(number=n, seed=n, steps=1, prompt=f"cat {n % 2}") for n in range(20)])
     assert sorted(encoded) == ["", "cat 0", "cat 1"]
@@ -172,8 +172,8 @@ def test_events_tell_the_story_of_a_wave(model):
 def test_a_picture_that_overflows_fails_alone(model, monkeypatch):
     original = engine_denoise.start_trajectory
 
-    def start(items, *rest):
-        started = original(items, *rest)
+    def start(items, *rest, **more):
+        started = original(items, *rest, **more)
         for index, item in enumerate(items):
             if item.number == 1:
                 started.call.latents[index] = float("nan")

@@ -31,7 +31,7 @@ def test_what_is_missing_takes_the_built_in_value() -> None:
     assert item.parts == (Part(text="cat", weight=0.25), Part(text="dog", weight=0.75))
     assert (item.width, item.steps, item.number, item.axes) == (64, 3, 7, ())
     others = set(DEFAULTS) - {"width", "height", "steps", "strength", "fixed_code"}
-    assert {key: getattr(item, key) for key in others} == {key: DEFAULTS[key] for key in others}
+    assert {key: item.value(key) for key in others} == {key: DEFAULTS[key] for key in others}
     assert (item.height, item.init, item.strength) == (OWN_SIZE, None, None)
 
 

@@ -5,15 +5,23 @@ import single_file
 import tiny
 from safetensors.torch import save_file
 
-from runner.model.architecture import FAMILIES, V1, V2
+from runner.model.architecture import V1, V2, XL
 from runner.model.files import find_model
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_the_fragments_are_those_of_the_record(family):
-    assert family.fragments == ("text_encoder", "unet_encode", "unet_decode", "vae")
-    assert family.fragment_of("unet", "up_blocks.0.resnets.0.conv1.weight") == "unet_decode"
-    assert family.fragment_of("unet", "mid_block.resnets.0.conv1.weight") == "unet_encode"
+@pytest.mark.parametrize(
+    ("family", "fragments", "halves"),
+    [
+        (V1, ("text_encoder", "unet_encode", "unet_decode", "vae"), ("unet_encode", "unet_decode")),
+        (V2, ("text_encoder", "unet_encode", "unet_decode", "vae"), ("unet_encode", "unet_decode")),
+        (XL, ("text_encoder", "text_encoder_2", "unet_in", "unet_out", "vae"), ("unet_in", "unet_out")),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_fragments_are_those_of_the_record(family, fragments, halves):
+    assert family.fragments == fragments
+    assert family.fragment_of("unet", "up_blocks.0.resnets.0.conv1.weight") == halves[1]
+    assert family.fragment_of("unet", "mid_block.resnets.0.conv1.weight") == halves[0]
     assert family.fragment_of("vae", "decoder.up_blocks.0.resnets.0.conv1.weight") == "vae"
 
 

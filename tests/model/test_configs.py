@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from runner.engine.samplers import NoiseSchedule
 from runner.errors import ModelError
 from runner.model import files, modules
-from runner.model.tokens import SHIPPED, ClipTokenizer
+from runner.model.tokens import SHIPPED, ClipTokenizer, tokenizers
 
 FILES = ("unet/config.json", "text_encoder/config.json", "vae/config.json", "scheduler/scheduler_config.json")
 
@@ -42,7 +42,8 @@ def change(file, **values):
 def use(folder):
     """All that is done with a model's files before a picture is made."""
     model = files.find_model(str(folder))
-    ClipTokenizer(model.path / "tokenizer", model.pad_token, model.vocabulary).encode("a cat")
+    for tokenizer in tokenizers(model).values():
+        tokenizer.encode("a cat")
     NoiseSchedule.from_config(model.configs["scheduler"])
     return [modules.build_module(model, name) for name in model.family.components]
 

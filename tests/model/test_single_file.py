@@ -161,7 +161,7 @@ def test_weights_that_do_not_fit_are_listed():
         modules.build_module(model, "unet")
     assert "x.ckpt: the unet's weights" in str(caught.value)
     assert "missing: conv_out.bias" in str(caught.value)
-    assert "unexpected: label_emb.0.0.weight" in str(caught.value)
+    assert "unexpected: add_embedding.linear_1.weight" in str(caught.value)
 
 
 def test_a_projection_that_cannot_be_cut_in_three_is_refused():

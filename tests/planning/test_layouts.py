@@ -13,7 +13,13 @@ from runner.model import files
 from runner.planning import choices, costs
 from runner.planning import layouts as planning_layouts
 from runner.planning import waves as planning_waves
-from runner.planning.layouts import ALL_LEAVE, ALL_STAY, UNET_STAYS, Execution
+from runner.planning.layouts import Execution
+
+COMPONENTS = "text_encoder", "unet", "vae"
+ALL_STAY, UNET_STAYS, ALL_LEAVE = (
+    dict(zip(COMPONENTS, way, strict=True))
+    for way in (planning_layouts.ALL_STAY, planning_layouts.UNET_STAYS, planning_layouts.ALL_LEAVE)
+)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +233,7 @@ def large(device="cpu"):
         base=400 << 20 if device == "cpu" else 0,
         latent_factor=8,
         weights=weights,
-        largest_units={name: size // costs.UNITS for name, size in weights.items()},
+        largest_units={name: size // 24 for name, size in weights.items()},
         unet={"block_out_channels": (320, 640, 1280, 1280)},
         decoder_channels=(128, 256, 512, 512),
     )

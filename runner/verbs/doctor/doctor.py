@@ -53,7 +53,7 @@ def examine(settings: Settings, probe_large: Callable[[str], Iterable[Probe]] = 
         SettingError: the machine has no such device, or the model isn't one.
     """
     device = choices.check_device(settings.device, memory.available_devices())
-    model = find_model(settings.model.path, settings.model.prediction)
+    model = find_model(settings.model.path, settings.model.prediction, settings.model.vae)
     free, held = memory.free_memory(device), memory.held_memory(device)  # as a run finds them, with nothing loaded
     before = choices.choose_dtype("autocast", device, LARGE_UNET)
     with torch.inference_mode():

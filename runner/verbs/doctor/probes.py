@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from runner.device.component import Component
-from runner.engine.conditions import Conditions, unet_call
+from runner.engine.conditions import empty, unet_call
 from runner.engine.text import text_call
 from runner.model.files import ModelFiles
 from runner.model.modules import build_module
-from runner.model.tokens import LENGTH, ClipTokenizer
+from runner.model.tokens import LENGTH, tokenizers
 from runner.planning import choices
 from runner.planning.costs import DTYPE_BYTES, STAYS, WALKS
 
@@ -70,16 +70,18 @@ def probe_model(model: ModelFiles, device: str, free: int | None) -> Iterator[Pr
 def _call(model: ModelFiles, name: str, component: Component) -> Callable[[Any], Tensor]:
     """How a component is called, each time with the same numbers."""
     where, config = (component.device, component.dtype), component.config
-    if name == "text_encoder":
-        tokenizer = ClipTokenizer(model.path / "tokenizer", model.pad_token, model.vocabulary)
+    if text := model.family.texts.get(name):
+        tokenizer = tokenizers(model)[name]
         ids = torch.tensor([tokenizer.encode(TEXT).ids], device=component.device)
-        return text_call(ids)
+        said = text_call(text, ids)
+        return lambda encoder: said(encoder)[0]
     side = min(PROBED_LATENTS, model.native_size // model.latent_factor)
     latents = _noise(1, model.latent_channels, side, side)
     if name == "vae":
         scaled = (latents / float(config["scaling_factor"])).to(*where)
         return lambda vae: vae.decode(scaled).sample
-    told = Conditions(context=_noise(1, LENGTH, int(config["cross_attention_dim"]))).to(*where)
+    context = _noise(1, LENGTH, int(config["cross_attention_dim"]))
+    told = replace(empty(config, 1), context=context).to(*where)
     return unet_call(latents.to(*where), torch.tensor([TIMESTEP], device=component.device), told)
 
 

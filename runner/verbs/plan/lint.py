@@ -12,7 +12,7 @@ it with what is wrong about that and what would be right. A warning changes neit
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,13 +21,16 @@ from runner.item import Item, Model, steps_made
 from runner.manifest.job import Job
 from runner.manifest.rules import DEFAULTS
 from runner.model.files import ModelFiles
-from runner.model.tokens import ROOM, ClipTokenizer, surely_fits
+from runner.model.tokens import ROOM, ClipTokenizer, surely_fits, tokenizers
 from runner.request import IDLE, Request
 from runner.sampler_names import SAMPLERS, WITH_ETA
 from runner.text import name_some, shorten
 from runner.verbs.plan.forecast import Kind
 
 EXAMPLES = 3
+MOST_DISTILLED_STEPS = 12
+DISTILLED = re.compile(r"turbo|lightning|hyper|lcm|dmd", re.IGNORECASE)
+SIZES_TOLD = ("original_size", "target_size", "crop_origin")
 LEAST_WEIGHT = 0.02  # of a prompt's part; below it nothing of the part is seen
 
 
@@ -151,6 +154,16 @@ def unused_negative(kind: Kind, model: ModelFiles) -> Iterator[str]:
         yield "scale 1 and a negative prompt"
 
 
+def unlike_distilled(kind: Kind, model: ModelFiles) -> Iterator[str]:
+    """Many steps or guidance for a model that was distilled to need neither."""
+    told = bool(model.configs["unet"].get("time_cond_proj_dim"))
+    if told or DISTILLED.search(model.name):
+        if kind.steps > MOST_DISTILLED_STEPS:
+            yield f"{kind.steps} steps of {model.name}"
+        elif kind.guided and not told:
+            yield f"guidance with {model.name}"
+
+
 def few_steps(kind: Kind, model: ModelFiles) -> Iterator[str]:
     """Fewer steps than a sampler needs for a picture."""
     made = steps_made(kind.steps, kind.strength)
@@ -180,6 +193,12 @@ def unused_strength(job: Job) -> Iterator[str]:
         yield "strength without init"
 
 
+def unused_sizes(job: Job) -> Iterator[str]:
+    """Sizes that are told to Stable Diffusion XL alone."""
+    if found := [key for key in SIZES_TOLD if any(value is not None for value in _values(job, key))]:
+        yield name_some(found)
+
+
 def _values(job: Job, key: str) -> Sequence[Any]:
     return job.columns.get(key, [job.values.get(key)])
 
@@ -204,6 +223,7 @@ UNREAD_WEIGHT = Check(
     message="a weight is written words:0.5, without a space, with a point, and white space or the end behind it; "
     "weighted: false says that none is meant",
 )
+UNUSED_SIZES = Check(name="unused_sizes", unit="job", message="only models of Stable Diffusion XL are told sizes")
 IDLE_DEFAULT = Check(name="idle_default", unit="setting", message=f"has no effect: {IDLE}")
 PROMPT_CHECKS: Sequence[tuple[Callable[[Item], Iterable[str]], Check]] = (
     (lambda item: foreign_syntax(item.prompt), OTHER_SYNTAX),
@@ -221,6 +241,14 @@ PROMPT_CHECKS: Sequence[tuple[Callable[[Item], Iterable[str]], Check]] = (
 KIND_CHECKS: Sequence[tuple[Callable[[Kind, ModelFiles], Iterable[str]], Check]] = (
     (odd_size, Check(name="odd_size", unit="picture", message="a size that the model was not made for")),
     (unused_negative, Check(name="unused_negative", unit="picture", message="a negative prompt needs a scale above 1")),
+    (
+        unlike_distilled,
+        Check(
+            name="unlike_distilled",
+            unit="picture",
+            message="a model for few steps wants 1 to 8 of them, scale 1, and mostly spacing: trailing",
+        ),
+    ),
     (few_steps, Check(name="few_steps", unit="picture", message="too few steps for more than a quick look")),
     (no_steps, Check(name="no_steps", unit="picture", message="the strength leaves no step to be made")),
 )
@@ -238,12 +266,15 @@ class Linter:
         self._warned: dict[str, Warned] = {}
         self._prompts: set[str] = set()
         self._negatives, self._measured = {""}, set[tuple[Model, str]]()
-        self._tokenizers: dict[Model, ClipTokenizer] = {}
+        self._tokenizers: dict[Model, Collection[ClipTokenizer]] = {}
         for key in request.idle_defaults():
             self.note(IDLE_DEFAULT, f"defaults.{key}")
+        told_sizes = any(files.family.sizes for files in request.models.values())
         for job in request.jobs:
             for find, check in JOB_CHECKS:
                 self._note(check, find(job), job)
+            if not told_sizes:
+                self._note(UNUSED_SIZES, unused_sizes(job), job)
 
     @property
     def prompts(self) -> int:
@@ -293,13 +324,12 @@ class Linter:
         for text in item.texts():
             if not surely_fits(text) and (item.model, text) not in self._measured:
                 self._measured.add((item.model, text))
-                lost = self._tokenizer(item.model).encode(text).lost
+                lost = max((each.encode(text).lost for each in self._tokenizers_of(item.model)), key=len)
                 self._note(CUT, [f"lost: '{shorten(lost)}'"] if lost else [], item)
 
-    def _tokenizer(self, model: Model) -> ClipTokenizer:
+    def _tokenizers_of(self, model: Model) -> Collection[ClipTokenizer]:
         if model not in self._tokenizers:
-            files = self._request.models[model]
-            self._tokenizers[model] = ClipTokenizer(files.path / "tokenizer", files.pad_token, files.vocabulary)
+            self._tokenizers[model] = tokenizers(self._request.models[model]).values()
         return self._tokenizers[model]
 
     def _is_weighted(self, text: str) -> bool:
