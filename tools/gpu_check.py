@@ -28,7 +28,7 @@ import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from runner.bench.random_model import save_sd15
+from runner.bench.random_model import save
 from runner.bench.worker import ITEMS, WARM_UP, Job, Stock, StockPipeline
 from runner.device.memory import release_memory
 from runner.engine.conditions import empty, unet_call
@@ -435,7 +435,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     check = Check(given.out, dry=given.dry)
     if not given.dry:
-        save_sd15(check.model)
+        save("sd15", check.model)
     failed = 0
     for name in given.phases or PHASES:
         if given.here:

@@ -48,7 +48,8 @@ from runner.machine.cache import cache_folder
 from runner.model.files import find_model
 from runner.settings import BenchSettings, Settings
 
-RANDOM_SD15 = "random:sd15"
+RANDOM = "random:"
+RANDOM_MODELS = {"sd15": "2.1 GB", "sdxl": "6.9 GB"}  # by what is behind it; how much of the disk each takes
 ALL, USUAL = "all", "usual"
 USUALLY = ("stock_full", "stock_full_batched", "runner", "runner_streamed", "runner_openvino")
 ANY_GPU = "cuda:0"
@@ -248,18 +249,20 @@ def choose(known: Sequence[Contender], names: Sequence[str]) -> list[Contender]:
 def with_model(settings: Settings, say: Callable[[str], None], ask: Ask) -> Settings:
     """The settings with the model's folder as its path; a random model is made if it isn't there."""
     path = settings.model.path
-    if path == RANDOM_SD15:
-        path = str(_random_model(settings, say, ask))
+    if path.startswith(RANDOM):
+        path = str(_random_model(path.removeprefix(RANDOM), settings, say, ask))
     model = find_model(path)
     if not model.path.is_dir():
         raise ModelError(f"model.path={path}: bench needs a diffusers folder, since stock diffusers has to read it too")
     return dataclasses.replace(settings, model=dataclasses.replace(settings.model, path=str(model.path)))
 
 
-def _random_model(settings: Settings, say: Callable[[str], None], ask: Ask) -> Path:
-    folder = cache_folder() / "bench-sd15"
+def _random_model(kind: str, settings: Settings, say: Callable[[str], None], ask: Ask) -> Path:
+    if kind not in RANDOM_MODELS:
+        raise ModelError(f"model.path={RANDOM}{kind}: {did_you_mean(kind, RANDOM_MODELS)}")
+    folder = cache_folder() / f"bench-{kind}"
     if not folder.exists():
-        say(f"writing a model with random weights to {folder}, once (2.1 GB)")
+        say(f"writing a model with random weights to {folder}, once ({RANDOM_MODELS[kind]})")
         with writing_to(folder.parent):
             folder.parent.mkdir(parents=True, exist_ok=True)
             job = Job(task="random_model", settings=settings, inputs=folder, folder=folder)

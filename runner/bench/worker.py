@@ -94,9 +94,9 @@ def _describe(job: Job) -> Iterator[dict[str, Any]]:
 
 
 def _make_random_model(job: Job) -> Iterator[dict[str, Any]]:
-    from runner.bench.random_model import save_sd15
+    from runner.bench.random_model import save
 
-    save_sd15(job.folder)
+    save(job.folder.name.removeprefix("bench-"), job.folder)
     yield {}
 
 
@@ -222,7 +222,7 @@ class ThisRunner:
         """How the pictures were made. `overhead` is the share of the time that the model's stages didn't take."""
         loads = _most_loads(self.engine.executor) - self._loads_before
         return {
-            "dtype": dict(self._making.dtypes)["unet_encode"],
+            "dtype": next(dtype for name, dtype in self._making.dtypes if name.startswith("unet")),
             "rows": self._making.unet_bs,
             "overhead": 1 - self._seconds_in_stages / seconds,
             "loads_per_step": loads / self._steps if loads else None,
@@ -240,8 +240,7 @@ class StockPipeline:
 
     def __init__(self, job: Job) -> None:
         import torch
-        from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from diffusers import DDIMScheduler
 
         assert job.stock
         self.device, self.batch, self.folder = job.settings.device, job.stock.batch or 1, job.folder
@@ -250,24 +249,10 @@ class StockPipeline:
         self.wanted = read_lines(job.inputs / ITEMS)
         self.warm_up = read_lines(job.inputs / WARM_UP) * self.batch
         self.wave_peak = 0
-        model, own = Path(job.settings.model.path), Path(job.settings.model.path) / "tokenizer"
-        shipped = Path(__file__).parents[1] / "models" / "emoji" / "tokenizer"
-        pipeline = StableDiffusionPipeline(
-            vae=AutoencoderKL.from_pretrained(model / "vae", torch_dtype=self.dtype),
-            text_encoder=CLIPTextModel.from_pretrained(model / "text_encoder", dtype=self.dtype),
-            tokenizer=CLIPTokenizer.from_pretrained(own if own.is_dir() else shipped),
-            unet=UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=self.dtype),
-            scheduler=DDIMScheduler.from_pretrained(
-                model / "scheduler",
-                timestep_spacing="leading",
-                steps_offset=1,
-                set_alpha_to_one=False,
-                clip_sample=False,
-            ),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+        model = Path(job.settings.model.path)
+        noise = {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
+        scheduler = DDIMScheduler.from_pretrained(model / "scheduler", **noise)
+        pipeline = _make_pipeline(model, scheduler, self.dtype)
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline = _place(pipeline, self.device, job.stock.offload)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -302,6 +287,30 @@ class StockPipeline:
         """How the pictures were made; a guided picture is two rows of the UNet."""
         rows = self.batch * (2 if self.wanted[0]["scale"] > 1 else 1)
         return {"dtype": str(self.dtype).removeprefix("torch."), "rows": rows}
+
+
+def _make_pipeline(model: Path, scheduler: Any, dtype: Any) -> Any:
+    """diffusers' own pipeline for the family that a folder is of."""
+    import diffusers
+    import transformers
+
+    def tokenizer(name: str, **more: str) -> Any:
+        own, shipped = model / name, Path(__file__).parents[1] / "models" / "emoji" / "tokenizer"
+        return transformers.CLIPTokenizer.from_pretrained(own if (own / "vocab.json").exists() else shipped, **more)
+
+    parts = {
+        "vae": diffusers.AutoencoderKL.from_pretrained(model / "vae", torch_dtype=dtype),
+        "text_encoder": transformers.CLIPTextModel.from_pretrained(model / "text_encoder", dtype=dtype),
+        "tokenizer": tokenizer("tokenizer"),
+        "unet": diffusers.UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=dtype),
+        "scheduler": scheduler,
+    }
+    if not (model / "text_encoder_2").is_dir():
+        bare = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return diffusers.StableDiffusionPipeline(**parts, **bare)
+    second = transformers.CLIPTextModelWithProjection.from_pretrained(model / "text_encoder_2", dtype=dtype)
+    more = {"text_encoder_2": second, "tokenizer_2": tokenizer("tokenizer_2", pad_token="!")}
+    return diffusers.StableDiffusionXLPipeline(**parts, **more, add_watermarker=False)
 
 
 def _place(pipeline: Any, device: str, offload: str) -> Any:

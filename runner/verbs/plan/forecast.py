@@ -209,7 +209,7 @@ def _is_made_so(making: Making, execution: Execution) -> bool:
     return (
         making.rounding().device == kind
         and name in (None, making.device_name)
-        and dict(making.dtypes).get("unet_encode") == execution.dtype
+        and {dtype for name, dtype in making.dtypes if name.startswith("unet")} == {execution.dtype}
         and making.compile == execution.compiler
     )
 

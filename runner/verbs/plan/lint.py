@@ -142,9 +142,10 @@ def odd_weights(item: Item) -> Iterator[str]:
 
 
 def odd_size(kind: Kind, model: ModelFiles) -> Iterator[str]:
-    """Sides below half or above twice of what the model was made for."""
+    """Sides below half or above twice of what the model was made for; XL also needs half of the pixels."""
     native = model.native_size
-    if 2 * min(kind.size) < native or max(kind.size) > 2 * native:
+    few = model.family.sizes and 2 * kind.width * kind.height < native**2
+    if few or 2 * min(kind.size) < native or max(kind.size) > 2 * native:
         yield f"{kind.width}x{kind.height}; {model.name} was made for {native}x{native}"
 
 
