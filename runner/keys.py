@@ -149,8 +149,8 @@ KEYS: dict[str, Key] = {
         read=_sampler, schema={"enum": list(SAMPLERS)}, help="The method of denoising.", default="ddim"
     ),
     "eta": real_number(
-        0, 1, "Noise added in each step of ddim and tcd; other samplers don't know it.", default=0.0, aliases=["ddim_eta"],
-        infotext="Eta DDIM",
+        0, 1, "Noise added in each step of ddim and tcd; other samplers don't know it.", default=0.0,
+        aliases=["ddim_eta"], infotext="Eta DDIM",
     ),
     "format": choice(FORMATS, "The kind of the picture's file.", default="png"),
     "long_prompts": choice(

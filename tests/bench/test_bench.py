@@ -261,7 +261,7 @@ def test_a_model_with_random_weights_is_written_once_to_the_cache(folder, model)
         shutil.copytree(model, job.folder)
         return [{}]
 
-    with pytest.raises(ModelError, match="model.path=random:sd16: did you mean 'sd15'"):
+    with pytest.raises(ModelError, match=r"model\.path=random:sd16: did you mean 'sd15'"):
         bench.with_model(settings.compose(["model.path=random:sd16"]), print, write)
     chosen = settings.compose(["bench=sd15"])
     made = [bench.with_model(chosen, print, write).model.path for _ in range(2)]

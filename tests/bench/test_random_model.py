@@ -5,7 +5,6 @@ import torch
 from runner.bench import random_model
 from runner.model import files
 
-
 TEXTS = {"text_encoder": 123_060_480, "text_encoder_2": 694_659_840}
 SIZES = {
     "sd15": {"text_encoder": TEXTS["text_encoder"], "unet": 859_520_964, "vae": 83_653_863},
