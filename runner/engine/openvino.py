@@ -37,6 +37,7 @@ from runner.model.fingerprints import fingerprints
 from runner.planning.layouts import Execution
 from runner.record import INDUCTOR, OPENVINO
 
+MORE_CONDITIONS = {"time_cond_proj_dim": "the scale", "addition_embed_type": "sizes"}  # by a configuration's keys
 EXAMPLE_SIZE = 8  # latents along one side of what the UNet is converted with
 FILE = "unet.xml"
 CONVERTED_BY = ("openvino", "torch", "diffusers")
@@ -53,8 +54,8 @@ def compile_unet(unet: Component, model: ModelFiles, execution: Execution) -> No
     if execution.compiler == INDUCTOR:
         unet.substitute = Inductor(unet)
     elif execution.compiler == OPENVINO:
-        if unet.config.get("time_cond_proj_dim"):
-            raise SettingError(f"compile=openvino: {model.path} has a UNet that is told the scale; set compile=false")
+        if told := [what for key, what in MORE_CONDITIONS.items() if unet.config.get(key)]:
+            raise SettingError(f"compile=openvino: {model.path} has a UNet that is told {told[0]}; set compile=false")
         exact = execution.dtype == "float32"
         precision = "f32" if exact else "bf16"
         lanes = unet.place.count if isinstance(unet.place, Lanes) else 0

@@ -13,7 +13,7 @@ import json
 import re
 from typing import Any
 
-from runner.item import Item
+from runner.item import EXTRA, Item
 from runner.keys import KEYS, LARGEST_SIZE, SIZE_STEP
 from runner.sampler_names import SAMPLERS
 
@@ -40,7 +40,9 @@ def read(text: str) -> tuple[dict[str, Any], list[str], str]:
     prompt, negative = (_without_networks(words, notes) for words in _split([*lines[:place], *before]))
     if ATTENTION.search(prompt + negative):
         notes.append("brackets, AND and BREAK have a meaning in its prompts; here they are plain text")
-    numbers = {key: _number(settings.pop(name)) for key, name in NUMBERS.items() if name in settings}
+    # What many programs don't know is taken for what it says only if that is a number.
+    told = {key: name for key, name in NUMBERS.items() if key not in EXTRA or NUMBER.fullmatch(settings.get(name, ""))}
+    numbers = {key: _number(settings.pop(name)) for key, name in told.items() if name in settings}
     record = {
         "prompt": prompt,
         "parts": [{"text": prompt, "weight": 1}],

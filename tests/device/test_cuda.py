@@ -7,6 +7,7 @@ import hashlib
 
 import pytest
 import tiny
+import tiny_xl
 import torch
 from builders import make_item
 from fake_cuda import fake_cuda, fake_mps
@@ -68,6 +69,18 @@ def test_every_sampler_gives_the_same_bytes_in_both_modes_without_a_race(model):
         assert not device.violations
         assert len(device.streams) > 3  # one for each component beside the one that computes
     assert len(found[0]) == len(SAMPLERS) and found[0] == found[1]
+
+
+def test_stable_diffusion_xl_gives_the_same_bytes_in_both_modes_without_a_race(tmp_path):
+    """In half precision, with an autoencoder in float32."""
+    large, found = files.find_model(str(tiny_xl.save_folder(tmp_path / "xl"))), []
+    for turbo in (True, False):
+        with fake_cuda() as device:
+            made = costs.model_costs(large, "cuda:0", "float16")
+            executor = Executor(large, Execution(costs=made, dtype="float16", turbo=turbo, unet_bs=4))
+            found.append(render(executor, make_items(("ddim", "euler"))))
+        assert not device.violations
+    assert found[0] == found[1] and len(found[0]) == 2
 
 
 def test_float32_is_float32(model):

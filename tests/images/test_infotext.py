@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from builders import make_item
 
-from runner.images.infotext import OTHER_NOISE, read
+from runner.images.infotext import OTHER_NOISE, parameters_text, read
 from runner.sampler_names import SAMPLERS
 
 SETTINGS = "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 965400086, Size: 512x512, Model hash: 45dee52b"
@@ -45,6 +46,13 @@ def test_samplers(settings: str, sampler: str, note: str | None) -> None:
     assert notes[1:] == [] if note is None else notes[1].startswith(f"not carried over: {note}")
 
 
+def test_the_layer_of_the_text_encoder_is_carried_over():
+    record, notes, _ = read("cat\nSteps: 4, Sampler: Euler, Seed: 1, Size: 64x64, Clip skip: 2")
+    assert (record["clip_skip"], notes) == (2, [OTHER_NOISE])
+    item = make_item(prompt="cat", extra=(("clip_skip", 2), ("spacing", "trailing")))
+    assert "Clip skip: 2" in parameters_text(item) and read(parameters_text(item))[0]["clip_skip"] == 2
+
+
 def test_karras_is_a_sampler_of_its_own():
     for settings in ("Sampler: DPM++ 2M Karras", "Sampler: DPM++ 2M, Schedule type: Karras"):
         record, notes, _ = read(f"cat\nSteps: 4, {settings}, Seed: 1, Size: 64x64")
@@ -54,7 +62,7 @@ def test_karras_is_a_sampler_of_its_own():
 @pytest.mark.parametrize(
     ("more", "notes"),
     [
-        ("Clip skip: 2, Face restoration: CodeFormer", ["Clip skip: 2", "Face restoration: CodeFormer"]),
+        ("Clip skip: all, Face restoration: CodeFormer", ["Clip skip: all", "Face restoration: CodeFormer"]),
         ('Lora hashes: "a: 12ab, b: 34cd", ENSD: 31337', ["Lora hashes: a: 12ab, b: 34cd", "ENSD: 31337"]),
         (
             "Denoising strength: 0.6, Hires upscale: 2, Hires upscaler: Latent",
