@@ -4,6 +4,7 @@ import atexit
 import importlib.machinery
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import types
@@ -20,6 +21,13 @@ os.environ.pop("COLUMNS", None)  # so that nothing is folded
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="runner-cache-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+
+
+def pytest_configure(config):
+    """Lets signals be heard though the tests run in the background or under nohup, where some are ignored."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -91,6 +91,7 @@ def to_sgm(parts) -> dict[str, torch.Tensor]:
         )
     found |= {f"conditioner.embedders.0.transformer.text_model.{n}": t for n, t in first.state_dict().items()}
     found["conditioner.embedders.0.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    found["denoiser.sigmas"] = torch.zeros(1000)
     return found | {f"conditioner.embedders.1.model.{n}": t for n, t in _to_open_clip(second).items()}
 
 

@@ -31,7 +31,7 @@ TEXTS: Mapping[str, Mapping[str, str]] = {  # the beginnings of the text encoder
     XL.name: {"text_encoder": TEXT_XL, "text_encoder_2": TEXT_XL_2},
 }
 LEFTOVERS = re.compile(
-    r"model_ema\.|embedding_manager\.|first_stage_model\.loss\."
+    r"model_ema\.|embedding_manager\.|denoiser\.|first_stage_model\.loss\."
     r"|(betas|alphas_cumprod(_prev)?|sqrt_\w+|log_\w+|posterior_\w+|lvlb_weights|logvar)$"
     r"|cond_stage_model\.(transformer\.(text_model\.)?embeddings\.position_ids|logit_scale|text_projection)$"
     r"|cond_stage_model\.model\.(visual\.|(logit_scale|text_projection|attn_mask)$)"

@@ -263,7 +263,7 @@ def _build_more_fields(usual: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     fields["negative"] = gr.Textbox(usual["negative"], label="Negative prompt", lines=2)
     with gr.Row():
-        fields["eta"] = _slider("Eta", 0, 1, usual["eta"], 0.05, info="of ddim only")
+        fields["eta"] = _slider("Eta", 0, 1, usual["eta"], 0.05, info="of ddim and tcd only")
         fields["format"] = gr.Radio(list(FORMATS), value=usual["format"], label="Format", min_width=150)
     fields["long_prompts"] = gr.Radio(
         list(LONG_PROMPTS), value=usual["long_prompts"], label="A prompt that is too long"
