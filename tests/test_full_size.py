@@ -14,10 +14,14 @@ from unittest import mock
 import numpy as np
 import pytest
 import single_file
+import tiny_xl
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from runner.bench import random_model
 from runner.folder.ledger import iterate_records
 from runner.folder.store import LocalStore
 
@@ -179,3 +183,29 @@ def test_a_file_that_was_cut_off_is_refused(forms, name, share):
     assert code == 2
     assert "cut off" in printed
     assert "Traceback" not in printed
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory):
+    """Stable Diffusion XL as a folder and as a single file; 14 GB of disk."""
+    place = tmp_path_factory.mktemp("xl")
+    random_model.save("sdxl", place / "folder")
+    kinds = {
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+    }
+    parts = [kind.from_pretrained(place / "folder" / name, dtype=torch.float16) for name, kind in kinds.items()]
+    tiny_xl.save_single_file(place / "file.safetensors", parts)
+    (place / "xl.yaml").write_text(
+        "version: 1\njobs: [{prompt: a cat, seeds: 1-2, width: 512, height: 512, steps: 1}]\n"
+    )
+    yield place
+    shutil.rmtree(place)
+
+
+def test_stable_diffusion_xl_keeps_a_small_ceiling_in_both_forms(xl):
+    made = {model: render(xl, "xl", model, "memory=1600MB") for model in ("file.safetensors", "folder")}
+    assert pictures(made["file.safetensors"]) == pictures(made["folder"])
+    assert max(record["peak_bytes"] for records in made.values() for record in records.values()) <= 1600 * 10**6
