@@ -34,7 +34,7 @@ def change(file, **values):
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
-def stock_picture(folder, scheduler="DDIMScheduler", prompt="white duck", steps=5):
+def stock_picture(folder, scheduler="DDIMScheduler", prompt="white duck", steps=5, **how):
     tokenizer = folder / "tokenizer" if (folder / "tokenizer").is_dir() else SHIPPED
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(folder / "vae"),
@@ -47,7 +47,14 @@ def stock_picture(folder, scheduler="DDIMScheduler", prompt="white duck", steps=
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(27))
     made = pipeline(
-        prompt, num_inference_steps=steps, guidance_scale=7.5, latents=noise, output_type="np", height=64, width=64
+        prompt,
+        num_inference_steps=steps,
+        guidance_scale=7.5,
+        latents=noise,
+        output_type="np",
+        height=64,
+        width=64,
+        **how,
     )
     return made.images[0] * 255
 
@@ -162,3 +169,24 @@ def test_a_word_that_the_text_encoder_does_not_know_is_refused(folder):
     as_a_list(folder / "tokenizer")
     with pytest.raises(ModelError, match=f"number {NUMBER}, and the text encoder knows {NUMBER}"):
         our_picture(folder)
+
+
+@pytest.mark.parametrize("turbo", ["true", "false"])
+def test_another_layer_of_the_text_encoder(folder, turbo):
+    """The stock pipeline counts from the last layer, which is 0 there; pictures of both layers share a wave."""
+    change(folder / "scheduler/scheduler_config.json", clip_sample=False)
+    model = files.find_model(str(folder))
+    execution = choices.decide(compose(["precision=full", "unet_bs=2", f"turbo={turbo}"]), model, "cpu", None)
+    executor = Executor(model, execution)
+    items = [
+        make_item(number=n, prompt="white duck", seed=27, steps=5, extra=extra)
+        for n, extra in enumerate([(("clip_skip", 2),), (), (("clip_skip", 1),)])
+    ]
+    found = {
+        event.item.number: event.pixels
+        for wave in waves.group(items, executor.execution)
+        for event in executor.run(wave)
+        if isinstance(event, Rendered)
+    }
+    assert np.abs(found[0] - stock_picture(folder, clip_skip=1)).max() <= 0.6
+    assert np.array_equal(found[1], found[2]) and not np.array_equal(found[0], found[1])
