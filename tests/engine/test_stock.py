@@ -46,16 +46,8 @@ def stock_picture(folder, scheduler="DDIMScheduler", prompt="white duck", steps=
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(27))
-    made = pipeline(
-        prompt,
-        num_inference_steps=steps,
-        guidance_scale=7.5,
-        latents=noise,
-        output_type="np",
-        height=64,
-        width=64,
-        **how,
-    )
+    usual = {"num_inference_steps": steps, "guidance_scale": 7.5, "height": 64, "width": 64}
+    made = pipeline(prompt, latents=noise, output_type="np", **usual, **how)
     return made.images[0] * 255
 
 
