@@ -1,7 +1,10 @@
-"""The training pictures: emoji drawn at a random size and place on a plain background, each with its caption.
+"""The training pictures: emoji drawn at one of a few sizes and places on a plain background, each with its caption.
 
-A picture is 64x64 RGB. The artwork is Twemoji's (SVG, CC-BY 4.0), the names are Unicode's, in lower case.
+A picture is 128x128 RGB. The artwork is Twemoji's (SVG, CC-BY 4.0), the names are Unicode's, in lower case.
 A caption that names no background means a white one.
+
+An emoji's sides and edges lie on the grid of the autoencoder's 8x8 cells. The same emoji one place further is then
+the same latents one cell further: the autoencoder needs no fractions of a cell, and the UNet needs not guess them.
 """
 
 from __future__ import annotations
@@ -9,16 +12,20 @@ from __future__ import annotations
 import io
 import unicodedata
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import resvg_py
 from PIL import Image
 
-SIZE = 64
-ARTWORK_SIZE = 160  # rendered once at this size, resized for each picture
+SIZE = 128
+MARGIN = 4  # the least distance to the left and upper border
+CELL = 8  # pixels of a latent
+SIDES = (96, 104, 112, 120)
+FREE_SIDES = tuple(range(64, 125, 4))
 
-# Animals, plants, food, places, vehicles, things: the ones that look like something at 64 pixels.
+# Animals, plants, food, places, vehicles, things: the ones that look like something when they are small.
 RANGES = (
     (0x1F30A, 0x1F30B), (0x1F308, 0x1F308), (0x1F30D, 0x1F30D), (0x1F319, 0x1F319), (0x1F31E, 0x1F31F),
     (0x1F32A, 0x1F32A), (0x1F32D, 0x1F353), (0x1F354, 0x1F37F), (0x1F380, 0x1F384), (0x1F388, 0x1F388),
@@ -58,29 +65,61 @@ def names() -> list[str]:
     return [unicodedata.name(chr(point)).lower() for point in _points()]
 
 
-def load_artwork(svg_folder: Path) -> list[Image.Image]:
-    """RGBA pictures, one for each of `names()`."""
-    return [_render_svg(svg_folder / f"{point:x}.svg") for point in _points()]
+class Artwork:
+    """Twemoji's drawings of `names()`, rendered at the size that is asked for."""
+
+    def __init__(self, svg_folder: Path) -> None:
+        self.files = [svg_folder / f"{point:x}.svg" for point in _points()]
+        self.render = cache(self._render)
+
+    def _render(self, number: int, side: int) -> np.ndarray:
+        """RGBA, uint8 [side, side, 4]."""
+        png = bytes(resvg_py.svg_to_bytes(svg_path=str(self.files[number]), width=side, height=side))
+        drawn = Image.open(io.BytesIO(png)).convert("RGBA")
+        square = Image.new("RGBA", (side, side))  # a few drawings are taller than they are wide
+        square.paste(drawn, ((side - drawn.width) // 2, (side - drawn.height) // 2))
+        return np.asarray(square)
+
+    def draw(self, number: int, place: Place, colour: tuple[int, int, int]) -> np.ndarray:
+        """One picture, uint8 [128, 128, 3]."""
+        emoji = self.render(number, place.side)
+        if place.flip:
+            emoji = emoji[:, ::-1]
+        alpha = emoji[..., 3:].astype(np.float32) / 255
+        inside = emoji[..., :3] * alpha + np.float32(colour) * (1 - alpha)
+        picture = np.empty((SIZE, SIZE, 3), dtype=np.uint8)
+        picture[:] = colour
+        rows, columns = slice(place.top, place.top + place.side), slice(place.left, place.left + place.side)
+        picture[rows, columns] = np.rint(inside)
+        return picture
 
 
-def draw(artwork: Image.Image, place: Place, colour: tuple[int, int, int]) -> np.ndarray:
-    """One picture, uint8 [64, 64, 3]."""
-    emoji = artwork.resize((place.side, place.side), Image.Resampling.BOX, reducing_gap=None)
-    if place.flip:
-        emoji = emoji.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels = np.asarray(emoji, dtype=np.float32)
-    picture = np.empty((SIZE, SIZE, 3), dtype=np.float32)
-    picture[:] = colour
-    rows, columns = slice(place.top, place.top + place.side), slice(place.left, place.left + place.side)
-    alpha = pixels[..., 3:] / 255
-    picture[rows, columns] = pixels[..., :3] * alpha + picture[rows, columns] * (1 - alpha)
-    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+def _places() -> list[Place]:
+    corners = {
+        side: [at for at in range(MARGIN, SIZE - MARGIN - side + 1, CELL) if abs(2 * at + side - SIZE) <= 2 * CELL]
+        for side in SIDES
+    }
+    return [
+        Place(side=side, left=left, top=top, flip=flip)
+        for side in SIDES
+        for left in corners[side]
+        for top in corners[side]
+        for flip in (False, True)
+    ]
+
+
+PLACES = _places()  # on the grid; half of them mirrored
 
 
 def random_place(random: np.random.Generator) -> Place:
-    """A large emoji somewhere near the middle; half of them mirrored."""
-    side = int(random.integers(46, 61))
-    left, top = random.integers(1, SIZE - side, 2)
+    """A large emoji somewhere near the middle, on the grid."""
+    return PLACES[random.integers(len(PLACES))]
+
+
+def free_place(random: np.random.Generator) -> Place:
+    """An emoji anywhere, off the grid: what the autoencoder must also know, for the pictures of img2img."""
+    side = int(random.choice(FREE_SIDES))
+    left, top = random.integers(SIZE - side + 1, size=2)
     return Place(side=side, left=int(left), top=int(top), flip=bool(random.integers(2)))
 
 
@@ -100,8 +139,3 @@ def caption(name: str, colour: str) -> str:
 
 def _points() -> list[int]:
     return [point for first, last in RANGES for point in range(first, last + 1)]
-
-
-def _render_svg(path: Path) -> Image.Image:
-    png = bytes(resvg_py.svg_to_bytes(svg_path=str(path), width=ARTWORK_SIZE, height=ARTWORK_SIZE))
-    return Image.open(io.BytesIO(png)).convert("RGBA")

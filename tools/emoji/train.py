@@ -19,27 +19,31 @@ import pictures
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from muon import Muon
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-LATENTS_PER_NAME = 256
+BATCH = 32
 WORDS = 49408
-TOKENIZER = Path(__file__).parents[2] / "runner/models/emoji/tokenizer"
+SHIPPED = Path(__file__).parents[2] / "runner/models/emoji"
+TOKENIZER = SHIPPED / "tokenizer"
+SAVE_SECONDS = 200
+WHOLE_PICTURES = 0.3  # of the autoencoder's time; before it, quarters of pictures
 
 
 def build_vae() -> AutoencoderKL:
     channels = (32, 48, 96, 128)
     return AutoencoderKL(
-        block_out_channels=channels, layers_per_block=1, latent_channels=4, norm_num_groups=16, sample_size=64,
+        block_out_channels=channels, layers_per_block=1, latent_channels=4, norm_num_groups=16, sample_size=128,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     )  # fmt: skip
 
 
 def build_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(64, 128, 192), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=128, attention_head_dim=8,
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(64, 128, 192), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=128, attention_head_dim=4,
     )  # fmt: skip
 
 
@@ -72,22 +76,38 @@ class Checkpoints:
 
 def learning_rate(peak: float, done: float) -> float:
     """A short warm-up, then a half cosine to nothing; `done` runs from 0 to 1."""
-    return peak * min(1.0, done / 0.02 + 1e-3) * 0.5 * (1 + math.cos(math.pi * done))
+    return peak * min(1.0, done / 0.01 + 1e-2) * 0.5 * (1 + math.cos(math.pi * min(done, 1)))
 
 
-def steps(minutes: float, start: float) -> Iterator[float]:
-    """The fraction of the budget that is spent, once before each step, until all of it is."""
-    begun = time.monotonic() - start * 60 * minutes
-    while (done := (time.monotonic() - begun) / (60 * minutes)) < 1:
-        yield done
+class Clock:
+    """Minutes of this process's own computing: they neither pass while it is stopped nor while others compute."""
+
+    def __init__(self, minutes: float, spent: float) -> None:
+        self.minutes, self.before, self.begun = minutes, spent, time.process_time()
+        self.saved = self.begun
+
+    @property
+    def spent(self) -> float:
+        return self.before + (time.process_time() - self.begun) / 60
+
+    def steps(self) -> Iterator[float]:
+        """The fraction of the budget that is spent, once before each step, until all of it is."""
+        while self.spent < self.minutes:
+            yield self.spent / self.minutes
+
+    def time_to_save(self) -> bool:
+        if due := time.process_time() - self.saved > SAVE_SECONDS:
+            self.saved = time.process_time()
+        return due
 
 
-def train_vae(args: argparse.Namespace, artwork: list, names: list[str]) -> None:
-    """Trains the whole autoencoder."""
-    train_autoencoder(args, artwork, Checkpoints(args.work / "vae.pt"), build_vae(), args.vae_minutes, 1.5e-3)
+def train_vae(args: argparse.Namespace, artwork: pictures.Artwork, names: list[str]) -> None:
+    """Trains the whole autoencoder, from the weights that ship where there is no checkpoint."""
+    vae = AutoencoderKL.from_pretrained(SHIPPED / "vae").float() if args.go_on_from_shipped else build_vae()
+    train_autoencoder(args, artwork, Checkpoints(args.work / "vae.pt"), vae, args.vae_minutes, args.vae_rate)
 
 
-def train_decoder(args: argparse.Namespace, artwork: list, names: list[str]) -> None:
+def train_decoder(args: argparse.Namespace, artwork: pictures.Artwork, names: list[str]) -> None:
     """Trains the decoder on, to a sharper picture; the encoder stays, and so do the latents that the UNet learns."""
     vae = load_vae(args.work)
     vae.encoder.requires_grad_(False)
@@ -96,23 +116,32 @@ def train_decoder(args: argparse.Namespace, artwork: list, names: list[str]) -> 
 
 
 def train_autoencoder(
-    args: argparse.Namespace, artwork: list, checkpoints: Checkpoints, vae: AutoencoderKL, minutes: float, peak: float
-) -> None:
+    args: argparse.Namespace, artwork: pictures.Artwork, checkpoints: Checkpoints, vae: AutoencoderKL,
+    minutes: float, peak: float,
+) -> None:  # fmt: skip
     """L1, plus L1 of the differences between neighbours (edges), plus a light Kullback-Leibler term."""
-    trained = [p for p in vae.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
-    start, step = 0.0, 0
+    trained = [(name, p) for name, p in vae.named_parameters() if p.requires_grad]
+    optimizer = Muon(trained, lr=peak, weight_decay=1e-2)
+    averaged = copy.deepcopy(vae).requires_grad_(False)
+    clock, step = Clock(minutes, 0.0), 0
     if state := checkpoints.load():
-        vae.load_state_dict(state["vae"])
+        vae.load_state_dict(state["trained"])
+        averaged.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
-        start, step = state["spent"], state["step"]
-    random = np.random.default_rng(step)
+        clock, step = Clock(minutes, state["spent"]), state["step"]
+
+    def save() -> None:
+        checkpoints.save(
+            trained=vae.state_dict(), vae=averaged.state_dict(), optimizer=optimizer.state_dict(),
+            spent=clock.spent, step=step,
+        )  # fmt: skip
+
+    random, first = np.random.default_rng(step), step
     averages = torch.zeros(3)
-    for spent in steps(minutes, start):
+    for done in clock.steps():
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(peak, spent)
-        pixels = torch.from_numpy(np.stack([_random_picture(random, artwork) for _ in range(16)]))
-        wanted = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1  # [16, 3, 64, 64]
+            group["lr"] = learning_rate(peak, done)
+        wanted = random_crops(random, artwork) if done < WHOLE_PICTURES else random_pictures(random, artwork, 8)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(wanted).latent_dist
             made = vae.decode(posterior.sample()).sample.float()
@@ -120,15 +149,40 @@ def train_autoencoder(
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         optimizer.zero_grad()
         (error + edges + 1e-4 * kl).backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        torch.nn.utils.clip_grad_norm_([p for _, p in trained], 1.0)
         optimizer.step()
         step += 1
-        averages = averages.lerp(torch.tensor([error.item(), edges.item(), kl.item()]), 0.02)
-        if step % 200 == 0:
-            print(f"{step} {spent:.3f} l1 {averages[0]:.4f} edges {averages[1]:.4f} kl {averages[2]:.2f}", flush=True)
-        if step % 1000 == 0:
-            checkpoints.save(vae=vae.state_dict(), optimizer=optimizer.state_dict(), spent=spent, step=step)
-    checkpoints.save(vae=vae.state_dict(), optimizer=optimizer.state_dict(), spent=1.0, step=step)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(averaged.parameters()), list(vae.parameters()), max(2e-3, 1 / (step + 1)))
+        losses = torch.tensor([error.item(), edges.item(), kl.item()])
+        averages = averages.lerp(losses, max(0.02, 1 / (step - first + 1)))
+        if step % 100 == 0:
+            print(
+                f"{step} {clock.spent:.1f}min l1 {averages[0]:.4f} edges {averages[1]:.4f} kl {averages[2]:.2f}",
+                flush=True,
+            )
+        if clock.time_to_save():
+            save()
+    save()
+
+
+def random_crops(random: np.random.Generator, artwork: pictures.Artwork) -> torch.Tensor:
+    """Quarters of 16 pictures, [16, 3, 64, 64]: more different drawings in a step that takes as long."""
+    whole = random_pictures(random, artwork, 16)
+    corners = random.integers(0, pictures.SIZE // 2 + 1, size=(16, 2)) // pictures.CELL * pictures.CELL
+    half = pictures.SIZE // 2
+    return torch.stack(
+        [x[:, top : top + half, left : left + half] for x, (top, left) in zip(whole, corners, strict=True)]
+    )
+
+
+def random_pictures(random: np.random.Generator, artwork: pictures.Artwork, count: int) -> torch.Tensor:
+    """[count, 3, 128, 128], from -1 to 1; one in five lies off the grid."""
+    drawn = []
+    for number in random.integers(len(artwork.files), size=count):
+        place = (pictures.free_place if random.random() < 0.2 else pictures.random_place)(random)
+        drawn.append(artwork.draw(int(number), place, pictures.COLOURS[str(random.choice(list(pictures.COLOURS)))]))
+    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def edge_error(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -136,81 +190,120 @@ def edge_error(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return sum((made.diff(dim=dim) - wanted.diff(dim=dim)).abs().mean() for dim in (2, 3))
 
 
-def make_latents(args: argparse.Namespace, artwork: list, names: list[str]) -> None:
-    """Encodes `LATENTS_PER_NAME` pictures of each name once: the UNet then trains without the autoencoder."""
-    vae = load_vae(args.work)
-    random = np.random.default_rng(1)
-    latents, captions = [], []
-    for _ in range(LATENTS_PER_NAME):
-        drawn = []
-        for picture, name in zip(artwork, names, strict=True):
-            caption, colour = pictures.random_caption(random, name)
-            captions.append(caption)
-            drawn.append(pictures.draw(picture, pictures.random_place(random), pictures.COLOURS[colour]))
-        pixels = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            for batch in pixels.split(32):
-                latents.append(vae.encode(batch).latent_dist.mean.half())
-        if len(captions) % (32 * len(names)) == 0:
-            print(f"latents {len(captions)}", flush=True)
-    stacked = torch.cat(latents)  # [N, 4, 8, 8]
-    tokens = tokenize(captions)
-    Checkpoints(args.work / "latents.pt").save(latents=stacked, tokens=tokens, scale=1 / stacked.float().std().item())
+def make_latents(args: argparse.Namespace, artwork: pictures.Artwork, names: list[str]) -> None:
+    """Encodes each name at each place, in each of `--rounds`: the UNet then trains without the autoencoder."""
+    vae = load_vae(args.work).to(torch.bfloat16)
+    checkpoints = Checkpoints(args.work / "latents.pt")
+    state = checkpoints.load() or {
+        "latents": torch.empty(0, 4, 16, 16, dtype=torch.half),
+        "tokens": torch.empty(0, 77, dtype=torch.int32),
+    }
+    per_round = len(names) * len(pictures.PLACES)
+    clock = Clock(math.inf, 0.0)
+    done = len(state["latents"]) // len(names)  # places, in all rounds
+    while done < args.rounds * len(pictures.PLACES):
+        random = np.random.default_rng(done)
+        place = pictures.PLACES[done % len(pictures.PLACES)]
+        asked = [pictures.random_caption(random, name) for name in names]
+        drawn = [artwork.draw(number, place, pictures.COLOURS[colour]) for number, (_, colour) in enumerate(asked)]
+        pixels = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).bfloat16() / 127.5 - 1
+        with torch.no_grad():
+            made = torch.cat([vae.encode(batch).latent_dist.mean.half() for batch in pixels.split(32)])
+        state["latents"] = torch.cat([state["latents"], made])
+        state["tokens"] = torch.cat([state["tokens"], tokenize([caption for caption, _ in asked])])
+        done += 1
+        if clock.time_to_save() or done % 20 == 0:
+            print(f"latents {len(state['latents'])} of {per_round * args.rounds}", flush=True)
+            checkpoints.save(**state)
+    checkpoints.save(**state)
 
 
-def train_unet(args: argparse.Namespace, artwork: list, names: list[str]) -> None:
-    """Noise prediction, errors weighted by min(SNR, 5) / SNR (Hang et al. 2023); the average of the weights is kept."""
+def scaled_latents(stored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The latents with a mean of 0 and a deviation of 1 in each channel, and what was taken off and divided by."""
+    sample = stored[:: max(1, len(stored) // 5000)].float()
+    mean, deviation = sample.mean((0, 2, 3), keepdim=True), sample.std((0, 2, 3), keepdim=True)
+    return (stored - mean.half()) / deviation.half(), mean.flatten(), deviation.flatten()
+
+
+def train_unet(args: argparse.Namespace, artwork: pictures.Artwork, names: list[str]) -> None:
+    """v-prediction (Salimans & Ho 2022), each error weighted by min(SNR, 5) of the picture (Hang et al. 2023).
+
+    The average of the weights is kept.
+    """
     data = torch.load(args.work / "latents.pt", weights_only=True)
-    all_latents, scale = data["latents"], data["scale"]
+    all_latents, _, _ = scaled_latents(data["latents"])
     known, all_tokens = known_words(data["tokens"])
     unet, text = build_unet(), build_text_encoder(len(known) + 1)
+    if args.go_on_from_shipped:
+        take_over(unet, text, known)
     averaged = copy.deepcopy(torch.nn.ModuleList([unet, text])).requires_grad_(False)
     trained = [*unet.parameters(), *text.parameters()]
-    optimizer = torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.99), weight_decay=1e-3)
-    checkpoints, start, step = Checkpoints(args.work / "unet.pt"), 0.0, 0
+    optimizer = Muon([*unet.named_parameters(), *text.named_parameters()], lr=args.unet_rate, weight_decay=1e-2)
+    checkpoints, clock, step = Checkpoints(args.work / "unet.pt"), Clock(args.unet_minutes, 0.0), 0
     if state := checkpoints.load():
         for key, part in (("unet", unet), ("text", text), ("averaged", averaged), ("optimizer", optimizer)):
             part.load_state_dict(state[key])
-        start, step = state["spent"], state["step"]
-    schedule = build_schedule()
-    snr = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
-    weights = snr.clamp(max=5) / snr
+        clock, step = Clock(args.unet_minutes, state["spent"]), state["step"]
+
+    def save() -> None:
+        checkpoints.save(
+            unet=unet.state_dict(), text=text.state_dict(), averaged=averaged.state_dict(),
+            optimizer=optimizer.state_dict(), spent=clock.spent, step=step,
+        )  # fmt: skip
+
+    kept = build_schedule().alphas_cumprod
+    snr = kept / (1 - kept)
+    weights = snr.clamp(max=5) / (snr + 1)  # of an error in v, which is 1 + 1/SNR times one in the picture
     empty = torch.searchsorted(known, tokenize([""])[0])
     random = torch.Generator().manual_seed(step)
-    average, losses = 0.0, 0.0
-    for spent in steps(args.unet_minutes, start):
+    average, first = torch.zeros(()), step
+    for done in clock.steps():
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(1.2e-3, spent)
-        rows = torch.randint(len(all_latents), (48,), generator=random)
+            group["lr"] = learning_rate(args.unet_rate, done)
+        rows = torch.randint(len(all_latents), (BATCH,), generator=random)
         tokens = all_tokens[rows]
         add_strange_words(tokens, len(known), random)
-        tokens[torch.rand(48, generator=random) < 0.1] = empty
-        latents = all_latents[rows].float() * scale
+        tokens[torch.rand(BATCH, generator=random) < 0.1] = empty
+        latents = all_latents[rows].float()
         noise = torch.randn(latents.shape, generator=random)
-        times = torch.randint(1000, (48,), generator=random)
-        predicted = unet(schedule.add_noise(latents, noise, times), times, text(tokens).last_hidden_state).sample
-        loss = (F.mse_loss(predicted, noise, reduction="none").mean((1, 2, 3)) * weights[times]).mean()
+        times = spread_times(random)
+        a, b = kept[times].sqrt()[:, None, None, None], (1 - kept[times]).sqrt()[:, None, None, None]
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = unet(a * latents + b * noise, times, text(tokens).last_hidden_state).sample.float()
+        errors = F.mse_loss(predicted, a * noise - b * latents, reduction="none").mean((1, 2, 3))
+        loss = (errors * weights[times]).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         step += 1
-        decay = min(0.9995, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(averaged.parameters()), trained, 1 - decay)
-        average, losses = average * 0.99 + loss.item() * 0.01, losses * 0.99 + 0.01
-        if step % 200 == 0:
-            print(f"unet {step} {spent:.3f} loss {average / losses:.4f}", flush=True)
-        if step % 2000 == 0:
-            save_unet(checkpoints, unet, text, averaged, optimizer, spent, step)
-    save_unet(checkpoints, unet, text, averaged, optimizer, 1.0, step)
+            torch._foreach_lerp_(list(averaged.parameters()), trained, max(5e-4, 9 / (step + 10)))
+        average = average.lerp(loss.detach(), max(0.01, 1 / (step - first)))
+        if step % 100 == 0:
+            print(f"unet {step} {clock.spent:.1f}min loss {average:.4f}", flush=True)
+        if clock.time_to_save():
+            save()
+    save()
 
 
-def save_unet(checkpoints: Checkpoints, unet, text, averaged, optimizer, spent: float, step: int) -> None:  # type: ignore[no-untyped-def]
-    checkpoints.save(
-        unet=unet.state_dict(), text=text.state_dict(), averaged=averaged.state_dict(),
-        optimizer=optimizer.state_dict(), spent=spent, step=step,
-    )  # fmt: skip
+def spread_times(random: torch.Generator) -> torch.Tensor:
+    """One time step of each of the batch's equal parts of the schedule: a steadier loss than times by chance."""
+    return ((torch.arange(BATCH) + torch.rand(BATCH, generator=random)) * 1000 / BATCH).long().clamp(max=999)
+
+
+def take_over(unet: UNet2DConditionModel, text: CLIPTextModel, known: torch.Tensor) -> None:
+    """Starts from the weights that ship, wherever the shapes agree."""
+    shipped = CLIPTextModel.from_pretrained(SHIPPED / "text_encoder").float().state_dict()
+    word = next(name for name in shipped if "token_embedding" in name)
+    strange = next(row for row in range(WORDS) if row not in set(known.tolist()))
+    shipped[word] = shipped[word][[*known.tolist(), strange]]
+    for part, weights in (
+        (unet, UNet2DConditionModel.from_pretrained(SHIPPED / "unet").float().state_dict()),
+        (text, shipped),
+    ):
+        own = part.state_dict()
+        part.load_state_dict({**own, **{k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}})
 
 
 def known_words(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -238,13 +331,27 @@ def whole_vocabulary(known: torch.Tensor, trained: dict[str, torch.Tensor]) -> C
     return text
 
 
-def export(args: argparse.Namespace, artwork: list, names: list[str]) -> None:
+@torch.no_grad()
+def absorb(vae: AutoencoderKL, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+    """Moves what `scaled_latents` does into the convolutions on both sides of the latents: diffusers knows one factor."""
+    after, before = vae.quant_conv, vae.post_quant_conv
+    before.bias += before.weight[:, :, 0, 0] @ mean
+    before.weight *= deviation[None, :, None, None]
+    channels = len(mean)  # the first half of what the encoder gives is the mean, the other half the log of the variance
+    after.weight[:channels] /= deviation[:, None, None, None]
+    after.bias[:channels] = (after.bias[:channels] - mean) / deviation
+    after.bias[channels:] -= 2 * deviation.log()
+    vae.register_to_config(scaling_factor=1.0)
+
+
+def export(args: argparse.Namespace, artwork: pictures.Artwork, names: list[str]) -> None:
     """Writes the diffusers folder, float16, without anything that changes from one export to the next."""
     data = torch.load(args.work / "latents.pt", weights_only=True)
     vae = load_vae(args.work)
     if decoder := Checkpoints(args.work / "decoder.pt").load():
         vae.load_state_dict(decoder["vae"])
-    vae.register_to_config(scaling_factor=round(data["scale"], 5))
+    _, mean, deviation = scaled_latents(data["latents"])
+    absorb(vae, mean, deviation)
     known, _ = known_words(data["tokens"])
     averaged = torch.load(args.work / "unet.pt", weights_only=True)["averaged"]
     unet = build_unet()
@@ -257,7 +364,7 @@ def export(args: argparse.Namespace, artwork: list, names: list[str]) -> None:
         file.write_text(json.dumps(config, indent=2) + "\n")
     scheduler = {
         "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-        "num_train_timesteps": 1000, "prediction_type": "epsilon", "set_alpha_to_one": False, "skip_prk_steps": True,
+        "num_train_timesteps": 1000, "prediction_type": "v_prediction", "set_alpha_to_one": False, "skip_prk_steps": True,
         "steps_offset": 1, "timestep_spacing": "leading",
     }  # fmt: skip
     index = {
@@ -287,11 +394,6 @@ def tokenize(captions: list[str]) -> torch.Tensor:
     return torch.tensor([known[caption] for caption in captions], dtype=torch.int32)
 
 
-def _random_picture(random: np.random.Generator, artwork: list) -> np.ndarray:
-    colour = pictures.COLOURS[str(random.choice(list(pictures.COLOURS)))]
-    return pictures.draw(artwork[random.integers(len(artwork))], pictures.random_place(random), colour)
-
-
 STAGES = {"vae": train_vae, "latents": make_latents, "unet": train_unet, "decoder": train_decoder, "export": export}
 
 
@@ -301,15 +403,21 @@ def main() -> None:
     parser.add_argument("--artwork", type=Path, required=True, help="Twemoji's folder of SVG files")
     parser.add_argument("--work", type=Path, required=True, help="where checkpoints are kept")
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[2] / "runner/models/emoji")
-    parser.add_argument("--vae-minutes", type=float, default=30)
+    parser.add_argument("--vae-minutes", type=float, default=70)
+    parser.add_argument("--vae-rate", type=float, default=2e-3)
+    parser.add_argument(
+        "--go-on-from-shipped", action="store_true", help="start the autoencoder from the weights that ship"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="pictures of each name at each place, for the UNet")
     parser.add_argument("--unet-minutes", type=float, default=90)
+    parser.add_argument("--unet-rate", type=float, default=2e-3)
     parser.add_argument("--decoder-minutes", type=float, default=60)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     args.work.mkdir(parents=True, exist_ok=True)
-    artwork, names = pictures.load_artwork(args.artwork), pictures.names()
+    artwork, names = pictures.Artwork(args.artwork), pictures.names()
     for stage in args.stages:
         STAGES[stage](args, artwork, names)
 
