@@ -22,7 +22,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from muon import Muon
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-BATCH = 32
+BATCH = 48
 WORDS = 49408
 SHIPPED = Path(__file__).parents[2] / "runner/models/emoji"
 TOKENIZER = SHIPPED / "tokenizer"
@@ -278,7 +278,7 @@ def train_unet(args: argparse.Namespace, artwork: pictures.Artwork, names: list[
         optimizer.step()
         step += 1
         with torch.no_grad():
-            torch._foreach_lerp_(list(averaged.parameters()), trained, max(5e-4, 9 / (step + 10)))
+            torch._foreach_lerp_(list(averaged.parameters()), trained, max(1e-3, 9 / (step + 10)))
         average = average.lerp(loss.detach(), max(0.01, 1 / (step - first)))
         if step % 100 == 0:
             print(f"unet {step} {clock.spent:.1f}min loss {average:.4f}", flush=True)
@@ -333,7 +333,7 @@ def whole_vocabulary(known: torch.Tensor, trained: dict[str, torch.Tensor]) -> C
 
 @torch.no_grad()
 def absorb(vae: AutoencoderKL, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-    """Moves what `scaled_latents` does into the convolutions on both sides of the latents: diffusers knows one factor."""
+    """Moves what `scaled_latents` does into the convolutions around the latents, since diffusers knows one factor."""
     after, before = vae.quant_conv, vae.post_quant_conv
     before.bias += before.weight[:, :, 0, 0] @ mean
     before.weight *= deviation[None, :, None, None]
@@ -364,8 +364,8 @@ def export(args: argparse.Namespace, artwork: pictures.Artwork, names: list[str]
         file.write_text(json.dumps(config, indent=2) + "\n")
     scheduler = {
         "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-        "num_train_timesteps": 1000, "prediction_type": "v_prediction", "set_alpha_to_one": False, "skip_prk_steps": True,
-        "steps_offset": 1, "timestep_spacing": "leading",
+        "num_train_timesteps": 1000, "prediction_type": "v_prediction", "set_alpha_to_one": False,
+        "skip_prk_steps": True, "steps_offset": 1, "timestep_spacing": "leading",
     }  # fmt: skip
     index = {
         "_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.30.0", "feature_extractor": [None, None],
