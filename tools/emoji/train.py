@@ -108,16 +108,19 @@ def train_vae(args: argparse.Namespace, artwork: pictures.Artwork, names: list[s
 
 
 def train_decoder(args: argparse.Namespace, artwork: pictures.Artwork, names: list[str]) -> None:
-    """Trains the decoder on, to a sharper picture; the encoder stays, and so do the latents that the UNet learns."""
+    """Trains the decoder on, to a sharper picture; the encoder stays, and so do the latents that the UNet learns.
+
+    It sees latents with a little noise, since the UNet's are never quite those of a picture.
+    """
     vae = load_vae(args.work)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
-    train_autoencoder(args, artwork, Checkpoints(args.work / "decoder.pt"), vae, args.decoder_minutes, 1e-3)
+    train_autoencoder(args, artwork, Checkpoints(args.work / "decoder.pt"), vae, args.decoder_minutes, 1e-3, 0.3)
 
 
 def train_autoencoder(
     args: argparse.Namespace, artwork: pictures.Artwork, checkpoints: Checkpoints, vae: AutoencoderKL,
-    minutes: float, peak: float,
+    minutes: float, peak: float, noise: float = 0.0,
 ) -> None:  # fmt: skip
     """L1, plus L1 of the differences between neighbours (edges), plus a light Kullback-Leibler term."""
     trained = [(name, p) for name, p in vae.named_parameters() if p.requires_grad]
@@ -141,10 +144,14 @@ def train_autoencoder(
     for done in clock.steps():
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(peak, done)
-        wanted = random_crops(random, artwork) if done < WHOLE_PICTURES else random_pictures(random, artwork, 8)
+        wanted = (
+            random_crops(random, artwork)
+            if done < WHOLE_PICTURES and not noise
+            else random_pictures(random, artwork, 8)
+        )
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(wanted).latent_dist
-            made = vae.decode(posterior.sample()).sample.float()
+            made = vae.decode(add_noise(posterior.sample(), noise)).sample.float()
         error, edges = (made - wanted).abs().mean(), edge_error(made, wanted)
         kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).mean()
         optimizer.zero_grad()
@@ -164,6 +171,12 @@ def train_autoencoder(
         if clock.time_to_save():
             save()
     save()
+
+
+def add_noise(latents: torch.Tensor, most: float) -> torch.Tensor:
+    """Noise of up to this share of each channel's deviation, another share in each picture."""
+    share = most * torch.rand(len(latents), 1, 1, 1)
+    return latents + share * latents.detach().std((0, 2, 3), keepdim=True) * torch.randn_like(latents)
 
 
 def random_crops(random: np.random.Generator, artwork: pictures.Artwork) -> torch.Tensor:
@@ -226,7 +239,8 @@ def scaled_latents(stored: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
 
 
 def train_unet(args: argparse.Namespace, artwork: pictures.Artwork, names: list[str]) -> None:
-    """v-prediction (Salimans & Ho 2022), each error weighted by min(SNR, 5) of the picture (Hang et al. 2023).
+    """v-prediction (Salimans & Ho 2022), each error weighted by min(SNR, 5) of the picture (Hang et al. 2023),
+    but by 0.2 at least: the first steps of a picture decide what it becomes.
 
     The average of the weights is kept.
     """
@@ -253,7 +267,7 @@ def train_unet(args: argparse.Namespace, artwork: pictures.Artwork, names: list[
 
     kept = build_schedule().alphas_cumprod
     snr = kept / (1 - kept)
-    weights = snr.clamp(max=5) / (snr + 1)  # of an error in v, which is 1 + 1/SNR times one in the picture
+    weights = snr.clamp(0.2, 5) / (snr + 1)  # of an error in v, which is 1 + 1/SNR times one in the picture
     empty = torch.searchsorted(known, tokenize([""])[0])
     random = torch.Generator().manual_seed(step)
     average, first = torch.zeros(()), step
