@@ -204,13 +204,16 @@ def edge_error(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
 
 
 def make_latents(args: argparse.Namespace, artwork: pictures.Artwork, names: list[str]) -> None:
-    """Encodes each name at each place, in each of `--rounds`: the UNet then trains without the autoencoder."""
-    vae = load_vae(args.work).to(torch.bfloat16)
+    """Encodes each name at each place, in each of `--rounds`: the UNet then trains without the autoencoder.
+
+    Starts anew when the autoencoder has been trained on since. The UNet then goes on from what it knows.
+    """
+    vae, vae_step = load_vae(args.work).to(torch.bfloat16), Checkpoints(args.work / "vae.pt").load()["step"]
     checkpoints = Checkpoints(args.work / "latents.pt")
-    state = checkpoints.load() or {
-        "latents": torch.empty(0, 4, 16, 16, dtype=torch.half),
-        "tokens": torch.empty(0, 77, dtype=torch.int32),
-    }
+    state = checkpoints.load()
+    if state is None or state["vae_step"] != vae_step:
+        latents, tokens = torch.empty(0, 4, 16, 16, dtype=torch.half), torch.empty(0, 77, dtype=torch.int32)
+        state = {"latents": latents, "tokens": tokens, "vae_step": vae_step}
     per_round = len(names) * len(pictures.PLACES)
     clock = Clock(math.inf, 0.0)
     done = len(state["latents"]) // len(names)  # places, in all rounds
