@@ -60,19 +60,19 @@ class FileParking:
     by_layer = True  # a layer that has packed its weight gives the memory back that it came in
 
     def __init__(self, tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> None:
-        self._tensors, self._dtype = tensors, dtype
+        self._tensors, self._dtype, self._layouts = tensors, dtype, _Layouts(dtype)
         self._packed = PackedFile(sum(math.prod(tensor.shape) for tensor in tensors.values()) * dtype.itemsize)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="weights")
 
     def size(self, name: str, part: nn.Module) -> int:
         """The most bytes that a part's weights take, plain or packed."""
-        return aligned(max(_lay_out(part, self._dtype)[1], self._packed.size(name)))
+        return aligned(max(self._layouts.of(name, part)[1], self._packed.size(name)))
 
     def bring(self, name: str, part: nn.Module, piece: Piece, *, again: bool) -> Tensors:
         """The weights of a part, read."""
         if again and (packed := self._packed.bring(name, piece.allocate)):
             return packed
-        starts, size = _lay_out(part, self._dtype)
+        starts, size = self._layouts.of(name, part)
         brought = _views(part, starts, self._dtype, piece.allocate(size))
         for own, tensor in brought.items():
             read_tensor_into(self._tensors[_full(name, own)], tensor)
@@ -99,12 +99,13 @@ class HostParking:
         self, tensors: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype, *, channels_last: bool
     ) -> None:
         self._tensors, self._device, self._dtype, self._channels_last = tensors, device, dtype, channels_last
+        self._layouts = _Layouts(dtype)
         self._slabs: dict[str, _Slab] = {}
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def size(self, name: str, part: nn.Module) -> int:
         """The bytes that a part's weights take."""
-        return _lay_out(part, self._dtype)[1]
+        return self._layouts.of(name, part)[1]
 
     def bring(self, name: str, part: nn.Module, piece: Piece, *, again: bool) -> Tensors:
         """The weights of a part, copied; work that is given to the device from now on finds them there."""
@@ -134,7 +135,7 @@ class HostParking:
 
     def _fill(self, name: str, part: nn.Module, *, again: bool) -> _Slab:
         """A part's weights in the host's memory; those that come again stay there."""
-        starts, size = _lay_out(part, self._dtype)
+        starts, size = self._layouts.of(name, part)
         slab = _Slab(torch.empty(size, dtype=torch.uint8), starts)
         for own, tensor in _views(part, starts, self._dtype, slab.bytes, channels_last=self._channels_last).items():
             stored = self._tensors[_full(name, own)]
@@ -193,12 +194,20 @@ class _Arriving(Future[Tensors]):
         return super().result(timeout)
 
 
-def _lay_out(part: nn.Module, dtype: torch.dtype) -> tuple[dict[str, int], int]:
-    """Where each of a part's weights begins, one behind the other, and the bytes of all."""
-    starts, end = dict[str, int](), 0
-    for name, parameter in part.named_parameters():
-        starts[name], end = end, end + aligned(parameter.numel() * dtype.itemsize)
-    return starts, end
+class _Layouts:
+    """Where each weight of a part begins, one behind the other, and the bytes of all; worked out once for each part."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._known: dict[str, tuple[dict[str, int], int]] = {}
+
+    def of(self, name: str, part: nn.Module) -> tuple[Mapping[str, int], int]:
+        if name not in self._known:
+            starts, end = dict[str, int](), 0
+            for own, parameter in part.named_parameters():
+                starts[own], end = end, end + aligned(parameter.numel() * self._dtype.itemsize)
+            self._known[name] = starts, end
+        return self._known[name]
 
 
 def _views(
