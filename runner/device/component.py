@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from runner.device.lanes import Here, Place
 from runner.device.parking import make_parking
 from runner.device.slots import Piece
-from runner.device.units import USUAL_UNITS, Unit, find_layers, find_units
+from runner.device.units import Unit, find_layers, find_units
 from runner.device.walk import Walk
+from runner.model.architecture import USUAL_UNITS
 from runner.model.safetensors import StoredTensor
 from runner.planning.costs import STAYS, VISITS, WALKS
 

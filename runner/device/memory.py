@@ -80,11 +80,11 @@ def count_failed_allocations(device: str) -> int:
     return int(torch.cuda.memory_stats(device).get("num_ooms", 0)) if device.startswith("cuda") else 0
 
 
-def limit_memory(device: str, limit: int) -> None:
-    """Lets torch hold no more of a card than this, in bytes, with what it has free for itself."""
+def limit_memory(device: str, limit: int | None) -> None:
+    """Lets torch hold no more of a card than this, in bytes, with what it has free for itself; None lifts the limit."""
     if device.startswith("cuda"):
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (limit or total) / total), device)
 
 
 def versions(device: str) -> tuple[tuple[str, str], ...]:

@@ -10,8 +10,7 @@ from torch import nn
 
 from runner.device.parking import Tensors
 from runner.kernels.packed import Packed, PackedConv2d, PackedLinear
-
-USUAL_UNITS = 24
+from runner.model.architecture import USUAL_UNITS
 
 
 class Unit:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from runner.device.lanes import Place
 from runner.device.parking import Parking, Tensors
 from runner.device.slots import Piece, Slots, gather
-from runner.device.units import USUAL_UNITS, Unit, find_layers, find_units
+from runner.device.units import Unit, find_layers, find_units
+from runner.model.architecture import USUAL_UNITS
 from runner.planning.costs import SLOTS
 
 

@@ -70,8 +70,7 @@ class Executor:
         self.model, self.execution = model, execution
         device, dtype = torch.device(execution.device), getattr(torch, execution.dtype)
         compute_exactly(execution.device)
-        if execution.limit and not execution.advice:
-            limit_memory(execution.device, execution.limit)
+        limit_memory(execution.device, None if execution.advice else execution.limit)
         self._heap = process_heap() if execution.device == "cpu" else Heap()
         if execution.device == "cpu":
             self._heap.take_over(execution.limit)

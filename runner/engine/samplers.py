@@ -26,9 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runner.keys import MOST_STEPS
+from runner.keys import AUTO, MOST_STEPS
 
-AUTO = "auto"
 LEADING, LINSPACE, TRAILING = "leading", "linspace", "trailing"
 LEAST_ALPHA = 2.0**-24  # what diffusers takes for an alpha of zero, of which the noise would be infinite
 LCM_STEPS = 50  # of the time steps that latent consistency models are distilled on
@@ -210,15 +209,17 @@ def _first_latents(scheduler: Any, begin: Start) -> Tensor:
 
 def lcm(schedule: NoiseSchedule, steps: int, eta: float, begin: Start) -> SamplerRun:
     """Latent consistency sampling (Luo et al. 2023), for models distilled for it: each step denoises fully."""
-    finest = LCM_STEPS if steps <= LCM_STEPS else MOST_STEPS
-    return _by_scheduler("LCMScheduler", noisy=True, original_inference_steps=finest)(schedule, steps, eta, begin)
+    return _by_consistency("LCMScheduler", steps)(schedule, steps, eta, begin)
 
 
 def tcd(schedule: NoiseSchedule, steps: int, eta: float, begin: Start) -> SamplerRun:
     """Trajectory consistency sampling (Zheng et al. 2024), for models distilled for it; `eta` is its gamma."""
+    return _by_consistency("TCDScheduler", steps, takes_eta=True)(schedule, steps, eta, begin)
+
+
+def _by_consistency(scheduler: str, steps: int, *, takes_eta: bool = False) -> Callable[..., SamplerRun]:
     finest = LCM_STEPS if steps <= LCM_STEPS else MOST_STEPS
-    run = _by_scheduler("TCDScheduler", noisy=True, takes_eta=True, original_inference_steps=finest)
-    return run(schedule, steps, eta, begin)
+    return _by_scheduler(scheduler, noisy=True, takes_eta=takes_eta, original_inference_steps=finest)
 
 
 def dpm2(schedule: NoiseSchedule, steps: int, eta: float, begin: Start, *, ancestral: bool = False) -> SamplerRun:

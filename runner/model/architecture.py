@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+USUAL_UNITS = 24
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Component:
@@ -21,7 +23,7 @@ class Component:
 
     module: str
     fragments: Mapping[str, tuple[str, ...]]
-    units: int = 24
+    units: int = USUAL_UNITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

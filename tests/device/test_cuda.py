@@ -244,7 +244,7 @@ def test_a_ceiling_holds_for_what_torch_has_free_as_well(model):
     with fake_cuda() as device:
         make_executor(model, turbo=None, limit=1 << 30)
         make_executor(model, turbo=None, limit=1 << 30, advice=True)
-        assert device.shares == [1 / 8]
+        assert device.shares == [1 / 8, 1.0]  # a page may ask for another ceiling, or none
 
 
 def test_a_device_that_failed_ends_the_run(model):

@@ -59,7 +59,10 @@ def probe_model(model: ModelFiles, device: str, free: int | None) -> Iterator[Pr
     def prepare(name: str, dtype: str) -> Callable[[], Tensor]:
         fits = free is None or model.parameters(name) * DTYPE_BYTES[dtype] <= free * choices.SPARED
         number, mode = getattr(torch, dtype), STAYS if fits else WALKS
-        component = Component(build_module(model, name), model.tensors[name], device=where, dtype=number, mode=mode)
+        count = model.family.components[name].units
+        component = Component(
+            build_module(model, name), model.tensors[name], device=where, dtype=number, mode=mode, units=count
+        )
         call = _call(model, name, component)
         return lambda: component.call_all([call])[0]
 
