@@ -31,6 +31,20 @@ PAIR: Schema = {"type": "array", "items": EDGE, "minItems": 2, "maxItems": 2}
 AUTO, MOST_LAYERS = "auto", 32
 LAYER: Schema = {"type": "integer", "minimum": 1, "maximum": MOST_LAYERS}
 SPACINGS = (AUTO, "leading", "trailing", "linspace")
+PLAIN, A1111 = "plain", "a1111"
+SYNTAXES = (PLAIN, A1111)
+MOST_STRENGTH = 100  # of a LoRA, in either direction
+MOST_BLUR = 256  # pixels
+STRENGTH: Schema = {"type": "number", "minimum": -MOST_STRENGTH, "maximum": MOST_STRENGTH}
+LORAS: Schema = {
+    "type": "object",
+    "additionalProperties": {
+        "anyOf": [
+            STRENGTH,
+            {"type": "object", "properties": {"unet": STRENGTH, "text": STRENGTH}, "additionalProperties": False},
+        ]
+    },
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +101,21 @@ def _pair(node: Node) -> tuple[int, ...]:
 
 def _clip_skip(node: Node) -> int | str:
     return AUTO if node.written == AUTO else node.integer(1, MOST_LAYERS)
+
+
+def read_strength(node: Node) -> tuple[float, float]:
+    """How strong a LoRA is in the UNet and in the text encoders: one number for both, or `{unet: 0.8, text: 0.4}`."""
+    if not isinstance(node.value, dict):
+        return (both := node.number(-MOST_STRENGTH, MOST_STRENGTH)), both
+    given = node.mapping(("unet", "text"))
+    unet, text = (given[key].number(-MOST_STRENGTH, MOST_STRENGTH) if key in given else 0.0 for key in ("unet", "text"))
+    return unet, text
+
+
+def _loras(node: Node) -> tuple[tuple[str, float, float], ...]:
+    if not isinstance(node.value, dict):
+        raise node.error(f"expected names of LoRAs with their weights ({{ink: 0.8}}), not {node}")
+    return tuple((key.text(), *read_strength(value)) for key, value in node.value.items())
 
 
 def refuse_random_seed(node: Node) -> None:
@@ -160,6 +189,13 @@ KEYS: dict[str, Key] = {
         read=lambda node: node.text(), schema=TEXT, help="A picture to begin with (img2img); relative to this file.",
         in_id=False, nullable=True,
     ),
+    "mask": Key(
+        read=lambda node: node.text(), schema=TEXT, in_id=False, nullable=True,
+        help="A picture of the size of `init`: what is white in it is made anew (inpainting), all else is kept.",
+    ),
+    "mask_blur": whole_number(
+        0, MOST_BLUR, "Pixels over which what is made anew fades into what is kept.", default=4, infotext="Mask blur"
+    ),
     "crop": Key(
         read=_crop, schema={"type": "array", "items": EDGE, "minItems": 4, "maxItems": 4}, nullable=True,
         help="What is cut out of `init`, in pixels: [left, top, right, bottom].",
@@ -183,6 +219,13 @@ KEYS: dict[str, Key] = {
     "spacing": choice(
         SPACINGS, "Which of the training steps are taken; auto: as the model's files say, or the sampler's own.",
         default=AUTO,
+    ),
+    "prompt_syntax": choice(
+        SYNTAXES, "How the texts are read: weighted prompts (plain), or as AUTOMATIC1111 reads them.", default=PLAIN
+    ),
+    "loras": Key(
+        read=_loras, schema=LORAS, default=(), in_id=False,
+        help="LoRAs by their names in the manifest's `loras`, with their weights; or {unet: 0.8, text: 0.4}.",
     ),
     "original_size": Key(
         read=_pair, schema=PAIR, nullable=True,

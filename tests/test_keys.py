@@ -65,7 +65,7 @@ def test_a_new_row_is_known_everywhere(tmp_path):
 
 
 def test_keys_with_a_field_of_their_own_are_the_fields_of_an_item():
-    others = {"number", "parts", "init_sha256", "extra", "axes"}
+    others = {"number", "parts", "init_sha256", "extra", "embeddings", "axes"}
     assert set(Item._fields) - others == set(KEYS) - set(EXTRA)
     assert set(REPLACEABLE) == set(KEYS) - {"prompt"}
 

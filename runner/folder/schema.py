@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from runner.item import Item
+from runner.item import MASK_SHA256, Item
 from runner.keys import KEYS, Schema
 from runner.manifest.lines import NULLABLE
 from runner.record import DONE, FAILED, KINDS, VERSION, Making
@@ -81,9 +81,12 @@ def _item() -> dict[str, Any]:
         "parts": {"type": "array", "items": {"type": "object", "required": ["text", "weight"]}},
         "init_sha256": HASH,
         "fixed_code": KEYS["seed"].schema,
+        "loras": {"type": "object", "additionalProperties": {"type": "object", "required": ["sha256", "unet", "text"]}},
+        "embeddings": {"type": "object", "additionalProperties": {"type": "object", "required": ["sha256"]}},
+        "mask_sha256": HASH,
         "axes": {"type": "object"},
     }
-    names = dict.fromkeys([*Item._fields, *KEYS])
+    names = dict.fromkeys([*Item._fields, *KEYS, MASK_SHA256])
     rules = {key: own.get(key) or KEYS[key].schema for key in names if key != "extra"}
     nullable = {key: {"anyOf": [rules[key], {"type": "null"}]} for key in NULLABLE}
     return {
