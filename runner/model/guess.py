@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
+from runner.model.safetensors import StoredTensor
+
 # The first that fits counts; beginnings of names but for the first two, which may stand anywhere.
 ANYWHERE: Mapping[str, str] = {
     r"lora_(up|down|A|B)\b|\.lora\.|hada_w1|lokr_w1|oft_blocks|dora_scale": "a LoRA (low-rank changes to a model)",
@@ -51,3 +53,22 @@ def kind_of_bytes(begin: bytes) -> str:
     """What a file that begins like this is; nothing where that isn't known."""
     stripped = begin.lstrip()
     return next((meaning for first, meaning in FIRST_BYTES.items() if stripped.startswith(first)), "")
+
+
+# The first that fits counts: parts of names that only LoRAs of one family have.
+LORA_NAMES: Mapping[str, str] = {
+    r"double_blocks|single_transformer_blocks|lora_transformer_": "Flux",
+    r"joint_blocks|^transformer\.transformer_blocks": "Stable Diffusion 3",
+    r"^lora_te2_|^text_encoder_2\.|(input|output)_blocks_\d_1_transformer_blocks_[1-9]": "Stable Diffusion XL",
+    r"down_blocks.[12].attentions.[01].transformer_blocks.[1-9]|label_emb|add_embedding": "Stable Diffusion XL",
+}
+LORA_WIDTHS = {768: "Stable Diffusion v1", 1024: "Stable Diffusion v2", 2048: "Stable Diffusion XL"}
+
+
+def lora_of(tensors: Mapping[str, StoredTensor]) -> str:
+    """The family of models that a LoRA was made for, by its names and the width of its texts; nothing if unknown."""
+    for pattern, family in LORA_NAMES.items():
+        if any(re.search(pattern, name) for name in tensors):
+            return family
+    told = (each.shape[1] for name, each in tensors.items() if re.search(r"attn2.+to_k.+(down|lora_A)", name))
+    return next((LORA_WIDTHS[width] for width in told if width in LORA_WIDTHS), "")

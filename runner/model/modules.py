@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from io import FileIO
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from runner.errors import ModelError
+from runner.model.deltas import read_changed
 from runner.model.files import ModelFiles
 from runner.model.safetensors import StoredTensor
 from runner.text import name_some
@@ -49,6 +51,9 @@ def read_tensor(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
 
 def read_tensor_into(stored: StoredTensor, target: Tensor) -> None:
     """Reads a tensor from its file into memory that is there, contiguous and on the CPU, as that memory's type."""
+    if stored.changes:
+        read_changed(stored, target, partial(read_tensor, dtype=torch.float32))
+        return
     if stored.transposed:
         read_tensor_into(
             replace(stored, transposed=False), there := torch.empty(stored.shape[::-1], dtype=target.dtype)

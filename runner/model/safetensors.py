@@ -23,7 +23,8 @@ HEADER_LIMIT = 100_000_000  # bytes, the limit of the safetensors format
 class StoredTensor:
     """Where a tensor's bytes are: `[start, end)` in `file`, contiguous and little-endian.
 
-    One that is `transposed` lies there with its two dimensions the other way round.
+    One that is `transposed` lies there with its two dimensions the other way round. `changes` are added to it when it
+    is read.
     """
 
     file: Path
@@ -32,6 +33,32 @@ class StoredTensor:
     start: int
     end: int
     transposed: bool = False
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What is added to a tensor: a LoRA's parts for it (`model.loras`), which `model.deltas` multiplies out.
+
+    `scale` is what the product is multiplied by, and `weight` how strong the LoRA is.
+    """
+
+    parts: Mapping[str, StoredTensor]
+    scale: float
+    weight: float = 1.0
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The texts that a safetensors file says about itself; none where it is no such file or says none."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        try:
+            found = json.loads(stream.read(min(length, HEADER_LIMIT))).get("__metadata__")
+        except (ValueError, AttributeError, RecursionError):
+            return {}
+    return (
+        {str(key): value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
+    )
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
