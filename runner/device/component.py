@@ -11,7 +11,7 @@ every unit until all the others stand there too. Nothing is ever copied back, si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -93,8 +93,11 @@ class Component:
 
     def _bring(self, part: str) -> None:
         for unit in self._units(part):
-            unit.put(self.parking.bring(unit.name, unit.module, Piece(self.device), again=self.mode != STAYS))
-            unit.forget()
+            self._put(unit)
+
+    def _put(self, unit: Unit) -> None:
+        unit.put(self.parking.bring(unit.name, unit.module, Piece(self.device), again=self.mode != STAYS))
+        unit.forget()
 
     def _units(self, part: str) -> list[Unit]:
         if part not in self._parts:
@@ -103,6 +106,23 @@ class Component:
             names = {name: f"{part}.{name}".strip(".") for name in found}
             self._parts[part] = [Unit(names[name], each) for name, each in found.items()]
         return self._parts[part]
+
+    def replace(self, tensors: Mapping[str, StoredTensor], changed: Collection[str]) -> None:
+        """Takes other weights from now on; of those that are there, only the `changed` ones are read again."""
+        self.parking.replace(tensors, changed)
+        try:
+            for part in self._here:
+                for unit in self._units(part):
+                    if unit.has(changed):
+                        unit.take_away()
+                        self._put(unit)
+            if self.walk:
+                self.walk.replace(changed)
+        except BaseException:
+            self.drop()
+            raise
+        if self.substitute:
+            self.substitute.renew()
 
     def leave(self) -> None:
         """Drops the weights, but for units that stay while the others walk."""

@@ -15,7 +15,7 @@ import contextlib
 import os
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +66,13 @@ class PackedFile:
     def size(self, name: str) -> int:
         """The bytes of a part's weights here; 0 if they weren't kept."""
         place = self._places.get(name)
-        return place.size if place else 0
+        return place.size if place and place.kept else 0
+
+    def forget(self, changed: Collection[str]) -> None:
+        """Weights of these names are others by now; the place of their parts is for what they become."""
+        for name, place in self._places.items():
+            if any(f"{name}.{own}".lstrip(".") in changed for own in place.kept):
+                self._places[name] = place._replace(kept={})
 
     def keep(self, name: str, part: nn.Module) -> None:
         """Writes a part's weights down as they are now, unless they are in the file just so."""
@@ -96,7 +102,7 @@ class PackedFile:
     def bring(self, name: str, allocate: Callable[[int], Tensor]) -> dict[str, Tensor | Packed] | None:
         """A part's weights by their names in it, read into memory uint8 [size]; None if they can't be had here."""
         place = self._places.get(name)
-        if place is None:
+        if place is None or not place.kept:
             return None
         memory = allocate(place.size)
         try:

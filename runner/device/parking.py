@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -30,6 +30,7 @@ Tensors = Mapping[str, Tensor | Packed]
 class Parking(Protocol):
     """Weights that wait; `name` is the part of the model that `part` is."""
 
+    tensors: Mapping[str, StoredTensor]
     by_layer: bool  # whether what stays is brought layer by layer, or unit by unit
 
     def size(self, name: str, part: nn.Module) -> int:
@@ -43,6 +44,9 @@ class Parking(Protocol):
 
     def keep(self, name: str, part: nn.Module) -> None:
         """The weights of a part are there as the device uses them, so that next time they may come like this."""
+
+    def replace(self, tensors: Mapping[str, StoredTensor], changed: Collection[str]) -> None:
+        """From now on the weights are these; those whose names have `changed` are others. None is on its way."""
 
 
 def make_parking(
@@ -60,7 +64,7 @@ class FileParking:
     by_layer = True  # a layer that has packed its weight gives the memory back that it came in
 
     def __init__(self, tensors: Mapping[str, StoredTensor], dtype: torch.dtype) -> None:
-        self._tensors, self._dtype, self._layouts = tensors, dtype, _Layouts(dtype)
+        self.tensors, self._dtype, self._layouts = tensors, dtype, _Layouts(dtype)
         self._packed = PackedFile(sum(math.prod(tensor.shape) for tensor in tensors.values()) * dtype.itemsize)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="weights")
 
@@ -75,7 +79,7 @@ class FileParking:
         starts, size = self._layouts.of(name, part)
         brought = _views(part, starts, self._dtype, piece.allocate(size))
         for own, tensor in brought.items():
-            read_tensor_into(self._tensors[_full(name, own)], tensor)
+            read_tensor_into(self.tensors[_full(name, own)], tensor)
         return brought
 
     def bring_ahead(self, name: str, part: nn.Module, piece: Piece) -> Future[Tensors]:
@@ -85,6 +89,11 @@ class FileParking:
     def keep(self, name: str, part: nn.Module) -> None:
         """Writes them down."""
         self._packed.keep(name, part)
+
+    def replace(self, tensors: Mapping[str, StoredTensor], changed: Collection[str]) -> None:
+        """Takes others; what is written down of those is of no use any more."""
+        self.tensors = tensors
+        self._packed.forget(changed)
 
 
 class HostParking:
@@ -98,7 +107,7 @@ class HostParking:
     def __init__(
         self, tensors: Mapping[str, StoredTensor], device: torch.device, dtype: torch.dtype, *, channels_last: bool
     ) -> None:
-        self._tensors, self._device, self._dtype, self._channels_last = tensors, device, dtype, channels_last
+        self.tensors, self._device, self._dtype, self._channels_last = tensors, device, dtype, channels_last
         self._layouts = _Layouts(dtype)
         self._slabs: dict[str, _Slab] = {}
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -121,6 +130,14 @@ class HostParking:
     def keep(self, name: str, part: nn.Module) -> None:
         """They wait as the device uses them already."""
 
+    def replace(self, tensors: Mapping[str, StoredTensor], changed: Collection[str]) -> None:
+        """Takes others, into the slabs that are there."""
+        self.tensors = tensors
+        if self._stream:
+            self._stream.synchronize()  # nothing reads a slab while it is written
+        for name, slab in self._slabs.items():
+            self._read(name, {own: view for own, view in slab.views.items() if _full(name, own) in changed})
+
     def _copy(self, name: str, part: nn.Module, piece: Piece, *, again: bool) -> Tensors:
         slab = self._slabs.get(name) or self._fill(name, part, again=again)
         memory = piece.allocate(slab.bytes.numel())
@@ -129,21 +146,17 @@ class HostParking:
                 self._stream.wait_event(piece.free)
             memory.copy_(slab.bytes, non_blocking=slab.pinned)
         if piece.made is None:
-            piece.made = _views(part, slab.starts, self._dtype, memory, channels_last=self._channels_last)
+            starts, _ = self._layouts.of(name, part)
+            piece.made = _views(part, starts, self._dtype, memory, channels_last=self._channels_last)
         made: Tensors = piece.made
         return made
 
     def _fill(self, name: str, part: nn.Module, *, again: bool) -> _Slab:
         """A part's weights in the host's memory; those that come again stay there."""
         starts, size = self._layouts.of(name, part)
-        slab = _Slab(torch.empty(size, dtype=torch.uint8), starts)
-        for own, tensor in _views(part, starts, self._dtype, slab.bytes, channels_last=self._channels_last).items():
-            stored = self._tensors[_full(name, own)]
-            if tensor.is_contiguous():
-                read_tensor_into(stored, tensor)
-            else:
-                read_tensor_into(stored, plain := torch.empty(tensor.shape, dtype=self._dtype))
-                tensor.copy_(plain)
+        memory = torch.empty(size, dtype=torch.uint8)
+        slab = _Slab(memory, _views(part, starts, self._dtype, memory, channels_last=self._channels_last))
+        self._read(name, slab.views)
         if again:
             if self._stream and pin(slab.bytes, self._device):
                 slab = slab._replace(pinned=True)
@@ -151,12 +164,22 @@ class HostParking:
             self._slabs[name] = slab
         return slab
 
+    def _read(self, name: str, views: Mapping[str, Tensor]) -> None:
+        """Reads weights of a part into the host's memory."""
+        for own, tensor in views.items():
+            stored = self.tensors[_full(name, own)]
+            if tensor.is_contiguous():
+                read_tensor_into(stored, tensor)
+            else:
+                read_tensor_into(stored, plain := torch.empty(tensor.shape, dtype=self._dtype))
+                tensor.copy_(plain)
+
 
 class _Slab(NamedTuple):
-    """A part's weights in the host's memory, uint8, and where each begins in it."""
+    """A part's weights in the host's memory, uint8, and each of them in it."""
 
     bytes: Tensor
-    starts: Mapping[str, int]
+    views: Mapping[str, Tensor]
     pinned: bool = False
 
 

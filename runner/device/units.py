@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,10 @@ class Unit:
             if isinstance(each, Packed):
                 layer: Any = self.module.get_submodule(own.rpartition(".")[0])
                 layer.packed = each
+
+    def has(self, names: Collection[str]) -> bool:
+        """Whether one of its weights has one of these names in the whole module."""
+        return any(f"{self.name}.{own}".lstrip(".") in names for own in self._places)
 
     def take_away(self) -> None:
         """Drops the weights."""

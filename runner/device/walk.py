@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
@@ -73,6 +73,14 @@ class Walk:
             self._give_up(walkers)
             raise
         return stands
+
+    def replace(self, changed: Collection[str]) -> None:
+        """Weights of these names are others by now: those that stay are brought again."""
+        self.rest()
+        for layer in self._layers:
+            if layer.has(changed):
+                layer.take_away()
+                self._bring_to_stay(layer)
 
     def rest(self) -> None:
         """Gives back the memory that units walk through; those that stay, stay."""
@@ -150,8 +158,11 @@ class Walk:
         layers = find_layers(unit.module) if self._parking.by_layer else {"": unit.module}
         for name, layer in layers.items():
             self._layers.append(each := Unit(f"{unit.name}.{name}".strip("."), layer))
-            each.put(self._parking.bring(each.name, layer, Piece(self._device), again=False))
-            each.forget()
+            self._bring_to_stay(each)
+
+    def _bring_to_stay(self, layer: Unit) -> None:
+        layer.put(self._parking.bring(layer.name, layer.module, Piece(self._device), again=False))
+        layer.forget()
 
     def _size(self, name: str) -> int:
         return self._parking.size(name, self.units[name].module)

@@ -31,6 +31,7 @@ from runner.device.memory import (
     versions,
 )
 from runner.engine import autoencoder, denoise, openvino
+from runner.engine.loras import Loras
 from runner.engine.remembered import Remembered, Tensors
 from runner.engine.samplers import NoiseSchedule
 from runner.engine.text import Encoded, Texts
@@ -95,12 +96,13 @@ class Executor:
             for name, dtype in dtypes.items()
         }
         self._texts = Texts(model.family.texts, self.components, tokenizers(model))
+        self._loras = Loras(model, self.components)
         self._prepare(dtype)
         self.schedule = self._make_schedule()
         openvino.compile_unet(self.components["unet"], model, execution)
         self._accepts_shortages = False  # where no plan takes less memory
         self._lowered: dict[tuple[int, int], Layout] = {}  # by size, where memory ran out
-        self._embeddings: Remembered[tuple[str, bool, int | None]] = Remembered(EMBEDDINGS_KEPT)
+        self._embeddings: Remembered[tuple[object, ...]] = Remembered(EMBEDDINGS_KEPT)
         self._pictures: Remembered[tuple[object, ...]] = Remembered(PICTURES_KEPT)
 
     def _prepare(self, dtype: torch.dtype) -> None:
@@ -297,6 +299,7 @@ class Executor:
             self._heap.begin(self.execution.limit, self._burst(wave))
         clock = Clock()
         with clock.stage("encode"):
+            self._loras.put_on(wave.items[0].loras)
             trajectories = self._start(wave)
             self._texts.rest()
         steps = denoise.denoise(self.components["unet"], trajectories, wave.unet_bs)
@@ -362,7 +365,7 @@ class Executor:
     def _encode(self, texts: Sequence[str], chunked: bool, layer: int | None) -> dict[str, Encoded]:
         """The texts' embeddings; each text is encoded once, as long as it is remembered."""
         wanted = dict.fromkeys([*texts, ""] if texts and chunked else texts)  # pieces that are missing are empty ones
-        keys = {text: (text, chunked, layer) for text in wanted}
+        keys = {text: (text, chunked, layer, self._loras.texts) for text in wanted}
         known = {text: self._embeddings[key] for text, key in keys.items() if key in self._embeddings}
         if new := [text for text in wanted if text not in known]:
             encoded = self._texts.encode(new, chunked=chunked, layer=layer)

@@ -21,6 +21,12 @@ class Inductor:
         self._module = torch.compile(unet.module, fullgraph=True, dynamic=False)
         self._shapes: set[tuple[torch.Size, torch.Size]] = set()
 
+    def renew(self) -> None:
+        """Compiles again where the weights are in the compiled code, since they are others now."""
+        if self._unet.device.type == "cpu":
+            torch.compiler.reset()
+            self._shapes.clear()
+
     def __call__(self, latents: Tensor, times: Tensor, encoder_hidden_states: Tensor, **options: Any) -> Any:
         """What the UNet returns."""
         self._shapes.add((latents.shape, encoder_hidden_states.shape))

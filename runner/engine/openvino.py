@@ -17,7 +17,7 @@ import tempfile
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from runner.files import writing_to
 from runner.machine.cache import cache_folder
 from runner.model.files import ModelFiles
 from runner.model.fingerprints import fingerprints
+from runner.model.modules import read_tensor
+from runner.model.safetensors import StoredTensor
 from runner.planning.layouts import Execution
 from runner.record import INDUCTOR, OPENVINO
 
@@ -59,20 +61,21 @@ def compile_unet(unet: Component, model: ModelFiles, execution: Execution) -> No
         exact = execution.dtype == "float32"
         precision = "f32" if exact else "bf16"
         lanes = unet.place.count if isinstance(unet.place, Lanes) else 0
-        unet.substitute = OpenVino(_converted(unet, model, exact=exact), precision, lanes)
+        unet.substitute = OpenVino(unet, _converted(unet, model, exact=exact), precision, lanes)
 
 
 class OpenVino:
     """The UNet as OpenVINO computes it on a CPU, from its file, in `precision` (`f32`, `bf16`).
 
     Torch's UNet isn't needed for it; what goes in and comes out is float32. `lanes` threads may call it side by side,
-    and each has one thread for its call; with 0 one call has all threads.
+    and each has one thread for its call; with 0 one call has all threads. Weights that LoRAs change take the place of
+    the file's; it is only where OpenVINO has merged one with another that the UNet is converted again.
     """
 
-    def __init__(self, file: Path, precision: str, lanes: int) -> None:
+    def __init__(self, unet: Component, file: Path, precision: str, lanes: int) -> None:
         import openvino
 
-        self._core, self._file = openvino.Core(), file
+        self._unet, self._core, self._file = unet, openvino.Core(), file
         self._properties = {
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": lanes or torch.get_num_threads(),
@@ -80,6 +83,10 @@ class OpenVino:
         }
         self._compiling = threading.Lock()
         self._compiled: OrderedDict[tuple[torch.Size, ...], _Compiled] = OrderedDict()
+
+    def renew(self) -> None:
+        """Compiles again, since the UNet has other weights now."""
+        self._compiled.clear()
 
     def __call__(self, latents: Tensor, times: Tensor, encoder_hidden_states: Tensor, **_: Any) -> tuple[Tensor]:
         """The UNet's prediction [rows, 4, h, w], alone in a tuple."""
@@ -98,9 +105,29 @@ class OpenVino:
             model = self._core.read_model(self._file)
         except RuntimeError as error:
             raise ModelError(f"{self._file.parent}: is damaged; delete it, and the UNet is converted again") from error
+        changed = {name: stored for name, stored in self._unet.parking.tensors.items() if stored.changes}
+        if not _put_into(model, changed):
+            model = _convert(self._unet)
         model.reshape({index: list(shape) for index, shape in enumerate(shapes)})
         self._compiled[shapes] = _Compiled(self._core.compile_model(model, "CPU", self._properties))
         return self._compiled[shapes]
+
+
+def _put_into(model: Any, changed: Mapping[str, StoredTensor]) -> bool:
+    """Puts weights into the places of those that have their names; False where one of them has none."""
+    from openvino import opset13
+
+    constants = {each.get_friendly_name(): each for each in model.get_ops() if each.get_type_name() == "Constant"}
+    found = {name: constants.get(f"self.unet.{name}") for name in changed}
+    if any(each is None or tuple(each.get_output_shape(0)) != changed[name].shape for name, each in found.items()):
+        return False
+    for name, old in found.items():
+        assert old is not None
+        weight = read_tensor(changed[name], torch.float32).numpy().astype(old.data.dtype)
+        new = opset13.constant(weight, dtype=weight.dtype)
+        for place in old.output(0).get_target_inputs():
+            place.replace_source_output(new.output(0))
+    return True
 
 
 class _Compiled:

@@ -142,9 +142,10 @@ def _peft_settings(file: Path) -> dict[str, Any]:
             found = json.loads(read_metadata(file).get("lora_adapter_metadata", "{}"))
         except (ValueError, RecursionError):
             raise ModelError(f"{file}: what it says about itself (lora_adapter_metadata) is no JSON") from None
-    if found is not None and not isinstance(found, dict):
+    found = {} if found is None else found
+    if not isinstance(found, dict):
         raise ModelError(f"{file}: what it says about itself is no mapping")
-    said = {key: found[key] for key in found or () if re.search(r"(^|\.)(lora_alpha|alpha_pattern|use_rslora)$", key)}
+    said = {key: found[key] for key in found if re.search(r"(^|\.)(lora_alpha|alpha_pattern|use_rslora)$", key)}
     return {key: value for key, value in said.items() if value is not None}
 
 
@@ -173,8 +174,7 @@ def fit(lora: LoraFile, model: ModelFiles) -> Changes:
         raise ModelError(f"{lora.path}: {_about_unknown(sorted(unknown), lora, model)}")
     found: dict[str, dict[str, Change]] = {}
     for layer, parts in layers.items():
-        for tensor, change in _changes_of(lora, layer, parts, model).items():
-            found.setdefault(layer.component, {})[tensor] = change
+        found.setdefault(layer.component, {}).update(_changes_of(lora, layer, parts, model))
     return found
 
 

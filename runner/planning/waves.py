@@ -1,7 +1,11 @@
-"""Groups items into waves: those that are made together have one size, and one sampler as far as these fill a wave."""
+"""Groups items into waves: those that are made together have one size and one set of LoRAs.
+
+They have one sampler as well as far as these fill a wave.
+"""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,7 +17,7 @@ BUFFERED_WAVES = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wave:
-    """Items of one size that are made together, as `layout` says."""
+    """Items of one size and one set of LoRAs that are made together, as `layout` says."""
 
     items: tuple[Item, ...]
     layout: Layout
@@ -24,7 +28,15 @@ class Wave:
 
 
 def group(items: Iterable[Item], execution: Execution) -> Iterator[Wave]:
-    """Puts items into waves, lazily: of one size, and of one sampler and step count as far as these fill a wave."""
+    """Puts items into waves, lazily: of one size, and of one sampler and step count as far as these fill a wave.
+
+    What has the same LoRAs should come together: each set is finished before the next one.
+    """
+    for _, alike in itertools.groupby(items, key=lambda item: item.loras):
+        yield from _group_alike(alike, execution)
+
+
+def _group_alike(items: Iterable[Item], execution: Execution) -> Iterator[Wave]:
     buckets: dict[tuple[int, int], dict[tuple[str, int], list[Item]]] = {}
     layouts: dict[tuple[int, int], Layout] = {}
     for item in items:
