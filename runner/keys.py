@@ -35,16 +35,9 @@ PLAIN, A1111 = "plain", "a1111"
 SYNTAXES = (PLAIN, A1111)
 MOST_STRENGTH = 100  # of a LoRA, in either direction
 MOST_BLUR = 256  # pixels
-STRENGTH: Schema = {"type": "number", "minimum": -MOST_STRENGTH, "maximum": MOST_STRENGTH}
-LORAS: Schema = {
-    "type": "object",
-    "additionalProperties": {
-        "anyOf": [
-            STRENGTH,
-            {"type": "object", "properties": {"unet": STRENGTH, "text": STRENGTH}, "additionalProperties": False},
-        ]
-    },
-}
+_STRENGTH: Schema = {"type": "number", "minimum": -MOST_STRENGTH, "maximum": MOST_STRENGTH}
+_STRENGTHS: Schema = {"unet": _STRENGTH, "text": _STRENGTH}
+STRENGTH: Schema = {"anyOf": [_STRENGTH, {"type": "object", "properties": _STRENGTHS, "additionalProperties": False}]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,7 +217,7 @@ KEYS: dict[str, Key] = {
         SYNTAXES, "How the texts are read: weighted prompts (plain), or as AUTOMATIC1111 reads them.", default=PLAIN
     ),
     "loras": Key(
-        read=_loras, schema=LORAS, default=(), in_id=False,
+        read=_loras, schema={"type": "object", "additionalProperties": STRENGTH}, default=(), in_id=False,
         help="LoRAs by their names in the manifest's `loras`, with their weights; or {unet: 0.8, text: 0.4}.",
     ),
     "original_size": Key(

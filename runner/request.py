@@ -18,7 +18,7 @@ from runner.errors import Location, ManifestError, ModelError, every
 from runner.files import expanded
 from runner.folder.names import RUN
 from runner.folder.store import Store, store_at
-from runner.item import Item, Model
+from runner.item import Item, Lora, Model
 from runner.keys import LARGEST_SEED
 from runner.manifest import items as manifest_items
 from runner.manifest import job as manifest_job
@@ -27,6 +27,7 @@ from runner.manifest import read as manifest_read
 from runner.manifest.rules import ALIASES
 from runner.model import find as model_find
 from runner.model.files import ModelFiles
+from runner.model.loras import fit, read_lora
 from runner.model.tokens import ROOM, ClipTokenizer, surely_fits, tokenizers
 from runner.settings import Settings, given_defaults
 from runner.text import shorten
@@ -41,7 +42,8 @@ IDLE = "every job sets its own, or the target is no manifest"
 class Request:
     """One run's wishes. `drawn_seeds` holds, by job, the seeds that the manifest left open. JSON lines have no `jobs`.
 
-    `models` are the models of the items, in the order in which they are loaded.
+    `models` are the models of the items, in the order in which they are loaded. `with_loras` says whether any item has
+    LoRAs.
     """
 
     target: Path
@@ -51,20 +53,40 @@ class Request:
     jobs: Sequence[manifest_job.Job]
     models: Mapping[Model, ModelFiles]
     settings: Settings
+    with_loras: bool = False
 
     def wanted(self) -> Iterator[Item]:
-        """The items in the order in which they are made: model by model, within a model as `chosen`."""
-        if len(self.models) == 1:
-            return iter(self.chosen())
-        return (item for model in self.models for item in self.chosen() if item.model == model)
+        """The items in the order in which they are made: model by model, of a model one set of LoRAs after the other.
+
+        Within a set they come as `chosen`, and sets in the order of their first items.
+        """
+        if not self.with_loras:
+            if len(self.models) == 1:
+                return self.chosen()
+            return (item for model in self.models for item in self.chosen() if item.model == model)
+        numbers: dict[tuple[Model, tuple[Lora, ...]], array[int]] = {}
+        for number, item in zip(self._numbers(), self.chosen(), strict=True):
+            numbers.setdefault(item.weights, array("Q")).append(number)
+        return (
+            self.items[number]
+            for model in self.models
+            for (own, _), alike in numbers.items()
+            for number in (alike if own == model else ())
+        )
 
     def chosen(self) -> Iterator[Item]:
         """The items after the settings `shuffle` and `limit`."""
         if self.settings.shuffle is None:
             return itertools.islice(self.items, self.settings.limit)
+        return (self.items[number] for number in self._numbers())
+
+    def _numbers(self) -> Sequence[int]:
+        """The places of the items that are `chosen`."""
+        if self.settings.shuffle is None:
+            return range(self.count())
         order = array("Q", range(len(self.items)))
         random.Random(self.settings.shuffle).shuffle(order)
-        return (self.items[number] for number in order[: self.settings.limit])
+        return order[: self.settings.limit]
 
     def count(self) -> int:
         """How many items are wanted."""
@@ -102,6 +124,7 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
     source = read(target, settings)
     found = _find_models(source.asked, settings)
     models = dict(found.values())
+    _check_loras(source.loras, {asked: files for asked, (_, files) in found.items()})
     _check_lengths(
         source.texts,
         [tokenizer for files in models.values() for tokenizer in tokenizers(files).values()],
@@ -118,6 +141,7 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
         jobs=source.jobs,
         models=models,
         settings=settings,
+        with_loras=bool(source.loras),
     )
 
 
@@ -125,7 +149,8 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
 class _Source:
     """A target that was read. `texts` are the texts that must fit a model's context, with their places.
 
-    `asked` holds the place of each model that is asked for; `items` takes the models that were found.
+    `asked` holds the place of each model that is asked for; `items` takes the models that were found. `loras` are the
+    files of LoRAs with the model that they are put on, each with its place.
     """
 
     name: str
@@ -134,6 +159,7 @@ class _Source:
     asked: Mapping[Model, Location]
     items: Callable[[Mapping[int, int], Mapping[Model, Model]], Sequence[Item]]
     texts: Iterable[tuple[str, Location]]
+    loras: Mapping[tuple[Model, str], Location]
 
 
 def _read_items(target: Path, settings: Settings) -> _Source:
@@ -144,7 +170,9 @@ def _read_items(target: Path, settings: Settings) -> _Source:
         return lines
 
     texts = lines.texts.items()
-    return _Source(name=target.stem, jobs=(), without_seed=(), asked=lines.asked, items=items, texts=texts)
+    return _Source(
+        name=target.stem, jobs=(), without_seed=(), asked=lines.asked, items=items, texts=texts, loras=lines.loras
+    )
 
 
 def _read_manifest(target: Path, settings: Settings) -> _Source:
@@ -156,6 +184,7 @@ def _read_manifest(target: Path, settings: Settings) -> _Source:
         asked=checked.models,
         items=lambda drawn, found: manifest_items.Items(checked, drawn, found),
         texts=(text for job in checked.jobs for text in manifest_items.texts(job)),
+        loras={pair: checked.loras[pair[1]] for job in checked.jobs for pair in manifest_items.lora_files(job)},
     )
 
 
@@ -173,6 +202,19 @@ def _find_models(asked: Mapping[Model, Location], settings: Settings) -> dict[Mo
             raise ManifestError(f"the model '{model.name}': {error}", asked[model]) from None
 
     return dict(zip(asked, every(find, asked), strict=True))
+
+
+def _check_loras(loras: Mapping[tuple[Model, str], Location], models: Mapping[Model, ModelFiles]) -> None:
+    """Whether each LoRA fits the models that it is put on; errors about all of them are raised together."""
+
+    def check(pair: tuple[Model, str]) -> None:
+        model, file = pair
+        try:
+            fit(read_lora(Path(file)), models[model])
+        except ModelError as error:
+            raise ManifestError(str(error), loras[pair]) from None
+
+    every(check, loras)
 
 
 def _check_lengths(texts: Iterable[tuple[str, Location]], readers: Sequence[ClipTokenizer]) -> None:

@@ -13,7 +13,7 @@ import json
 import re
 from typing import Any
 
-from runner.item import EXTRA, Item
+from runner.item import EXTRA, Item, Lora
 from runner.keys import KEYS, LARGEST_SIZE, SIZE_STEP
 from runner.sampler_names import SAMPLERS
 
@@ -164,6 +164,16 @@ def parameters_text(item: Item) -> str:
         settings["Denoising strength"] = item.strength
     if item.eta:
         settings["Eta DDIM"] = item.eta
-    settings |= {KEYS[key].infotext: value for key, value in item.extra if KEYS[key].infotext}
+    settings |= {KEYS[key].infotext: value for key, value in item.extra if key in KEYS and KEYS[key].infotext}
+    if hashes := ", ".join(f"{lora.name}: {lora.hash}" for lora in item.loras if lora.hash):
+        settings["Lora hashes"] = f'"{hashes}"'  # as that program writes it
     negative = [f"Negative prompt: {item.negative}"] if item.negative else []
-    return "\n".join([item.prompt, *negative, ", ".join(f"{key}: {value}" for key, value in settings.items())])
+    tags = [tag for lora in item.loras if f"<lora:{lora.name}:" not in item.prompt for tag in [_tag(lora)]]
+    prompt = " ".join([item.prompt, *tags])
+    return "\n".join([prompt, *negative, ", ".join(f"{key}: {value}" for key, value in settings.items())])
+
+
+def _tag(lora: Lora) -> str:
+    """A LoRA as that program's prompts have it, the weight for the text encoder first."""
+    strength = f"{lora.unet:g}" if lora.unet == lora.text else f"{lora.text:g}:{lora.unet:g}"
+    return f"<lora:{lora.name}:{strength}>"

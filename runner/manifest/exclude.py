@@ -11,8 +11,9 @@ from runner.keys import words
 from runner.manifest import grid
 from runner.manifest.grid import Axis, Remainder
 from runner.manifest.job import Job, shown
+from runner.manifest.loras import ONE, read_value, with_ones
 from runner.manifest.nodes import Node
-from runner.manifest.places import Frame, read_value
+from runner.manifest.places import Frame
 from runner.manifest.prompts import Prompt
 from runner.manifest.rules import ITEM_KEYS, OWN_SIZE, read_entries
 from runner.text import name_some
@@ -29,7 +30,8 @@ class Exclusion:
 
 
 def read_exclusion(frame: Frame, node: Node) -> Exclusion:
-    values = read_entries(node, ITEM_KEYS, lambda key, value: (value, _compared(frame, key, value)))
+    known = with_ones(frame, ITEM_KEYS, node)
+    values = read_entries(node, known, lambda key, value: (value, _compared(frame, key, value)))
     if not values:
         raise node.error("exclude: an empty entry would match every item; give it at least one key")
     return Exclusion(node=node, values=values)
@@ -41,7 +43,8 @@ def _compared(frame: Frame, key: str, node: Node) -> Any:
 
 def leave_out(exclusions: Sequence[Exclusion], job: Job) -> Remainder:
     """What remains of a job; values are compared as they were read, with the defaults filled in."""
-    columns = {**{key: (value,) for key, value in job.values.items()}, **job.columns}
+    fixed = {f"{ONE}{lora.name}": (lora,) for lora in job.values.get("loras", ())}
+    columns = {**fixed, **{key: (value,) for key, value in job.values.items()}, **job.columns}
     if columns["init"] == (None,):
         columns |= {key: (OWN_SIZE,) for key in ("width", "height") if columns[key] == (None,)}
     spoken_of = {key for exclusion in exclusions for key in exclusion.values} & columns.keys()
@@ -67,6 +70,8 @@ def _matches(
     """The places that match on each axis that the exclusion speaks of, by the axis' index."""
     matches: dict[int, Sequence[int]] = {}
     for key, (node, value) in exclusion.values.items():
+        if key not in columns and key.startswith(ONE):
+            raise node.error(f"exclude: the job has no {key}")
         if key not in columns:
             raise node.error(f"exclude: the job's {key} is drawn when it runs; give it one of its own to exclude it")
         if not (places := finders[key](value)):

@@ -25,6 +25,7 @@ from runner.keys import LARGEST_SEED
 from runner.manifest.grid import Axis, Grid
 from runner.manifest.job import Job, shown
 from runner.manifest.lazy import Lazy
+from runner.manifest.loras import ONE, combine
 from runner.manifest.prompts import Prompt
 from runner.manifest.read import Manifest
 from runner.manifest.rules import DEFAULTS, OWN_SIZE
@@ -52,6 +53,15 @@ def texts(job: Job) -> Iterator[tuple[str, Location]]:
         if prompt.negative is not None:
             yield prompt.negative, prompt.location
     yield from ((text, job.location) for text in columns.get("negative", [job.values.get("negative", "")]))
+
+
+def lora_files(job: Job) -> set[tuple[Model, str]]:
+    """The files of the LoRAs that the job's items may have, each with the models that they may be put on."""
+    columns = job.columns
+    sets = [*columns.get("loras", [job.values.get("loras", ())])]
+    sets += [columns[key] for key in columns if key.startswith(ONE)]
+    models = columns.get("model", [job.values.get("model")])
+    return {(model, lora.path) for model in models for loras in sets for lora in loras}
 
 
 class Items(Lazy[Item]):
@@ -108,6 +118,7 @@ class _JobItems:
         axes = [axis for axis in self.grid.axes if axis.named]
         split, self._cycle = _split(axes)
         self._position = self.grid.position if job.remainder else int
+        self._ones = tuple(key for key in job.columns if key.startswith(ONE))
         self._slow = lru_cache(maxsize=1)(partial(choose, axes[:split], fixed))
         fast = partial(choose, axes[split:], {})
         self._fast = lru_cache(maxsize=None)(fast) if self._cycle <= LONGEST_CYCLE else fast
@@ -129,6 +140,8 @@ class _JobItems:
     def _make(self, slow: int, fast: int, number: int) -> Item:
         (values, axes), (more, also) = self._slow(slow), self._fast(fast)
         values = {**values, **more}
+        if self._ones:
+            values["loras"] = (*values["loras"], *(values.pop(key) for key in self._ones))
         first_noise = values.pop("first_noise")
         values["fixed_code"] = first_noise if values["fixed_code"] else None
         return resolve(values, number=number, axes=axes + also)
@@ -198,6 +211,8 @@ def resolve(values: dict[str, Any], *, number: int, axes: tuple[tuple[str, Any],
         values["eta"] = 0.0
     if values["fixed_code"] == values["seed"]:
         values["fixed_code"] = None
+    if values["loras"]:
+        values["loras"] = combine(values["loras"])
     if EXTRA:
         found = ((key, values.pop(key)) for key in EXTRA)
         values["extra"] = tuple((key, value) for key, value in found if value != DEFAULTS[key])

@@ -8,8 +8,9 @@ from typing import Any
 
 from runner.errors import Location
 from runner.images.inits import Init
-from runner.item import Model
+from runner.item import Lora, Model
 from runner.manifest.grid import Axis, Grid, Remainder
+from runner.manifest.loras import show_set, show_strength
 from runner.manifest.prompts import Prompt
 
 
@@ -47,4 +48,10 @@ def shown(value: Any) -> Any:
         return value.path.name
     if isinstance(value, Model):
         return value.name or "the one of model="
-    return value.label if isinstance(value, Prompt) else value
+    if isinstance(value, Prompt):
+        return value.label
+    if isinstance(value, Lora):
+        return show_strength(value)
+    if isinstance(value, tuple) and all(isinstance(each, Lora) for each in value):
+        return show_set(value)
+    return value

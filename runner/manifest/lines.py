@@ -17,16 +17,17 @@ from typing import Any
 
 import orjson
 
-from runner.errors import Location, ManifestError, Problems
+from runner.errors import Location, ManifestError, ModelError, Problems
 from runner.images.inits import Init, InitError
-from runner.item import Item, Model, Part
-from runner.keys import KEYS, words
+from runner.item import Item, Lora, Model, Part
+from runner.keys import KEYS, read_strength, words
 from runner.manifest import weighted
 from runner.manifest.items import resolve
 from runner.manifest.lazy import Lazy
-from runner.manifest.nodes import wrap
-from runner.manifest.places import configured_model, find_init
+from runner.manifest.nodes import Node, wrap
+from runner.manifest.places import configured_model, find_init, find_inside
 from runner.manifest.rules import ALIASES, DEFAULTS, ITEM_KEYS, check, entries
+from runner.model.loras import read_lora
 from runner.model.tokens import surely_fits
 from runner.record import fingerprints_of, part
 from runner.settings import PREDICTIONS
@@ -35,6 +36,7 @@ LONGEST_LINE = 2**20  # bytes
 BOM = b"\xef\xbb\xbf"
 NULLABLE = ("init_sha256", *(name for name, key in KEYS.items() if key.nullable))  # where there is no init picture
 RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "init_sha256")
+LORA_KEYS = ("path", "sha256", "unet", "text", "weight")
 RECORD_NAMES = frozenset(RECORD_KEYS)
 KEPT_VALUES, SHORT = 4096, 200  # how many checked values are kept, and of how many characters
 NOWHERE = Location(Path())
@@ -55,7 +57,9 @@ def read_item(
     parts = _read_parts(given, location)
     axes = _read_axes(given.get("axes", {}), location)
     code = given.pop("fixed_code", None)  # here it is the noise's seed
+    loras = _read_loras(given.pop("loras"), location, allow_outside) if "loras" in given else ()
     values = {**DEFAULTS, **{key: _checked(key, given[key], location) for key in given if key in ITEM_KEYS}}
+    values["loras"] = loras
     values["fixed_code"] = None if code is None else _checked("seed", code, location)
     if "init" in given:
         values["init"] = _read_init(given, location, allow_outside)
@@ -116,6 +120,35 @@ def _read_init(given: Mapping[str, Any], location: Location, allow_outside: bool
     return init
 
 
+def _read_loras(given: object, location: Location, allow_outside: bool) -> tuple[Lora, ...]:
+    """The LoRAs of an item, with their files: as a record has them, or with one `weight`."""
+    node = wrap(given, location)
+    if not isinstance(node.value, dict):
+        raise node.error("loras: expected names with their files ({ink: {path: ink.safetensors, weight: 0.8}})")
+    return tuple(_read_lora(key.text(), value, location, allow_outside) for key, value in node.value.items())
+
+
+def _read_lora(name: str, node: Node, location: Location, allow_outside: bool) -> Lora:
+    said = node.mapping(LORA_KEYS)
+    if "path" not in said:
+        raise node.error(f"loras: {name} needs a 'path', where its file is")
+    sha256 = said["sha256"].text() if "sha256" in said else ""
+    # What is recorded is found wherever it was, as models are, since it has to be the same one.
+    path = find_inside(said["path"], location.path.parent, allow_outside or bool(sha256))
+    both = {"unet": said["weight"], "text": said["weight"]} if "weight" in said else {}
+    strength = both | {key: said[key] for key in ("unet", "text") if key in said}
+    unet, text = (read_strength(strength[key])[0] if key in strength else 0.0 for key in ("unet", "text"))
+    if not strength:
+        raise node.error(f"loras: {name} needs a 'weight'")
+    try:
+        found = read_lora(path)
+    except ModelError as error:
+        raise node.error(f"the LoRA '{name}': {error}") from None
+    if sha256 not in ("", found.sha256):
+        raise node.error(f"the LoRA '{name}': {path} has other tensors than the one that the item was made with")
+    return Lora(name, str(path), found.sha256, found.file_hash, unet, text)
+
+
 def _read_parts(given: Mapping[str, Any], location: Location) -> tuple[Part, ...]:
     if "parts" not in given and "prompt" not in given:
         raise ManifestError("'prompt' is missing", location)
@@ -168,6 +201,7 @@ class Lines(Lazy[Item]):
     def __init__(self, path: Path, allow_outside: bool) -> None:
         self.asked: dict[Model, Location] = {}
         self.found: dict[Model, Model] = {}
+        self.loras: dict[tuple[Model, str], Location] = {}  # those that are asked for, each with its model
         self._path, self._allow_outside = path, allow_outside
         self._places, self._lines = array("Q"), array("Q")
         self.texts: dict[str, Location] = {}
@@ -176,6 +210,8 @@ class Lines(Lazy[Item]):
             with problems:
                 item = self._read(text, len(self._places), line)
                 self.asked.setdefault(item.model, Location(path, line, 1))
+                for lora in item.loras:
+                    self.loras.setdefault((item.model, lora.path), Location(path, line, 1))
                 self._note_texts(item, line)
             self._places.append(place)
             self._lines.append(line)

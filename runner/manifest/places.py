@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from runner.errors import Location, did_you_mean, every
 from runner.images import inits
@@ -20,12 +20,21 @@ from runner.settings import PREDICTIONS, group_names, named_model
 MODEL_KEYS = ("path", "prediction", "vae")
 
 
+class Listed(NamedTuple):
+    """A file that the manifest lists by a name, the SHA-256 that it should have if that is said, and its place."""
+
+    path: Path
+    sha256: str
+    node: Node
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
     """What a job stands in; there are no defaults where they were wrong, and jobs are only read then, not made.
 
     `listed` are the manifest's own models by their names, None where these were wrong; `places` says where each model
-    that is asked for is named.
+    that is asked for is named. `loras` are its LoRAs likewise, `lora_places` says where each file of one that is asked
+    for is named, and `examined` what was found out about it.
     """
 
     folder: Path
@@ -33,6 +42,9 @@ class Frame:
     listed: Mapping[str, tuple[Model, Node]] | None = None
     defaults: Mapping[str, Any] | None = None
     places: dict[Model, Location] = dataclasses.field(default_factory=dict)
+    loras: Mapping[str, Listed] | None = None
+    lora_places: dict[str, Location] = dataclasses.field(default_factory=dict)
+    examined: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 
 
 def read_value(frame: Frame, key: str, node: Node) -> Any:

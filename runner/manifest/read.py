@@ -27,8 +27,9 @@ from runner.manifest import nodes
 from runner.manifest.exclude import leave_out, read_exclusion
 from runner.manifest.grid import Axis
 from runner.manifest.job import Job
+from runner.manifest.loras import ONE, fold, list_loras, read_ones, read_value, refuse_twice, with_ones
 from runner.manifest.nodes import Node
-from runner.manifest.places import Frame, list_models, read_value
+from runner.manifest.places import Frame, list_models
 from runner.manifest.prompts import read_prompts
 from runner.manifest.rules import (
     ALIASES,
@@ -41,7 +42,7 @@ from runner.manifest.rules import (
     read_seeds,
 )
 
-TOP_KEYS = ("version", "name", "models", "lists", "defaults", "jobs")
+TOP_KEYS = ("version", "name", "models", "loras", "lists", "defaults", "jobs")
 JOB_KEYS = (*ITEM_KEYS, "prompts", "seeds", "n_samples", "n_iter", "zip", "matrix", "exclude", "include")
 INCLUDE_KEYS = (*ITEM_KEYS, "seeds")
 NOT_INCLUDED = {
@@ -72,13 +73,15 @@ LONGEST_NAME = 200  # bytes; file systems allow 255
 class Manifest:
     """`jobs` has also what they include, each as a job of its own behind its job.
 
-    `models` are those that the jobs ask for, each with the place where it is named; they are looked for later.
+    `models` are those that the jobs ask for, each with the place where it is named; they are looked for later. `loras`
+    are the places of the LoRAs that are asked for, by their files.
     """
 
     path: Path
     name: str
     jobs: tuple[Job, ...]
     models: Mapping[Model, Location]
+    loras: Mapping[str, Location]
 
 
 def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) -> Manifest:
@@ -104,15 +107,17 @@ def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) ->
     with problems:
         frame = bare = dataclasses.replace(bare, listed=list_models(given.get("models"), bare))
     with problems:
-        own = read_entries(given["defaults"], ITEM_KEYS, partial(_value, bare)) if "defaults" in given else {}
-        frame = dataclasses.replace(bare, defaults={**DEFAULTS, **own, **_overrides(overrides, bare)})
+        frame = bare = dataclasses.replace(bare, loras=list_loras(given.get("loras"), bare))
+    with problems:
+        own = _entries(bare, given["defaults"], ITEM_KEYS) if "defaults" in given else {}
+        frame = dataclasses.replace(bare, defaults=fold({**DEFAULTS, **own, **_overrides(overrides, bare)}))
     jobs: tuple[Job, ...] = ()
     with problems:
         jobs = _jobs(given["jobs"], frame) if "jobs" in given else ()
     problems.raise_all()
     asked = (model for job in jobs for model in job.columns.get("model", [job.values.get("model")]))
     models = {model: frame.places.get(model, root.location) for model in asked}
-    return Manifest(path=path, name=name, jobs=jobs, models=models)
+    return Manifest(path=path, name=name, jobs=jobs, models=models, loras=frame.lora_places)
 
 
 def _check_lists(node: Node | None) -> None:
@@ -126,6 +131,11 @@ def _check_lists(node: Node | None) -> None:
             raise value.error(f"lists: expected a list with an anchor (name: &name [...]), not {value}")
 
 
+def _entries(frame: Frame, node: Node, known: Sequence[str]) -> dict[str, Any]:
+    """The values of a mapping of item keys, and of keys such as `loras.ink`."""
+    return read_entries(node, with_ones(frame, known, node), partial(_value, frame))
+
+
 def _value(frame: Frame, key: str, node: Node) -> Any:
     """What a value says by itself; most are item keys' own."""
     return READERS[key](frame, node) if key in READERS else read_value(frame, key, node)
@@ -136,7 +146,7 @@ def _overrides(overrides: Mapping[str, object], frame: Frame) -> dict[str, Any]:
     for key, value in overrides.items():
         try:
             node = nodes.wrap({key: value}, Location(Path("command line")), plain=True)
-            values = read_entries(node, ITEM_KEYS, partial(_value, frame))
+            values = _entries(frame, node, ITEM_KEYS)
         except ManifestError as error:
             raise SettingError(f"defaults.{key}: {error.message.removeprefix(f'{key}: ')}") from None
         if not found.keys().isdisjoint(values):
@@ -174,7 +184,7 @@ def _job(index: int, node: Node, frame: Frame) -> list[Job]:
     problems = Problems()
     said: dict[str, Any] = {}
     with problems:
-        said = read_entries(node, JOB_KEYS, partial(_value, frame))
+        said = _entries(frame, node, JOB_KEYS)
     with problems:
         _refuse_conflicts(_places(node))
     problems.raise_all()
@@ -187,7 +197,7 @@ def _job(index: int, node: Node, frame: Frame) -> list[Job]:
 
 def _make(index: int, node: Node, said: Mapping[str, Any], defaults: Mapping[str, Any]) -> Job:
     places = _places(node)
-    values = {**defaults, **said}
+    values = fold({**defaults, **said})
     axes: list[Axis] = [*said.get("zip", ()), *said.get("matrix", ())]
     swept = {key for axis in axes for key in axis.columns}
     if "prompt" not in swept:
@@ -234,6 +244,7 @@ def _refuse_conflicts(places: Mapping[str, Node]) -> None:
             raise places[other].error(f"'{one}' and '{other}' can't stand together in one job")
 
     every(refuse, CONFLICTS)
+    refuse_twice(places)
 
 
 def _check_crops(job: Job, node: Node) -> None:
@@ -276,12 +287,12 @@ def _seeds(said: Mapping[str, Any], first: int | None, places: Mapping[str, Node
 
 
 def _matrix(frame: Frame, node: Node) -> list[Axis]:
-    columns = read_entries(node, ITEM_KEYS, partial(_column, frame))
+    columns = read_entries(node, with_ones(frame, ITEM_KEYS, node), partial(_column, frame))
     return [Axis.of(key, values) for key, values in columns.items()]
 
 
 def _zip(frame: Frame, node: Node) -> list[Axis]:
-    columns = read_entries(node, ITEM_KEYS, partial(_column, frame))
+    columns = read_entries(node, with_ones(frame, ITEM_KEYS, node), partial(_column, frame))
     if not columns:
         raise node.error("zip: expected at least one key with its list")
     if len(set(map(len, columns.values()))) > 1:
@@ -293,7 +304,9 @@ def _zip(frame: Frame, node: Node) -> list[Axis]:
 def _column(frame: Frame, key: str, node: Node) -> Sequence[Any]:
     if key == "prompt":
         return read_prompts(node.items(), frame)
-    if key in ("init", "crop", "model"):
+    if key.startswith(ONE):
+        return read_ones(frame, key, node)
+    if key in ("init", "crop", "model", "loras"):
         return every(partial(_value, frame, key), node.items())
     return read_seeds(key, node) if key == "seed" else read_axis(key, node)
 
@@ -308,7 +321,7 @@ class _Include:
 
 
 def _include(frame: Frame, node: Node) -> _Include:
-    said = read_entries(node, INCLUDE_KEYS, partial(_value, frame), NOT_INCLUDED)
+    said = read_entries(node, with_ones(frame, INCLUDE_KEYS, node), partial(_value, frame), NOT_INCLUDED)
     if "seed" in said and "seeds" in said:
         raise node.error("'seed' and 'seeds' can't stand together in one include")
     return _Include(node=node, said=said)

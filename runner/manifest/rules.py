@@ -68,16 +68,17 @@ def check(key: str, node: Node) -> Any:
     return _named(key, KEYS[key].read, node)
 
 
-def read_axis(key: str, node: Node) -> Sequence[Any]:
-    """The values of an item key: a list of them, or a range of numbers."""
+def read_axis(key: str, node: Node, read: Callable[[Node], Any] | None = None) -> Sequence[Any]:
+    """The values of an item key: a list of them, or a range of numbers; `read` reads one otherwise than by its rule."""
+    read = read or partial(check, key)
     if isinstance(node.value, list):
-        return tuple(every(partial(check, key), node.items()))
+        return tuple(every(read, node.items()))
     if not isinstance(node.value, dict):
         raise node.error(f"{key}: expected a list or a range {{start, stop, step}}, not {node}")
     start, step, count = _span(node, _any_number)
     if count > MOST_VALUES:
         raise node.error(f"{key}: a range of {count} values; the most is {MOST_VALUES}")
-    return tuple(check(key, wrap(_number(start + n * step), node.location)) for n in range(count))
+    return tuple(read(wrap(_number(start + n * step), node.location)) for n in range(count))
 
 
 def read_seeds(key: str, node: Node) -> Sequence[int]:

@@ -9,11 +9,13 @@ scalars reach it as numbers and truth values where the runner takes them as text
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from runner.keys import KEYS, TEXT, Schema
+from runner.keys import KEYS, STRENGTH, TEXT, Schema
+from runner.manifest.loras import LORA_KEYS, ONE, SHA256
 from runner.manifest.places import MODEL_KEYS
 from runner.manifest.prompts import PROMPT_KEYS
 from runner.manifest.read import CONFLICTS, INCLUDE_KEYS, JOB_KEYS, LONGEST_NAME, TOP_KEYS
@@ -26,6 +28,9 @@ HELP = {
     "version": "The version of this format.",
     "name": "Names the run folder; by default the file's own name.",
     "models": "Models by names of their own, for a job that names or sweeps over them: `name: {path: ...}`.",
+    "lora_strength": "How strong a LoRA is: one number, or {unet: 0.8, text: 0.4}.",
+    "lora_files": "LoRAs by names of their own: `name: loras/file.safetensors`, or `name: {path: ..., sha256: ...}`.",
+    "sha256": "The SHA-256 of its tensors, as a record has it; another file is refused then.",
     "path": "A diffusers folder, a .safetensors or a .ckpt; relative to this file.",
     "prediction": "What the model predicts; auto: as its files say.",
     "vae": "Another autoencoder: a diffusers folder or a single file; relative to this file.",
@@ -59,7 +64,7 @@ def make_schema() -> dict[str, Any]:
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A manifest of pictures, version 1",
-        **_mapping(TOP_KEYS, required=["version", "jobs"]),
+        **_mapping(TOP_KEYS, {"loras": _ref("lora_files")}, required=["version", "jobs"]),
         "definitions": {key: {"description": _help(key), **schema} for key, schema in _keys().items()} | _structures(),
     }
 
@@ -83,11 +88,17 @@ def _keys() -> dict[str, Schema]:
         "version": {"enum": [1, "1"]},
         "name": {**TEXT, "minLength": 1, "maxLength": LONGEST_NAME, "pattern": r"^[^\s./\\-]"},
         "models": {"type": "object", "additionalProperties": _mapping(MODEL_KEYS, required=["path"])},
+        "lora_files": {
+            "type": "object",
+            "additionalProperties": {"anyOf": [TEXT, _mapping(LORA_KEYS, {"path": TEXT}, required=["path"])]},
+        },
+        "sha256": {"type": "string", "pattern": f"^{SHA256.pattern}$"},
         "path": TEXT,
         "prediction": {"enum": list(PREDICTIONS)},
         "vae": TEXT,
         "lists": {"type": "object", "additionalProperties": {"type": ["array", "object"]}},
-        "defaults": _mapping(ITEM_KEYS),
+        "lora_strength": STRENGTH,
+        "defaults": _with_ones(_mapping(ITEM_KEYS)),
         "jobs": _list(_ref("job")),
         "prompts": _list(_ref("prompt")),
         "seeds": {"anyOf": [_ref("seed"), spans, _list(_ref("seeds")), _span({"type": "integer"})]},
@@ -95,8 +106,8 @@ def _keys() -> dict[str, Schema]:
         "n_iter": COUNT,
         "zip": {**_columns(), "minProperties": 1},
         "matrix": _columns(),
-        "exclude": _list({**_mapping(ITEM_KEYS, {"prompt": TEXT}), "minProperties": 1}),
-        "include": _list(_mapping(INCLUDE_KEYS)),
+        "exclude": _list({**_with_ones(_mapping(ITEM_KEYS, {"prompt": TEXT})), "minProperties": 1}),
+        "include": _list(_with_ones(_mapping(INCLUDE_KEYS))),
         "text": TEXT,
         "file": TEXT,
         "comments": {"type": "string", "minLength": 1},
@@ -109,7 +120,7 @@ def _keys() -> dict[str, Schema]:
 
 def _structures() -> dict[str, Schema]:
     conflicts = [{"required": list(pair)} for pair in CONFLICTS if {*pair} <= {*JOB_KEYS}]
-    return {"job": {**_mapping(JOB_KEYS), "not": {"anyOf": conflicts}}, "range": _span({"type": "number"})}
+    return {"job": {**_with_ones(_mapping(JOB_KEYS)), "not": {"anyOf": conflicts}}, "range": _span({"type": "number"})}
 
 
 def _ref(name: str) -> Schema:
@@ -129,13 +140,19 @@ def _mapping(
     return {"type": "object", "properties": properties, "additionalProperties": False, "required": list(required)}
 
 
+def _with_ones(mapping: Mapping[str, Any], of: Schema | None = None) -> dict[str, Any]:
+    """A mapping that may have keys of single LoRAs too."""
+    return {**mapping, "patternProperties": {rf"^{re.escape(ONE)}": of or _ref("lora_strength")}}
+
+
 def _prompt(kind: str) -> Schema:
     required = [kind, "weights"] if kind == "parts" else [kind]
     return _mapping((kind, *PROMPT_KEYS[kind]), {"prompt": TEXT}, required)
 
 
 def _columns() -> dict[str, Any]:
-    return _mapping(ITEM_KEYS, {key: {"description": _help(key), **_column(key)} for key in ITEM_KEYS})
+    columns = {key: {"description": _help(key), **_column(key)} for key in ITEM_KEYS}
+    return _with_ones(_mapping(ITEM_KEYS, columns), {"anyOf": [_list(_ref("lora_strength")), _ref("range")]})
 
 
 def _column(key: str) -> Schema:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from runner.item import Item, Model, Part
+from runner.item import Item, Lora, Model, Part
 from runner.manifest import weighted as manifest_weighted
 from runner.manifest.rules import DEFAULTS
 
@@ -49,6 +49,8 @@ class Wording:
 def to_yaml(items: Sequence[Item], models: Mapping[str, str] = MappingProxyType({})) -> str:
     """The manifest of these items, at least one; `models` are paths by name, of the models that it lists.
 
+    It lists the items' LoRAs with their fingerprints; no two have one name.
+
     An item whose noise is another's (`fixed_code`) needs that other one in its job: it is added where it is missing.
     """
     wishes = [_wish(item) for item in items]
@@ -57,7 +59,9 @@ def to_yaml(items: Sequence[Item], models: Mapping[str, str] = MappingProxyType(
         key: _plain(value) for key, value in common.items() if key in ALWAYS_SHOWN or value not in (None, DEFAULTS[key])
     }
     jobs = [_job(block, {**DEFAULTS, **defaults}) for block in itertools.chain(*map(_with_codes, _blocks(wishes)))]
-    listed = {"models": {name: {"path": path} for name, path in models.items()}} if models else {}
+    listed: dict[str, Any] = {"models": {name: {"path": path} for name, path in models.items()}} if models else {}
+    loras = {lora.name: {"path": lora.path, "sha256": lora.sha256} for item in items for lora in item.loras}
+    listed |= {"loras": loras} if loras else {}
     return _dump({"version": 1, **listed, "defaults": defaults}, flow=False) + _dump({"jobs": _Lines(jobs)}, flow=None)
 
 
@@ -206,7 +210,13 @@ def _prompt(prompt: Wording, defaults: Mapping[str, Any]) -> Any:
 def _plain(value: Any) -> Any:
     if isinstance(value, Model):
         return value.name
+    if isinstance(value, tuple) and all(isinstance(each, Lora) for each in value):
+        return {lora.name: _strength(lora) for lora in value}
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _strength(lora: Lora) -> Any:
+    return _plain(lora.unet) if lora.unet == lora.text else {"unet": _plain(lora.unet), "text": _plain(lora.text)}
 
 
 def _seeds(seeds: Sequence[int]) -> Any:

@@ -23,7 +23,8 @@ from runner.files import sha256_of
 from runner.folder.names import INITS, RECORDS
 from runner.folder.store import LocalStore
 from runner.images import foreign, infotext, metadata
-from runner.item import Item, Model
+from runner.item import Item, Lora, Model
+from runner.keys import read_strength
 from runner.manifest import write
 from runner.manifest.lines import read_item
 from runner.manifest.nodes import wrap
@@ -35,7 +36,8 @@ from runner.text import name_some, shorten
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
 OF_IMG2IMG = ("init", "init_sha256", "crop", "strength")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-WEIGHTS = "weights"  # where the files of several models are to be put
+WEIGHTS, LORAS = "weights", "loras"  # where the files of several models, and those of LoRAs, are to be put
+UNSAFE = r"[^\w.-]"
 MARK = 8  # digits of a fingerprint, behind a name that several models have
 
 
@@ -116,8 +118,9 @@ def _read(path: Path) -> _Source:
 
 def _read_own(path: Path, given: Mapping[str, Any], model: Mapping[str, Any], place: Location) -> _Source:
     number = wrap(given.get("number", 0), place).integer(0, MOST_ITEMS)
-    noise_only = {key: value for key, value in given.items() if key not in OF_IMG2IMG}
+    noise_only = {key: value for key, value in given.items() if key not in (*OF_IMG2IMG, "loras")}
     item = read_item(noise_only, number=number, location=place, model=_model(model))
+    item = item._replace(loras=_loras(given.get("loras", {}), place))
     notes: list[str] = []
     if given.get("init") is not None:
         item = item._replace(**_img2img(path, given, notes, place))
@@ -127,6 +130,22 @@ def _read_own(path: Path, given: Mapping[str, Any], model: Mapping[str, Any], pl
 def _model(model: Mapping[str, Any]) -> Model:
     fingerprints = fingerprints_of(model)
     return Model(name=_one_line(str(model.get("name"))), fingerprints=fingerprints)
+
+
+def _loras(given: Any, place: Location) -> tuple[Lora, ...]:
+    """The LoRAs that a picture has; where their files are it doesn't say."""
+    entries = wrap(given, place).value
+    if not isinstance(entries, dict):
+        raise ManifestError("loras: expected a mapping of names", place)
+    found = []
+    for key, value in entries.items():
+        said, name = value.mapping(("sha256", "unet", "text")), _one_line(key.text())
+        unet, text = (read_strength(said[part])[0] if part in said else 0.0 for part in ("unet", "text"))
+        sha256 = said["sha256"].text() if "sha256" in said else ""
+        if not SHA256.fullmatch(sha256):
+            raise ManifestError(f"loras: {name}: expected the SHA-256 of its tensors, 64 hexadecimal digits", place)
+        found.append(Lora(name, f"{LORAS}/{re.sub(UNSAFE, '_', name)}.safetensors", sha256, "", unet, text))
+    return tuple(found)
 
 
 def _img2img(path: Path, given: Mapping[str, Any], notes: list[str], place: Location) -> dict[str, Any]:
@@ -191,6 +210,8 @@ def _notes(sources: Sequence[_Source]) -> Iterator[str]:
         yield _one_line(f"{shorten(note, 200)} ({files})")
     if paths_of_models := _paths(_names(sources)):
         yield f"say under 'models' where the weights are: {', '.join(paths_of_models)}"
+    if loras := sorted({lora.name for source in sources for lora in source.item.loras}):
+        yield f"say under 'loras' where the files are: {name_some(loras)}"
     there = {_wish(source.item) for source in sources}
     for source in sources:
         lender = source.item.fixed_code
@@ -220,7 +241,21 @@ def _names(sources: Sequence[_Source]) -> dict[Model, str]:
 def _paths(names: Mapping[Model, str]) -> dict[str, str]:
     """Paths for the files of the named models, except for those that `conf/model/` lists."""
     listed = [name for name in names.values() if name and name not in group_names("model")]
-    return {name: f"{WEIGHTS}/" + re.sub(r"[^\w.-]", "_", name) for name in listed}
+    return {name: f"{WEIGHTS}/" + re.sub(UNSAFE, "_", name) for name in listed}
+
+
+def _with_own_names(items: Sequence[Item]) -> list[Item]:
+    """The items with LoRAs that are called otherwise where several files have one name."""
+    found = {(lora.name, lora.sha256) for item in items for lora in item.loras}
+    shared = Counter(name for name, _ in found)
+
+    def renamed(lora: Lora) -> Lora:
+        if shared[lora.name] == 1:
+            return lora
+        name = f"{lora.name}-{lora.sha256[:MARK]}"
+        return lora._replace(name=name, path=f"{LORAS}/{re.sub(UNSAFE, '_', name)}.safetensors")
+
+    return [item._replace(loras=tuple(map(renamed, item.loras))) for item in items]
 
 
 def _manifest(sources: Sequence[_Source], notes: Sequence[str]) -> str:
@@ -229,7 +264,7 @@ def _manifest(sources: Sequence[_Source], notes: Sequence[str]) -> str:
     pictures = "1 picture" if len(items) == 1 else f"{len(items)} pictures"
     models = [_one_line(shorten(f"model: {model}", 200)) for model in names if model.name]
     comments = "".join(f"# {line}\n" for line in (f"from {pictures}", *models, *notes))
-    return comments + write.to_yaml(items, _paths(names))
+    return comments + write.to_yaml(_with_own_names(items), _paths(names))
 
 
 def _one_line(text: str) -> str:

@@ -13,19 +13,22 @@ import pytest
 import tiny
 import tiny_xl
 import torch
+import transformers
 from builders import make_item
 from fake_cuda import fake_cuda
 from safetensors.torch import load_file, save_file
 
-from runner.device import parking
+from runner.device.component import Component
+from runner.engine.conditions import empty, unet_call
 from runner.engine.executor import Executor
 from runner.events import ItemFailed, Rendered
 from runner.item import Lora
 from runner.model.files import ModelFiles, find_model
-from runner.model.loras import read_lora
+from runner.model.loras import fit, read_lora
+from runner.model.modules import build_module
 from runner.model.tokens import SHIPPED
 from runner.planning import waves
-from runner.planning.costs import model_costs
+from runner.planning.costs import STAYS, WALKS, model_costs
 from runner.planning.layouts import Execution
 from runner.record import INDUCTOR, OPENVINO
 
@@ -89,7 +92,7 @@ def sharp(folder: Path) -> Path:
 
 
 def lora(path: Path, unet: float = 1.0, text: float | None = None) -> Lora:
-    return Lora(path.stem, str(path), read_lora(path).sha256, unet, unet if text is None else text)
+    return Lora(path.stem, str(path), read_lora(path).sha256, "", unet, unet if text is None else text)
 
 
 def make_executor(model: ModelFiles, dtype: str = "float32", compiler: str = "none", **changes) -> Executor:
@@ -153,41 +156,47 @@ def test_sets_change_and_each_picture_is_that_of_a_run_alone(folder: Path, ink: 
     assert are_same({0: together[0]}, {0: together[50]}) and not are_same({0: together[0]}, {0: together[10]})
 
 
-def test_units_that_stay_are_changed_too(folder: Path, ink: Path, sharp: Path, monkeypatch) -> None:
-    model = find_model(str(folder))
-    executor, resident = make_executor(model, turbo=False), make_executor(model)
-    monkeypatch.setattr(executor, "_layout", lambda wave: wave.layout)
-    for number, loras in enumerate([(), (lora(ink),), (lora(sharp), lora(ink, 0.3))]):
-        items = items_with(loras, first=10 * number)
-        [wave] = waves.group(items, executor.execution)
-        kept = replace(wave, layout=replace(wave.layout, kept=400_000))
-        pixels = {}
+def test_units_that_stay_while_others_walk_are_changed_too(folder: Path, ink: Path, sharp: Path) -> None:
+    model, dtype = find_model(str(folder)), torch.float32
+    own, found = model.tensors["unet"], []
+    changes = [fit(read_lora(path), model)["unet"] for path in (ink, sharp)]
+    told = empty(model.configs["unet"], 1)
+    call = unet_call(torch.ones(1, 4, 8, 8), torch.ones(1), told)
+    walking, resident = (
+        Component(build_module(model, "unet"), own, device=torch.device("cpu"), dtype=dtype, mode=mode)
+        for mode in (WALKS, STAYS)
+    )
+    walking.change(WALKS, kept=400_000)
+    for each in ({}, changes[0], changes[1]):
+        names = changes[0].keys() | changes[1].keys()
+        tensors = dict(own) | {name: replace(own[name], changes=(change,)) for name, change in each.items()}
+        for component in (walking, resident):
+            component.replace(tensors, names)
         for _ in range(2):  # the first walk finds out which ones stay
-            pixels = {e.item.number: e.pixels.copy() for e in executor.run(kept) if isinstance(e, Rendered)}
-        assert executor.components["unet"].kept > 0
-        assert are_same(pixels, render(resident, items))
+            [made] = walking.call_all([call])
+        assert walking.kept > 0
+        [wanted] = resident.call_all([call])
+        assert torch.equal(made, wanted)
+        assert not any(torch.equal(made, other) for other in found)
+        found.append(made)
 
 
-def test_only_what_differs_is_read_again(folder: Path, sharp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, read = find_model(str(folder)), list[str]()
-    names = {(t.file, t.start): name for name, t in model.tensors["unet"].items()}
-    original = parking.read_tensor_into
+def weights_of(executor: Executor) -> dict[str, int]:
+    """The weights that are there, by the names of their layers; each is the same object as long as it isn't read."""
+    layers = executor.components["unet"].module.named_modules()
+    return {name: id(getattr(part, "packed", None) or part.weight) for name, part in layers if hasattr(part, "weight")}
 
-    def noting(stored, target):
-        read.append(names.get((stored.file, stored.start), ""))
-        original(stored, target)
 
-    monkeypatch.setattr(parking, "read_tensor_into", noting)
-    executor = make_executor(model)
+def test_only_what_differs_is_read_again(folder: Path, sharp: Path) -> None:
+    executor = make_executor(find_model(str(folder)))
     render(executor, items_with())
-    assert len([name for name in read if name]) == len(names)
-    read.clear()
+    before = weights_of(executor)
+    held = [part for _, part in executor.components["unet"].module.named_parameters()]  # so that no id is used again
     render(executor, items_with([lora(sharp)]))
-    touched = {f"{layer}.{kind}" for layer in UNET_LAYERS[2:7] for kind in ("weight", "bias")}
-    assert {name for name in read if name} <= touched
-    read.clear()
+    after = weights_of(executor)
+    assert {name for name in before if before[name] != after[name]} == set(UNET_LAYERS[2:7]) and held
     render(executor, items_with([lora(sharp)]))
-    assert not [name for name in read if name]
+    assert weights_of(executor) == after
 
 
 def test_a_large_part_of_a_set_stays_where_the_rest_changes(folder: Path, ink: Path, sharp: Path) -> None:
@@ -244,8 +253,8 @@ def test_on_a_card(folder: Path, ink: Path, sharp: Path, turbo: bool) -> None:
 def stock(folder: Path, path: Path, weight: float) -> np.ndarray:
     pipeline = diffusers.StableDiffusionPipeline(
         vae=diffusers.AutoencoderKL.from_pretrained(folder / "vae"),
-        text_encoder=__import__("transformers").CLIPTextModel.from_pretrained(folder / "text_encoder"),
-        tokenizer=__import__("transformers").CLIPTokenizer.from_pretrained(str(SHIPPED)),
+        text_encoder=transformers.CLIPTextModel.from_pretrained(folder / "text_encoder"),
+        tokenizer=transformers.CLIPTokenizer.from_pretrained(str(SHIPPED)),
         unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet"),
         scheduler=diffusers.EulerDiscreteScheduler.from_pretrained(folder / "scheduler", timestep_spacing="linspace"),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,

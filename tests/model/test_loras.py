@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from runner.errors import ModelError
+from runner.model import deltas
 from runner.model.files import ModelFiles, find_model
 from runner.model.lora_names import layer_names
 from runner.model.loras import fit, read_lora
@@ -351,14 +352,14 @@ def test_half_precision_is_rounded_at_the_end_alone(model: ModelFiles, tmp_path:
     assert torch.equal(read_tensor(stored, torch.bfloat16), exact.bfloat16())
 
 
-def test_a_large_tensor_is_made_in_pieces(model: ModelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_tensor_is_made_in_pieces(model: ModelFiles, tmp_path: Path, limit) -> None:
     down, up = low_rank(model, CONV)
     name = f"lora_unet_{CONV.replace('.', '_')}"
     path = write(
         tmp_path, kohya(name, down, up) | {f"{name}.dora_scale": random(1, shape_of(model, CONV)[1], 1, 1).abs()}
     )
     whole = merged(model, path, f"{CONV}.weight")
-    monkeypatch.setattr("runner.model.deltas.AT_ONCE", 600)
+    limit(deltas, AT_ONCE=600)
     torch.testing.assert_close(merged(model, path, f"{CONV}.weight"), whole, rtol=1e-6, atol=1e-6)
 
 

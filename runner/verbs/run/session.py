@@ -180,7 +180,7 @@ class Session:
         item = event.item
         return Record(
             id=item_id(item),
-            item=self._keep_init(item).to_dict() | {"model": item.model.name},
+            item=self._keep_init(item).to_dict(paths=True) | {"model": item.model.name},
             model=model_dict(item.model),
             making=self._asked(making),
             rerendered=event.rerendered,
