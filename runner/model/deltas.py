@@ -57,8 +57,9 @@ def _stored_rows(stored: StoredTensor, read: Read) -> Rows:
 
 
 def _rows_of(change: Change, base: Rows, shape: tuple[int, ...], read: Read) -> Rows:
-    parts = {name: read(tensor) for name, tensor in change.parts.items()}
-    made = _product(parts, shape[2:])
+    parts = {name: read(tensor) for name, tensor in change.parts.items() if name != "diff"}
+    # A change of its own size is as large as the weight, and is read as that is.
+    made = _stored_rows(change.parts["diff"], read) if "diff" in change.parts else _product(parts, shape[2:])
 
     def scaled(start: int, stop: int) -> Tensor:
         return change.scale * made(start, stop).reshape(stop - start, -1)
@@ -75,9 +76,6 @@ def _rows_of(change: Change, base: Rows, shape: tuple[int, ...], read: Read) -> 
 
 def _product(parts: Mapping[str, Tensor], kernel: tuple[int, ...]) -> Rows:
     """What the parts multiply out to."""
-    if "diff" in parts:
-        whole = parts["diff"]
-        return lambda start, stop: whole.reshape(len(whole) if whole.dim() else 1, -1)[start:stop]
     if "down" in parts:
         up, right = parts["up"].flatten(1), parts["down"].flatten(1)
         if "mid" in parts:

@@ -22,9 +22,12 @@ FLAT = {UNET: ("lora_unet_", "lycoris_"), "text_encoder": ("lora_te_", "lora_te1
 POINTED = {
     UNET: ("", "unet.", "base_model.model.", "unet.base_model.model.", "lora_unet."),
     "text_encoder": (
-        "text_encoder.", "base_model.model.", "text_encoder.base_model.model.", "text_encoders.clip_l.transformer.",
+        "text_encoder.", "clip_l.", "base_model.model.", "text_encoder.base_model.model.",
+        "text_encoders.clip_l.transformer.",
     ),
-    "text_encoder_2": ("text_encoder_2.", "text_encoder_2.base_model.model.", "text_encoders.clip_g.transformer."),
+    "text_encoder_2": (
+        "text_encoder_2.", "clip_g.", "text_encoder_2.base_model.model.", "text_encoders.clip_g.transformer.",
+    ),
 }  # fmt: skip
 ORIGINAL = ("diffusion_model.", "model.diffusion_model.")  # in front of the original's names
 TEXT_MODEL = "text_model."

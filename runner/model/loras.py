@@ -39,6 +39,7 @@ INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1", "U8": "<u1", 
 EXPONENTS = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}  # all ones: not finite
 CHUNK = 1 << 22
 HASH_DIGITS = 12  # that AUTOMATIC1111 writes
+MOST_WILD = 3  # signs in a pattern of peft's that may match more than a character
 LOW_RANK = ({"down", "up"}, {"down", "up", "mid"})
 HADA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 FORMS = (
@@ -227,10 +228,11 @@ def _scale(lora: LoraFile, layer: Layer, parts: Mapping[str, StoredTensor]) -> f
     rank = _rank(parts)
     if rank is None or ("alpha" not in parts and not lora.settings):
         return 1.0
-    if "alpha" in parts:
-        alpha = _number(parts["alpha"])
-        return alpha / rank if alpha else 1.0
-    return _peft_scale(lora, layer, rank)
+    alpha = _number(parts["alpha"]) if "alpha" in parts else 0.0
+    scale = _peft_scale(lora, layer, rank) if "alpha" not in parts else alpha / rank if alpha else 1.0
+    if not math.isfinite(scale):
+        raise ModelError(f"{lora.path}: the alpha of {layer.name} is not a finite number")
+    return scale
 
 
 def _peft_scale(lora: LoraFile, layer: Layer, rank: int) -> float:
@@ -240,9 +242,11 @@ def _peft_scale(lora: LoraFile, layer: Layer, rank: int) -> float:
     said = own or {key: value for key, value in lora.settings.items() if "." not in key}
     alpha, patterns = said.get("lora_alpha", rank), said.get("alpha_pattern") or {}
     try:
+        if any(len(re.findall(r"[*+?{(|]", name)) > MOST_WILD for name in patterns):
+            raise ValueError("a pattern that may take for ever")
         alpha = next((value for name, value in patterns.items() if re.match(rf"(.*\.)?({name})$", layer.name)), alpha)
         return float(alpha) / (math.sqrt(rank) if said.get("use_rslora") else rank)
-    except (TypeError, ValueError, AttributeError, re.error):
+    except (TypeError, ValueError, OverflowError, AttributeError, re.error):
         raise ModelError(f"{lora.path}: what peft says about it (lora_alpha, alpha_pattern) can't be read") from None
 
 

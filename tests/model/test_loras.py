@@ -388,6 +388,18 @@ def test_the_fingerprint_is_of_the_tensors(model: ModelFiles, tmp_path: Path) ->
     assert read_lora(write(tmp_path / "d", tensors)).sha256 != one.sha256
 
 
+@pytest.mark.parametrize(
+    "said",
+    [{"lora_alpha": "x"}, {"lora_alpha": 1e999}, {"alpha_pattern": {"(a+)+(b+)+$": 1}}, {"alpha_pattern": {"[": 1}},
+     {"alpha_pattern": [1]}, {"lora_alpha": 10**400}],
+)  # fmt: skip
+def test_what_peft_says_may_be_hostile(model: ModelFiles, tmp_path: Path, said: dict[str, Any]) -> None:
+    down, up = low_rank(model, LINEAR)
+    tensors = {f"unet.{LINEAR}.lora_A.weight": down, f"unet.{LINEAR}.lora_B.weight": up}
+    path = write(tmp_path, tensors, {"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in said.items()})})
+    assert "can't be read" in (message := refused(model, path)) or "not a finite number" in message
+
+
 def refused(model: ModelFiles, path: Path) -> str:
     with pytest.raises(ModelError) as caught:
         fit(read_lora(path), model)
