@@ -12,12 +12,13 @@ from typing import Any
 from runner.errors import Location, did_you_mean, every
 from runner.images import inits
 from runner.images.inits import Init
-from runner.item import Model
+from runner.item import Embedding, Model
 from runner.manifest.nodes import Node
 from runner.manifest.rules import check
 from runner.settings import PREDICTIONS, group_names, named_model
 
 MODEL_KEYS = ("path", "prediction", "vae")
+Listed = Mapping[str, tuple[Embedding, Location]]  # embeddings by their names, each with its place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from runner.keys import KEYS, TEXT, Schema
+from runner.manifest.embeddings import SHA256
 from runner.manifest.places import MODEL_KEYS
 from runner.manifest.prompts import PROMPT_KEYS
 from runner.manifest.read import CONFLICTS, INCLUDE_KEYS, JOB_KEYS, LONGEST_NAME, TOP_KEYS
@@ -22,12 +23,22 @@ from runner.manifest.weighted import LARGEST_WEIGHT
 from runner.settings import PREDICTIONS
 
 COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": MOST_ITEMS}
+LEARNT: Mapping[str, Schema] = {
+    "path": {"description": "A .safetensors, a .pt or a .bin; relative to this file.", **TEXT},
+    "sha256": {
+        "description": "The SHA-256 that its vectors must have, as a record says it.",
+        "type": "string",
+        "pattern": f"^{SHA256.pattern}$",
+    },
+}
 HELP = {
     "version": "The version of this format.",
     "name": "Names the run folder; by default the file's own name.",
     "models": "Models by names of their own, for a job that names or sweeps over them: `name: {path: ...}`.",
     "path": "A diffusers folder, a .safetensors or a .ckpt; relative to this file.",
     "prediction": "What the model predicts; auto: as its files say.",
+    "embeddings": "Words that were learnt (textual inversion), by the names that texts have for them, <name>: "
+    "`name: path`, or `name: {path: ..., sha256: ...}`.",
     "vae": "Another autoencoder: a diffusers folder or a single file; relative to this file.",
     "lists": "A place for lists that are used more than once: `name: &name [...]` here, `*name` there.",
     "defaults": "One value for each key, for every job.",
@@ -83,6 +94,11 @@ def _keys() -> dict[str, Schema]:
         "version": {"enum": [1, "1"]},
         "name": {**TEXT, "minLength": 1, "maxLength": LONGEST_NAME, "pattern": r"^[^\s./\\-]"},
         "models": {"type": "object", "additionalProperties": _mapping(MODEL_KEYS, required=["path"])},
+        "embeddings": {
+            "type": "object",
+            "propertyNames": {"pattern": r"^[^\s<>:/]+$"},  # what a letter is, engines of patterns don't agree on
+            "additionalProperties": {"anyOf": [TEXT, _mapping(LEARNT, LEARNT, ["path"])]},
+        },
         "path": TEXT,
         "prediction": {"enum": list(PREDICTIONS)},
         "vae": TEXT,
