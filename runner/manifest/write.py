@@ -49,6 +49,7 @@ class Wording:
 def to_yaml(items: Sequence[Item], models: Mapping[str, str] = MappingProxyType({})) -> str:
     """The manifest of these items, at least one; `models` are paths by name, of the models that it lists.
 
+    Items whose texts have one name for two embeddings can't stand in one manifest.
     An item whose noise is another's (`fixed_code`) needs that other one in its job: it is added where it is missing.
     """
     wishes = [_wish(item) for item in items]
@@ -57,7 +58,10 @@ def to_yaml(items: Sequence[Item], models: Mapping[str, str] = MappingProxyType(
         key: _plain(value) for key, value in common.items() if key in ALWAYS_SHOWN or value not in (None, DEFAULTS[key])
     }
     jobs = [_job(block, {**DEFAULTS, **defaults}) for block in itertools.chain(*map(_with_codes, _blocks(wishes)))]
-    listed = {"models": {name: {"path": path} for name, path in models.items()}} if models else {}
+    listed: dict[str, Any] = {"models": {name: {"path": path} for name, path in models.items()}} if models else {}
+    if learnt := {each.name: each for item in items for each in item.embeddings}:
+        hashed = ((each, {"sha256": each.sha256} if each.sha256 else {}) for _, each in sorted(learnt.items()))
+        listed["embeddings"] = {each.name: {"path": each.path} | sha256 for each, sha256 in hashed}
     return _dump({"version": 1, **listed, "defaults": defaults}, flow=False) + _dump({"jobs": _Lines(jobs)}, flow=None)
 
 

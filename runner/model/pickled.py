@@ -181,9 +181,8 @@ class _Interpreter:
             case "POP":
                 pop()
             case "BUILD":
-                state = pop()  # of an object: it matters where parameters are in it
-                if isinstance(self.stack[-1], Parameters) and isinstance(state, dict):
-                    _set_parameters(self.stack[-1], state)
+                state = pop()
+                _set_state(self.stack[-1], state)
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[value] = self.stack[-1]
             case "MEMOIZE":
@@ -289,8 +288,9 @@ def make(wanted: Any, arguments: Any) -> Any:
     raise Damaged(f"its pickle calls {wanted.name} with wrong arguments")
 
 
-def _set_parameters(target: Parameters, state: dict[str, Any]) -> None:
-    found = state.get("_parameters")
+def _set_state(target: Any, state: Any) -> None:
+    """Keeps the parameters of those that hold any; no other object's state matters here."""
+    found = state.get("_parameters") if isinstance(target, Parameters) and isinstance(state, dict) else None
     if isinstance(found, dict):
         target.update({key: value for key, value in found.items() if isinstance(value, PickledTensor)})
 

@@ -36,6 +36,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
 OF_IMG2IMG = ("init", "init_sha256", "crop", "strength")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 WEIGHTS = "weights"  # where the files of several models are to be put
+EMBEDDINGS = "embeddings"  # and those of embeddings
 MARK = 8  # digits of a fingerprint, behind a name that several models have
 
 
@@ -61,13 +62,25 @@ class _Source:
 def extract(targets: Sequence[Path]) -> Extraction:
     """The manifest of these pictures, and of all in these folders; its paths are relative to the current folder."""
     sources, problems = list[_Source](), list[str]()
+    learnt: dict[str, _Source] = {}
     for path in _files(targets):
         try:
-            sources.append(_read(path))
+            source = _read(path)
+            _check_embeddings(source, learnt)
+            sources.append(source)
         except ManifestError as error:
             problems.append(_one_line(str(error)))
     notes = tuple(_notes(sources))
     return Extraction(manifest=_manifest(sources, notes) if sources else "", notes=notes, problems=tuple(problems))
+
+
+def _check_embeddings(source: _Source, learnt: dict[str, _Source]) -> None:
+    """Refuses a picture that has a name for another embedding than an earlier one: a manifest has one for each name."""
+    for each in source.item.embeddings:
+        earlier = learnt.setdefault(each.name, source)
+        if each not in earlier.item.embeddings:
+            message = f"its <{each.name}> is another embedding than that of {earlier.path}; extract it by itself"
+            raise ManifestError(message, Location(source.path))
 
 
 def _files(targets: Sequence[Path]) -> Iterator[Path]:
@@ -121,6 +134,8 @@ def _read_own(path: Path, given: Mapping[str, Any], model: Mapping[str, Any], pl
     notes: list[str] = []
     if given.get("init") is not None:
         item = item._replace(**_img2img(path, given, notes, place))
+    placed = (each._replace(path=f"{EMBEDDINGS}/{each.name}.safetensors") for each in item.embeddings)
+    item = item._replace(embeddings=tuple(placed))
     return _Source(path=path, item=item, notes=notes, own=True)
 
 
@@ -191,6 +206,8 @@ def _notes(sources: Sequence[_Source]) -> Iterator[str]:
         yield _one_line(f"{shorten(note, 200)} ({files})")
     if paths_of_models := _paths(_names(sources)):
         yield f"say under 'models' where the weights are: {', '.join(paths_of_models)}"
+    if embeddings := dict.fromkeys(each.path for source in sources for each in source.item.embeddings):
+        yield f"say under 'embeddings' where their files are: {', '.join(embeddings)}"
     there = {_wish(source.item) for source in sources}
     for source in sources:
         lender = source.item.fixed_code
