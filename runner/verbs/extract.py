@@ -10,6 +10,7 @@ comments name the rest. Nothing in a file is executed, no pixel is decoded, and 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 from collections import Counter
@@ -23,8 +24,9 @@ from runner.files import sha256_of
 from runner.folder.names import INITS, RECORDS
 from runner.folder.store import LocalStore
 from runner.images import foreign, infotext, metadata
-from runner.item import Item, Model
+from runner.item import Embedding, Item, Model
 from runner.manifest import write
+from runner.manifest.embeddings import names_in
 from runner.manifest.lines import read_item
 from runner.manifest.nodes import wrap
 from runner.manifest.rules import MOST_ITEMS, check
@@ -62,11 +64,11 @@ class _Source:
 def extract(targets: Sequence[Path]) -> Extraction:
     """The manifest of these pictures, and of all in these folders; its paths are relative to the current folder."""
     sources, problems = list[_Source](), list[str]()
-    learnt: dict[str, _Source] = {}
+    named: dict[str, tuple[Embedding | None, Path]] = {}
     for path in _files(targets):
         try:
             source = _read(path)
-            _check_embeddings(source, learnt)
+            _check_words(source, named)
             sources.append(source)
         except ManifestError as error:
             problems.append(_one_line(str(error)))
@@ -74,12 +76,13 @@ def extract(targets: Sequence[Path]) -> Extraction:
     return Extraction(manifest=_manifest(sources, notes) if sources else "", notes=notes, problems=tuple(problems))
 
 
-def _check_embeddings(source: _Source, learnt: dict[str, _Source]) -> None:
-    """Refuses a picture that has a name for another embedding than an earlier one: a manifest has one for each name."""
-    for each in source.item.embeddings:
-        earlier = learnt.setdefault(each.name, source)
-        if each not in earlier.item.embeddings:
-            message = f"its <{each.name}> is another embedding than that of {earlier.path}; extract it by itself"
+def _check_words(source: _Source, named: dict[str, tuple[Embedding | None, Path]]) -> None:
+    """Refuses a picture whose texts mean something else by a name than an earlier one's: a manifest has one meaning."""
+    own = {each.name: each for each in source.item.embeddings}
+    for match in itertools.chain.from_iterable(map(names_in, source.item.texts())):
+        embedding, earlier = named.setdefault(match[1], (own.get(match[1]), source.path))
+        if embedding != own.get(match[1]):
+            message = f"its {match[0]} is another one than that of {earlier}; extract it by itself"
             raise ManifestError(message, Location(source.path))
 
 
