@@ -267,7 +267,7 @@ def many_items(learnt, family):
     made[4] = made[4]._replace(embeddings=(other._replace(name="toy"),))
     made.append(made[0]._replace(embeddings=()))
     return [
-        item._replace(number=number, seed=number, long_prompts="chunk" if number % 2 else "truncate")
+        item._replace(number=number, seed=number, steps=2, long_prompts="chunk" if number % 2 else "truncate")
         for number, item in enumerate(made)
     ]
 
@@ -276,7 +276,7 @@ def many_items(learnt, family):
 def test_items_of_a_wave_may_name_different_words(folders, learnt, family):
     items = many_items(learnt, family)
     together = render(make_executor(folders[family]), items)
-    for item in items:
+    for item in items[::2]:
         assert np.array_equal(render(make_executor(folders[family]), [item])[item.number], together[item.number])
     assert len({pixels.tobytes() for pixels in together.values()}) == len(items)
 
@@ -323,10 +323,9 @@ def test_a_file_that_is_not_there_any_more_fails_the_pictures_that_name_it(folde
     assert failed.item.number == 1 and said in str(failed.error)
 
 
-@pytest.mark.parametrize("family", WIDTHS)
-@pytest.mark.parametrize("turbo", [True, False])
+@pytest.mark.parametrize(("family", "turbo"), [("v1", True), ("v1", False), ("xl", False)])
 def test_a_card_never_waits_for_words_within_a_step(folders, learnt, family, turbo):
-    items = many_items(learnt, family)
+    items = many_items(learnt, family)[:1] + many_items(learnt, family)[3:5]
     wanted = render(make_executor(folders[family]), items)
     with fake_cuda() as device:
         executor, found = make_executor(folders[family], "cuda:0", turbo=turbo), {}
@@ -336,7 +335,7 @@ def test_a_card_never_waits_for_words_within_a_step(folders, learnt, family, tur
                 assert not isinstance(event, ItemFailed), event.error.trace
                 if isinstance(event, StepDone):
                     within = [] if waits is None or event.step == 1 else device.waits[waits:]
-                    assert not [each for each in within if "words.py" in each or "text.py" in each], within
+                    assert not within
                     waits = len(device.waits)
                 if isinstance(event, Rendered):
                     found[event.item.number] = event.pixels
