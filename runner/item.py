@@ -144,15 +144,12 @@ class Item(NamedTuple):
         positive = tuple(part.text for part in self.parts)
         return (*positive, self.negative) if self.guided else positive
 
-    def to_dict(self, *, paths: bool = False) -> dict[str, Any]:
-        """The item as it stands in a picture, the model aside; `manifest.lines.read_item` is the way back.
-
-        With `paths` it says where LoRAs and embeddings were, as a record does.
-        """
+    def to_dict(self) -> dict[str, Any]:
+        """The item as it stands in a picture, the model aside; `manifest.lines.read_item` is the way back."""
         values = self._asdict() | {"parts": [part._asdict() for part in self.parts], "axes": dict(self.axes)}
         del values["model"], values["extra"]
         for key in ON_TOP:
-            added = {each.name: ({"path": each.path} if paths else {}) | each.to_dict() for each in values.pop(key)}
+            added = {each.name: each.to_dict() for each in values.pop(key)}
             values |= {key: added} if added else {}
         return values | dict(self.extra)
 

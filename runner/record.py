@@ -17,7 +17,7 @@ from importlib.metadata import version as version_of
 from typing import Any, NamedTuple
 
 from runner import __version__
-from runner.item import Model
+from runner.item import ON_TOP, Item, Model
 
 VERSION = 1
 DONE, FAILED = "done", "failed"
@@ -225,6 +225,28 @@ def model_dict(model: Model) -> dict[str, Any]:
     return {"name": model.name, "path": model.path, "fingerprints": dict(model.fingerprints)} | {
         key: value for key, value in more.items() if value
     }
+
+
+def item_dict(item: Item) -> dict[str, Any]:
+    """A record's `item`: as it stands in the picture, the model's name, and where the files are that it names."""
+    placed = {
+        key: {each.name: {"path": each.path, **each.to_dict()} for each in getattr(item, key)}
+        for key in ON_TOP
+        if getattr(item, key)
+    }
+    return item.to_dict() | {"model": item.model.name} | placed
+
+
+def item_of_picture(item: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's `item` as it stands in the picture: the way back from `item_dict`."""
+
+    def without_path(entry: Any) -> Any:
+        return {key: value for key, value in entry.items() if key != "path"} if isinstance(entry, dict) else entry
+
+    placed = {
+        key: {name: without_path(each) for name, each in part(item, key).items()} for key in ON_TOP if key in item
+    }
+    return {key: value for key, value in item.items() if key != "model"} | placed
 
 
 @functools.cache

@@ -18,12 +18,13 @@ from runner.errors import Location, ManifestError, ModelError, every
 from runner.files import expanded
 from runner.folder.names import RUN
 from runner.folder.store import Store, store_at
-from runner.item import Item, Lora, Model
+from runner.item import Embedding, Item, Lora, Model
 from runner.keys import LARGEST_SEED
 from runner.manifest import items as manifest_items
 from runner.manifest import job as manifest_job
 from runner.manifest import lines as manifest_lines
 from runner.manifest import read as manifest_read
+from runner.manifest.embeddings import Reader, Wording, find_embeddings, named
 from runner.manifest.rules import ALIASES
 from runner.model import find as model_find
 from runner.model.files import ModelFiles
@@ -42,8 +43,8 @@ IDLE = "every job sets its own, or the target is no manifest"
 class Request:
     """One run's wishes. `drawn_seeds` holds, by job, the seeds that the manifest left open. JSON lines have no `jobs`.
 
-    `models` are the models of the items, in the order in which they are loaded. `with_loras` says whether any item has
-    LoRAs.
+    `models` are the models of the items, in the order in which they are loaded. `vectors` says how many vectors each
+    embedding has that an item names, by its SHA-256. `with_loras` says whether any item has LoRAs.
     """
 
     target: Path
@@ -53,6 +54,7 @@ class Request:
     jobs: Sequence[manifest_job.Job]
     models: Mapping[Model, ModelFiles]
     settings: Settings
+    vectors: Mapping[str, int]
     with_loras: bool = False
 
     def wanted(self) -> Iterator[Item]:
@@ -125,10 +127,10 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
     found = _find_models(source.asked, settings)
     models = dict(found.values())
     _check_loras(source.loras, {asked: files for asked, (_, files) in found.items()})
-    _check_lengths(
-        source.texts,
-        [tokenizer for files in models.values() for tokenizer in tokenizers(files).values()],
-    )
+    readers = {model: Reader(files, [*tokenizers(files).values()]) for model, files in models.items()}
+    learnt, vectors = find_embeddings(source.wordings, {asked: readers[model] for asked, (model, _) in found.items()})
+    counts = {asked: vectors[each.sha256] for asked, each in learnt.items()}
+    _check_lengths(source.texts, counts, [each for reader in readers.values() for each in reader.tokenizers])
     beside = f"{settings.out or OUTPUTS / source.name}{'' if settings.out or not job else '-multirun'}"
     store = store_at(f"{beside}/{job}" if job else beside)
     kept = _kept_seeds(store) or (_seeds_beside(expanded(beside)) if job else {})
@@ -136,54 +138,68 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
     return Request(
         target=target,
         store=store,
-        items=source.items(seeds, {asked: model for asked, (model, _) in found.items()}),
+        items=source.items(seeds, {asked: model for asked, (model, _) in found.items()}, learnt),
         drawn_seeds=seeds,
         jobs=source.jobs,
         models=models,
         settings=settings,
+        vectors=vectors,
         with_loras=bool(source.loras),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """A target that was read. `texts` are the texts that must fit a model's context, with their places.
+    """A target that was read. `texts` are the texts that must fit a model's context, with places, and what they name.
 
-    `asked` holds the place of each model that is asked for; `items` takes the models that were found. `loras` are the
-    files of LoRAs with the model that they are put on, each with its place.
+    `asked` holds the place of each model that is asked for, `wordings` the texts that name learnt words, `loras` the
+    files of LoRAs with the model that they are put on; `items` takes the models and the embeddings that were found.
     """
 
     name: str
     jobs: Sequence[manifest_job.Job]
     without_seed: Sequence[int]
     asked: Mapping[Model, Location]
-    items: Callable[[Mapping[int, int], Mapping[Model, Model]], Sequence[Item]]
-    texts: Iterable[tuple[str, Location]]
+    items: Callable[[Mapping[int, int], Mapping[Model, Model], Mapping[Embedding, Embedding]], Sequence[Item]]
+    texts: Iterable[tuple[str, Location, tuple[Embedding, ...]]]
+    wordings: Iterable[Wording]
     loras: Mapping[tuple[Model, str], Location]
 
 
 def _read_items(target: Path, settings: Settings) -> _Source:
     lines = manifest_lines.read_items(target, allow_outside=settings.allow_outside)
 
-    def items(drawn: Mapping[int, int], found: Mapping[Model, Model]) -> Sequence[Item]:
+    def items(
+        drawn: Mapping[int, int], found: Mapping[Model, Model], learnt: Mapping[Embedding, Embedding]
+    ) -> Sequence[Item]:
         lines.found.update(found)
+        lines.learnt.update(learnt)
         return lines
 
-    texts = lines.texts.items()
     return _Source(
-        name=target.stem, jobs=(), without_seed=(), asked=lines.asked, items=items, texts=texts, loras=lines.loras
+        name=target.stem,
+        jobs=(),
+        without_seed=(),
+        asked=lines.asked,
+        items=items,
+        texts=((text, location, names) for (text, names), location in lines.texts.items()),
+        wordings=lines.wordings,
+        loras=lines.loras,
     )
 
 
 def _read_manifest(target: Path, settings: Settings) -> _Source:
     checked = manifest_read.load(target, overrides=given_defaults(settings), allow_outside=settings.allow_outside)
+    listed = {name: embedding for name, (embedding, _) in (checked.embeddings or {}).items()}
+    texts = (text for job in checked.jobs for text in manifest_items.texts(job))
     return _Source(
         name=checked.name,
         jobs=checked.jobs,
         without_seed=manifest_items.jobs_without_seed(checked),
         asked=checked.models,
-        items=lambda drawn, found: manifest_items.Items(checked, drawn, found),
-        texts=(text for job in checked.jobs for text in manifest_items.texts(job)),
+        items=lambda drawn, found, learnt: manifest_items.Items(checked, drawn, found, learnt),
+        texts=((text, location, named([text], listed) if listed else ()) for text, location in texts),
+        wordings=manifest_items.wordings(checked),
         loras={pair: checked.loras[pair[1]] for job in checked.jobs for pair in manifest_items.lora_files(job)},
     )
 
@@ -217,13 +233,19 @@ def _check_loras(loras: Mapping[tuple[Model, str], Location], models: Mapping[Mo
     every(check, loras)
 
 
-def _check_lengths(texts: Iterable[tuple[str, Location]], readers: Sequence[ClipTokenizer]) -> None:
-    checked: set[str] = set()
-    for text, location in texts:
-        if surely_fits(text) or text in checked:
+def _check_lengths(
+    texts: Iterable[tuple[str, Location, tuple[Embedding, ...]]],
+    counts: Mapping[Embedding, int],
+    readers: Sequence[ClipTokenizer],
+) -> None:
+    """`counts` are the vectors of the embeddings that are encoded."""
+    checked: set[tuple[str, tuple[Embedding, ...]]] = set()
+    for text, location, names in texts:
+        if surely_fits(text) or (text, names) in checked:
             continue
-        checked.add(text)
-        if lost := max((reader.encode(text).lost for reader in readers), key=len):
+        checked.add((text, names))
+        words = {each.name: range(counts[each]) for each in names if each in counts}
+        if lost := max((reader.encode(text, words).lost for reader in readers), key=len):
             raise ManifestError(
                 f"the prompt '{shorten(text)}' has more than {ROOM} tokens; these words would be lost: "
                 f"'{shorten(lost, LOST_SHOWN)}'. Shorten it, or set long_prompts: chunk or truncate",

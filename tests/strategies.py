@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from runner.item import Item, Part
+from runner.item import Embedding, Item, Part
 from runner.keys import FORMATS, LARGEST_SEED
 from runner.manifest.weighted import combine
 from runner.sampler_names import SAMPLERS
@@ -24,10 +24,15 @@ def any_item(draw: st.DrawFn) -> Item:
     axes = draw(
         st.dictionaries(st.text(), st.none() | st.booleans() | st.integers(0, 2**63) | st.text() | st.floats(-9, 9))
     )
+    parts = draw(any_parts())
+    words = draw(st.lists(st.sampled_from(["toy", "a-1.b", "猫"]), max_size=2, unique=True))
+    if words:
+        named = " ".join(f"<{word}>" for word in words)
+        parts = (parts[0]._replace(text=f"{parts[0].text} {named}".strip()), *parts[1:])
     return Item(
         number=3,
         prompt=draw(texts),
-        parts=draw(any_parts()),
+        parts=parts,
         negative=draw(texts),
         seed=draw(st.integers(0, LARGEST_SEED)),
         width=64 * draw(st.integers(1, 64)),
@@ -39,4 +44,5 @@ def any_item(draw: st.DrawFn) -> Item:
         format=draw(st.sampled_from(FORMATS)),
         long_prompts=draw(st.sampled_from(["error", "truncate"])),
         axes=tuple(axes.items()),
+        embeddings=tuple(Embedding(word, "", f"{len(word):064x}") for word in sorted(words)),
     )

@@ -20,8 +20,9 @@ def plain_id(item: Item) -> str:
     wish["parts"] = [{"text": part.text, "weight": part.weight} for part in item.parts]
     if item.long_prompts == "chunk":
         wish["long_prompts"] = "chunk"
-    document = orjson.dumps({"item": wish, "model": dict(item.model.fingerprints)}, option=orjson.OPT_SORT_KEYS)
-    return hashlib.sha256(document).hexdigest()
+    learnt = {each.name: each.sha256 for each in item.embeddings}
+    document = {"item": wish, "model": dict(item.model.fingerprints)} | ({"embeddings": learnt} if learnt else {})
+    return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 @given(any_item())

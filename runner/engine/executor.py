@@ -34,7 +34,7 @@ from runner.engine import autoencoder, denoise, openvino
 from runner.engine.loras import Loras
 from runner.engine.remembered import Remembered, Tensors
 from runner.engine.samplers import NoiseSchedule
-from runner.engine.text import Encoded, Texts
+from runner.engine.text import Encoded, Texts, TextWay, text_ways
 from runner.errors import DeviceLost, RunnerError, SettingError
 from runner.events import Failure, ItemFailed, MemoryShort, Rendered, StepDone, WaveDone, WaveEvent, WaveStarted
 from runner.images import inits
@@ -254,19 +254,19 @@ class Executor:
 
     @torch.inference_mode()
     def _start(self, wave: Wave) -> list[denoise.Trajectory]:
-        alike: dict[tuple[object, ...], list[Item]] = {}
-        for item in wave.items:
-            key = (item.sampler, item.steps, item.eta, item.init is None, item.skipped_steps, *_text_way(item))
-            alike.setdefault((*key, item.value("spacing"), bool(item.value("rescale"))), []).append(item)
-        ways: dict[tuple[bool, int | None], list[str]] = {}
-        for item in wave.items:
-            ways.setdefault(_text_way(item), []).extend(item.texts())
+        alike: dict[tuple[TextWay, tuple[object, ...]], list[Item]] = {}
+        ways: dict[TextWay, list[str]] = {}
+        for item, way in zip(wave.items, text_ways(wave.items), strict=True):
+            key = (item.sampler, item.steps, item.eta, item.init is None, item.skipped_steps)
+            more = (item.value("spacing"), bool(item.value("rescale")))
+            alike.setdefault((way, (*key, *more)), []).append(item)
+            ways.setdefault(way, []).extend(item.texts())
         for way, texts in ways.items():
-            self._encode(texts, *way)
-        return [self._start_alike(items) for items in alike.values()]
+            self._encode(texts, way)
+        return [self._start_alike(items, way) for (way, _), items in alike.items()]
 
-    def _start_alike(self, items: Sequence[Item]) -> denoise.Trajectory:
-        embeddings = self._encode([text for item in items for text in item.texts()], *_text_way(items[0]))
+    def _start_alike(self, items: Sequence[Item], way: TextWay) -> denoise.Trajectory:
+        embeddings = self._encode([text for item in items for text in item.texts()], way)
         pictures = [self._encode_init(item) for item in items if item.init is not None]
         unet, factor = self.components["unet"], self.model.latent_factor
         zeros, schedule = self.model.zeros, self.schedule.spaced(items[0].value("spacing"))
@@ -362,21 +362,16 @@ class Executor:
             return "the picture is of one colour"
         return ""
 
-    def _encode(self, texts: Sequence[str], chunked: bool, layer: int | None) -> dict[str, Encoded]:
+    def _encode(self, texts: Sequence[str], way: TextWay) -> dict[str, Encoded]:
         """The texts' embeddings; each text is encoded once, as long as it is remembered."""
+        chunked, layer = way.chunked, way.layer
         wanted = dict.fromkeys([*texts, ""] if texts and chunked else texts)  # pieces that are missing are empty ones
-        keys = {text: (text, chunked, layer, self._loras.texts) for text in wanted}
+        keys = {text: (text, chunked, layer, way.named([text]), self._loras.texts) for text in wanted}
         known = {text: self._embeddings[key] for text, key in keys.items() if key in self._embeddings}
         if new := [text for text in wanted if text not in known]:
-            encoded = self._texts.encode(new, chunked=chunked, layer=layer)
+            encoded = self._texts.encode(new, chunked=chunked, layer=layer, embeddings=way.named(new))
             known |= {text: self._embeddings.keep(keys[text], made) for text, made in encoded.items()}
         return {text: Encoded._make(tensors) for text, tensors in known.items()}
-
-
-def _text_way(item: Item) -> tuple[bool, int | None]:
-    """How an item's texts are encoded: in pieces or not, and from which layer, None for the model's own."""
-    layer = item.value("clip_skip")
-    return item.chunked, layer if isinstance(layer, int) else None
 
 
 class Clock:

@@ -19,9 +19,11 @@ from torch.nn import functional
 
 from runner.device.component import Component
 from runner.engine.autoencoder import padded_batches
-from runner.item import Item
+from runner.engine.words import LearntWords
+from runner.item import Embedding, Item
+from runner.manifest.embeddings import named
 from runner.model.architecture import Text
-from runner.model.tokens import LENGTH, ClipTokenizer
+from runner.model.tokens import LENGTH, ClipTokenizer, Words
 
 TEXT_ROWS = 4
 
@@ -37,40 +39,92 @@ class Encoded(NamedTuple):
         return Encoded(torch.zeros_like(self.context), None if self.pooled is None else torch.zeros_like(self.pooled))
 
 
+class TextWay(NamedTuple):
+    """In pieces or not, from which layer (None for the model's own), and with which learnt words."""
+
+    chunked: bool
+    layer: int | None
+    words: tuple[Embedding, ...]
+
+    def named(self, texts: Sequence[str]) -> tuple[Embedding, ...]:
+        """The learnt words that texts name."""
+        return named(texts, {word.name: word for word in self.words})
+
+
+def text_ways(items: Sequence[Item]) -> list[TextWay]:
+    """How each item's texts are encoded. The learnt words are those of all, unless an item means something else by one.
+
+    So texts with other words are encoded together.
+    """
+    words = {word.name: word for item in items for word in item.embeddings}
+    layers = (item.value("clip_skip") for item in items)
+    return [
+        TextWay(
+            item.chunked,
+            layer if isinstance(layer, int) else None,
+            tuple(words.values()) if named(item.texts(), words) == item.embeddings else item.embeddings,
+        )
+        for item, layer in zip(items, layers, strict=True)
+    ]
+
+
 class Texts:
     """A model's text encoders, as one."""
 
     def __init__(
         self, texts: Mapping[str, Text], components: Mapping[str, Component], tokenizers: Mapping[str, ClipTokenizer]
     ) -> None:
-        self._encoders = [(text, components[name], tokenizers[name]) for name, text in texts.items()]
-        for text, encoder, tokenizer in self._encoders:
+        self._encoders = {name: (text, components[name], tokenizers[name]) for name, text in texts.items()}
+        self._words = LearntWords(texts, components)
+        for text, encoder, tokenizer in self._encoders.values():
             if text.pooled:  # what stands at the end of a text speaks for all of it
                 model: Any = encoder.module
                 model.text_model.eos_token_id = tokenizer.end
 
-    def encode(self, texts: Sequence[str], *, chunked: bool = False, layer: int | None = None) -> dict[str, Encoded]:
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        chunked: bool = False,
+        layer: int | None = None,
+        embeddings: Sequence[Embedding] = (),
+    ) -> dict[str, Encoded]:
         """Each text's embedding, from the layer that is asked for, counted from the last one, or the model's own.
 
+        `embeddings` are what words in the texts stand for.
+
         Raises:
-            ValueError: a text encoder hasn't so many layers.
+            ValueError: a text encoder hasn't so many layers, or an embedding can't be had.
         """
-        made = [_encode(*encoder, texts, chunked=chunked, layer=layer) for encoder in self._encoders]
+        with self._words.known(embeddings) as words:
+            made = [
+                _encode(*encoder, words[name], texts, chunked=chunked, layer=layer)
+                for name, encoder in self._encoders.items()
+            ]
         return {text: _side_by_side([each[text] for each in made]) for text in texts}
 
     def rest(self) -> None:
         """Gives the memory back that weights walk through."""
-        for _, encoder, _ in self._encoders:
+        for _, encoder, _ in self._encoders.values():
             encoder.rest()
 
 
 def _encode(
-    text: Text, encoder: Component, tokenizer: ClipTokenizer, texts: Sequence[str], *, chunked: bool, layer: int | None
+    text: Text,
+    encoder: Component,
+    tokenizer: ClipTokenizer,
+    words: Words,
+    texts: Sequence[str],
+    *,
+    chunked: bool,
+    layer: int | None,
 ) -> dict[str, Encoded]:
     layers = int(encoder.config["num_hidden_layers"])
     if layer is not None and layer > layers:
         raise ValueError(f"clip_skip={layer}: a text encoder of this model has {layers} layers")
-    pieces = [tokenizer.encode_chunks(each) if chunked else [tokenizer.encode(each).ids] for each in texts]
+    pieces = [
+        tokenizer.encode_chunks(each, words) if chunked else [tokenizer.encode(each, words).ids] for each in texts
+    ]
     rows = [piece for each in pieces for piece in each]
     ids = torch.tensor(rows, device=encoder.device)  # [N, 77]
     made = encoder.call_all([text_call(text, batch, layer=layer) for batch in padded_batches(ids, TEXT_ROWS)])

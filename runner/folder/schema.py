@@ -18,6 +18,7 @@ TYPES: Mapping[type, str] = {int: "integer", str: "string", bool: "boolean"}
 HASH: Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 TEXTS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 COUNT: Schema = {"type": "integer", "minimum": 0}
+PLACED: Schema = {"required": ["path", "sha256"]}
 HELP = {
     "version": "The version of this format; a line without it is of version 1.",
     "id": "SHA-256 over what defines the picture: the resolved item and the fingerprints of the weights.",
@@ -82,7 +83,10 @@ def _item() -> dict[str, Any]:
         "init_sha256": HASH,
         "fixed_code": KEYS["seed"].schema,
         "loras": {"type": "object", "additionalProperties": {"type": "object", "required": ["sha256", "unet", "text"]}},
-        "embeddings": {"type": "object", "additionalProperties": {"type": "object", "required": ["sha256"]}},
+        "embeddings": {
+            "type": "object",
+            "additionalProperties": {**_object({"path": "string"}, sha256=HASH), **PLACED},
+        },
         "mask_sha256": HASH,
         "axes": {"type": "object"},
     }

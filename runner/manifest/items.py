@@ -20,8 +20,9 @@ from typing import Any
 
 from runner.errors import Location
 from runner.images.inits import Init
-from runner.item import EXTRA, Item, Model
+from runner.item import EXTRA, Embedding, Item, Model
 from runner.keys import LARGEST_SEED
+from runner.manifest.embeddings import Wording, named, names_in
 from runner.manifest.grid import Axis, Grid
 from runner.manifest.job import Job, shown
 from runner.manifest.lazy import Lazy
@@ -64,10 +65,30 @@ def lora_files(job: Job) -> set[tuple[Model, str]]:
     return {(model, lora.path) for model in models for loras in sets for lora in loras}
 
 
+def wordings(manifest: Manifest) -> Iterator[Wording]:
+    """Every text that names learnt words, or seems to, of those that may be encoded; none without a list of them."""
+    listed = manifest.embeddings
+    for job in manifest.jobs if listed is not None else ():
+        columns = job.columns
+        models, scales, negatives = (
+            tuple(columns.get(key, [job.values.get(key)])) for key in ("model", "scale", "negative")
+        )
+        guided = any(scale != 1 for scale in scales)
+        prompts: Sequence[Prompt] = columns["prompt"]
+        pairs = itertools.chain(
+            ((prompt.text, prompt.location) for prompt in prompts),
+            ((prompt.negative or "", prompt.location) for prompt in prompts if guided),
+            ((text or "", job.location) for text in negatives if guided),
+        )
+        for text, location in pairs:
+            if any(names_in(text)):
+                yield Wording(text, location, models, listed or {})
+
+
 class Items(Lazy[Item]):
     """The items of a manifest; `drawn_seeds` has the first seed of each job that says none, by the job's index.
 
-    `models` has what was found for the models that are asked for.
+    `models` and `embeddings` have what was found for those that are asked for.
     """
 
     def __init__(
@@ -75,9 +96,11 @@ class Items(Lazy[Item]):
         manifest: Manifest,
         drawn_seeds: Mapping[int, int],
         models: Mapping[Model, Model] = MappingProxyType({}),
+        embeddings: Mapping[Embedding, Embedding] = MappingProxyType({}),
     ) -> None:
         jobs = (_with_models(job, models) for job in manifest.jobs)
-        self._jobs = [_JobItems(job, drawn_seeds[job.index] if job.drawn else 0) for job in jobs]
+        listed = {name: embeddings.get(asked, asked) for name, (asked, _) in (manifest.embeddings or {}).items()}
+        self._jobs = [_JobItems(job, drawn_seeds[job.index] if job.drawn else 0, listed) for job in jobs]
         self._ends = list(itertools.accumulate(job.size for job in manifest.jobs))
 
     def __len__(self) -> int:
@@ -111,8 +134,8 @@ def _with_models(job: Job, models: Mapping[Model, Model]) -> Job:
 class _JobItems:
     """Makes the items of a job. Neighbours share what the slower axes chose, and the faster axes choose in cycles."""
 
-    def __init__(self, job: Job, drawn: int) -> None:
-        self.grid = _grid(job, drawn)
+    def __init__(self, job: Job, drawn: int, embeddings: Mapping[str, Embedding]) -> None:
+        self.grid, self._embeddings = _grid(job, drawn), embeddings
         choose = partial(_chosen, job.samples)
         fixed, _ = choose([axis for axis in self.grid.axes if not axis.named], job.values, 0)  # these have one value
         axes = [axis for axis in self.grid.axes if axis.named]
@@ -122,8 +145,9 @@ class _JobItems:
         self._slow = lru_cache(maxsize=1)(partial(choose, axes[:split], fixed))
         fast = partial(choose, axes[split:], {})
         self._fast = lru_cache(maxsize=None)(fast) if self._cycle <= LONGEST_CYCLE else fast
-        # Nothing else of an item depends on its prompt, so that of a long list of them each is put into a copy.
-        alone = self._cycle > LONGEST_CYCLE and axes[-1].columns.keys() == {"prompt"}
+        # Nothing else of an item depends on its prompt, so that of a long list of them each is put into a copy; but for
+        # the embeddings, which are those that it names.
+        alone = self._cycle > LONGEST_CYCLE and axes[-1].columns.keys() == {"prompt"} and not embeddings
         self._prompts: Sequence[Prompt] | None = axes[-1].columns["prompt"] if alone else None
         self._beyond_texts = lru_cache(maxsize=1)(lambda slow: tuple(self._make(slow, 0, 0))[BEYOND_TEXTS])
 
@@ -144,7 +168,9 @@ class _JobItems:
             values["loras"] = (*values["loras"], *(values.pop(key) for key in self._ones))
         first_noise = values.pop("first_noise")
         values["fixed_code"] = first_noise if values["fixed_code"] else None
-        return resolve(values, number=number, axes=axes + also)
+        item = resolve(values, number=number, axes=axes + also)
+        found = named(item.texts(), self._embeddings) if self._embeddings else ()
+        return item._replace(embeddings=found) if found else item
 
 
 def _grid(job: Job, drawn: int) -> Grid:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ import orjson
 
 from runner.errors import Location, ManifestError, ModelError, Problems
 from runner.images.inits import Init, InitError
-from runner.item import Item, Lora, Model, Part
+from runner.item import Embedding, Item, Lora, Model, Part
 from runner.keys import KEYS, read_strength, words
 from runner.manifest import weighted
+from runner.manifest.embeddings import Wording, named, names_in, read_embeddings
 from runner.manifest.items import resolve
 from runner.manifest.lazy import Lazy
 from runner.manifest.nodes import Node, wrap
@@ -35,7 +36,7 @@ from runner.settings import PREDICTIONS
 LONGEST_LINE = 2**20  # bytes
 BOM = b"\xef\xbb\xbf"
 NULLABLE = ("init_sha256", *(name for name, key in KEYS.items() if key.nullable))  # where there is no init picture
-RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "init_sha256")
+RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "init_sha256", "embeddings")
 LORA_KEYS = ("path", "sha256", "unet", "text", "weight")
 RECORD_NAMES = frozenset(RECORD_KEYS)
 KEPT_VALUES, SHORT = 4096, 200  # how many checked values are kept, and of how many characters
@@ -65,7 +66,11 @@ def read_item(
         values["init"] = _read_init(given, location, allow_outside)
     if "prompt" not in values:
         values["prompt"] = weighted.to_text([part.text for part in parts], [part.weight for part in parts])
-    return resolve({**values, "parts": parts, "model": model}, number=number, axes=axes)
+    item = resolve({**values, "parts": parts, "model": model}, number=number, axes=axes)
+    if "embeddings" not in given:
+        return item
+    listed = read_embeddings(given["embeddings"], location, allow_outside)
+    return item._replace(embeddings=named(item.texts(), listed))
 
 
 def read_model(record: Mapping[str, Any], location: Location) -> Model:
@@ -194,8 +199,9 @@ def _read_axes(axes: object, location: Location) -> tuple[tuple[str, Any], ...]:
 class Lines(Lazy[Item]):
     """The items in a file of JSON lines, of which only the places are kept.
 
-    `asked` are the models that they ask for, each with its first line; `found` is for what was found for these.
-    `texts` are those that must not be cut and might be, each with the place where it stands first.
+    `asked` are the models that they ask for, each with its first line; `found` is for what was found for these, and
+    `learnt` for what was found for embeddings. `texts` are those that must not be cut and might be, with the embeddings
+    that they name, each with the place where it stands first. `wordings` are those that name learnt words.
     """
 
     def __init__(self, path: Path, allow_outside: bool) -> None:
@@ -204,15 +210,19 @@ class Lines(Lazy[Item]):
         self.loras: dict[tuple[Model, str], Location] = {}  # those that are asked for, each with its model
         self._path, self._allow_outside = path, allow_outside
         self._places, self._lines = array("Q"), array("Q")
-        self.texts: dict[str, Location] = {}
+        self.texts: dict[tuple[str, tuple[Embedding, ...]], Location] = {}
+        self.learnt: dict[Embedding, Embedding] = {}
+        self._wordings: dict[tuple[object, ...], Wording] = {}
         problems = Problems()
         for place, line, text in _json_lines(path):
             with problems:
-                item = self._read(text, len(self._places), line)
-                self.asked.setdefault(item.model, Location(path, line, 1))
+                location, record = Location(path, line, 1), self._parse(text, line)
+                item = self._item(record, len(self._places), location)
+                self.asked.setdefault(item.model, location)
                 for lora in item.loras:
-                    self.loras.setdefault((item.model, lora.path), Location(path, line, 1))
-                self._note_texts(item, line)
+                    self.loras.setdefault((item.model, lora.path), location)
+                self._note_texts(item, location)
+                self._note_words(record.get("item", record), item, location)
             self._places.append(place)
             self._lines.append(line)
         problems.raise_all()
@@ -224,10 +234,25 @@ class Lines(Lazy[Item]):
         for number, (_, line, text) in zip(range(len(self)), _json_lines(self._path), strict=False):
             yield self._read(text, number, line)
 
-    def _note_texts(self, item: Item, line: int) -> None:
+    @property
+    def wordings(self) -> Iterable[Wording]:
+        """The texts that name learnt words, or seem to."""
+        return self._wordings.values()
+
+    def _note_texts(self, item: Item, location: Location) -> None:
+        known = {each.name: each for each in item.embeddings}
         for text in item.texts() if item.long_prompts == "error" else ():
             if not surely_fits(text):
-                self.texts.setdefault(text, Location(self._path, line, 1))
+                self.texts.setdefault((text, named([text], known)), location)
+
+    def _note_words(self, given: Mapping[str, Any], item: Item, location: Location) -> None:
+        if "embeddings" in given:
+            listed = read_embeddings(given["embeddings"], location, self._allow_outside)
+            for text in item.texts():
+                if any(names_in(text)):
+                    words = {name: (each, location) for name, each in listed.items()}
+                    key = (text, item.model, *listed.values())
+                    self._wordings.setdefault(key, Wording(text, location, (item.model,), words))
 
     def _make(self, number: int) -> Item:
         with self._path.open("rb") as file:
@@ -235,13 +260,20 @@ class Lines(Lazy[Item]):
             return self._read(file.readline(LONGEST_LINE), number, self._lines[number])
 
     def _read(self, text: bytes, number: int, line: int) -> Item:
-        location = Location(self._path, line, 1)
+        item = self._item(self._parse(text, line), number, Location(self._path, line, 1))
+        found = tuple(self.learnt.get(each, each) for each in item.embeddings)
+        return item._replace(embeddings=found) if found else item
+
+    def _parse(self, text: bytes, line: int) -> dict[str, Any]:
         try:
             record = orjson.loads(text)
         except orjson.JSONDecodeError as error:
             raise ManifestError(f"not valid JSON: {error.msg}", Location(self._path, line, error.colno)) from None
         if not isinstance(record, dict):
-            raise ManifestError("each line is one JSON object: a record, or an item", location)
+            raise ManifestError("each line is one JSON object: a record, or an item", Location(self._path, line, 1))
+        return record
+
+    def _item(self, record: dict[str, Any], number: int, location: Location) -> Item:
         asked, item = read_model(record, location), record.get("item", record)
         model = self.found.get(asked, asked)
         return read_item(item, number=number, location=location, allow_outside=self._allow_outside, model=model)

@@ -17,7 +17,7 @@ from runner.item import Lora
 from runner.keys import read_strength
 from runner.manifest import places
 from runner.manifest.nodes import Node
-from runner.manifest.places import Frame, Listed, find_inside
+from runner.manifest.places import Frame, ListedFile, find_inside
 from runner.manifest.rules import read_axis
 from runner.model.loras import read_lora
 
@@ -27,7 +27,7 @@ NAME = re.compile(r"[^\s<>:,{}\[\]]+")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def list_loras(node: Node | None, frame: Frame) -> dict[str, Listed]:
+def list_loras(node: Node | None, frame: Frame) -> dict[str, ListedFile]:
     """The LoRAs that the manifest lists, by their names; their files needn't be there unless a job asks for them."""
     if node is None:
         return {}
@@ -36,7 +36,7 @@ def list_loras(node: Node | None, frame: Frame) -> dict[str, Listed]:
     return dict(every(lambda entry: _list_lora(*entry, frame), node.value.items()))
 
 
-def _list_lora(key: Node, node: Node, frame: Frame) -> tuple[str, Listed]:
+def _list_lora(key: Node, node: Node, frame: Frame) -> tuple[str, ListedFile]:
     name, path, sha256 = key.text(), node, ""
     if not NAME.fullmatch(name):
         raise key.error(f"loras: {key} can't name a LoRA; leave out white space and any of < > : , {{ }} [ ]")
@@ -45,7 +45,7 @@ def _list_lora(key: Node, node: Node, frame: Frame) -> tuple[str, Listed]:
         if "path" not in given:
             raise node.error(f"the LoRA {key} needs a 'path': a .safetensors file")
         path, sha256 = given["path"], _sha256(given["sha256"]) if "sha256" in given else ""
-    return name, Listed(find_inside(path, frame.folder, frame.allow_outside), sha256, path)
+    return name, ListedFile(find_inside(path, frame.folder, frame.allow_outside), sha256, path)
 
 
 def _sha256(node: Node) -> str:
@@ -98,7 +98,7 @@ def _read(frame: Frame, place: Node, name: str, node: Node) -> Lora:
     return find_lora(frame, name, None if listed is None else listed[name], unet, text)
 
 
-def find_lora(frame: Frame, name: str, listed: Listed | None, unet: float, text: float) -> Lora:
+def find_lora(frame: Frame, name: str, listed: ListedFile | None, unet: float, text: float) -> Lora:
     """A LoRA with its fingerprint; its file is looked at as a whole, the first time that it is asked for."""
     if listed is None:
         return Lora(name, "", "", "", unet, text)  # what is wrong about the list is said already

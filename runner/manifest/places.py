@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 from runner.errors import Location, did_you_mean, every
 from runner.images import inits
 from runner.images.inits import Init
-from runner.item import Model
+from runner.item import Embedding, Model
 from runner.manifest.nodes import Node
 from runner.manifest.rules import check
 from runner.settings import PREDICTIONS, group_names, named_model
 
 MODEL_KEYS = ("path", "prediction", "vae")
+Listed = Mapping[str, tuple[Embedding, Location]]  # embeddings by their names, each with its place
 
 
-class Listed(NamedTuple):
+class ListedFile(NamedTuple):
     """A file that the manifest lists by a name, the SHA-256 that it should have if that is said, and its place."""
 
     path: Path
@@ -42,7 +43,7 @@ class Frame:
     listed: Mapping[str, tuple[Model, Node]] | None = None
     defaults: Mapping[str, Any] | None = None
     places: dict[Model, Location] = dataclasses.field(default_factory=dict)
-    loras: Mapping[str, Listed] | None = None
+    loras: Mapping[str, ListedFile] | None = None
     lora_places: dict[str, Location] = dataclasses.field(default_factory=dict)
     examined: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
 

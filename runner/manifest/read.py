@@ -24,12 +24,13 @@ from runner.images import inits
 from runner.item import Model
 from runner.keys import LARGEST_SEED
 from runner.manifest import nodes
+from runner.manifest.embeddings import list_embeddings
 from runner.manifest.exclude import leave_out, read_exclusion
 from runner.manifest.grid import Axis
 from runner.manifest.job import Job
 from runner.manifest.loras import ONE, fold, list_loras, read_ones, read_value, refuse_twice, with_ones
 from runner.manifest.nodes import Node
-from runner.manifest.places import Frame, list_models
+from runner.manifest.places import Frame, Listed, list_models
 from runner.manifest.prompts import read_prompts
 from runner.manifest.rules import (
     ALIASES,
@@ -42,7 +43,7 @@ from runner.manifest.rules import (
     read_seeds,
 )
 
-TOP_KEYS = ("version", "name", "models", "loras", "lists", "defaults", "jobs")
+TOP_KEYS = ("version", "name", "models", "loras", "embeddings", "lists", "defaults", "jobs")
 JOB_KEYS = (*ITEM_KEYS, "prompts", "seeds", "n_samples", "n_iter", "zip", "matrix", "exclude", "include")
 INCLUDE_KEYS = (*ITEM_KEYS, "seeds")
 NOT_INCLUDED = {
@@ -73,8 +74,9 @@ LONGEST_NAME = 200  # bytes; file systems allow 255
 class Manifest:
     """`jobs` has also what they include, each as a job of its own behind its job.
 
-    `models` are those that the jobs ask for, each with the place where it is named; they are looked for later. `loras`
-    are the places of the LoRAs that are asked for, by their files.
+    `models` are those that the jobs ask for, each with the place where it is named; they are looked for later, and so
+    are the `embeddings` that it lists, None where it has no list. `loras` are the places of the LoRAs that are asked
+    for, by their files.
     """
 
     path: Path
@@ -82,6 +84,7 @@ class Manifest:
     jobs: tuple[Job, ...]
     models: Mapping[Model, Location]
     loras: Mapping[str, Location]
+    embeddings: Listed | None = None
 
 
 def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) -> Manifest:
@@ -106,6 +109,9 @@ def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) ->
     frame = bare = Frame(folder=path.parent, allow_outside=allow_outside)
     with problems:
         frame = bare = dataclasses.replace(bare, listed=list_models(given.get("models"), bare))
+    embeddings: Listed | None = None
+    with problems:
+        embeddings = list_embeddings(given.get("embeddings"), bare)
     with problems:
         frame = bare = dataclasses.replace(bare, loras=list_loras(given.get("loras"), bare))
     with problems:
@@ -117,7 +123,7 @@ def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) ->
     problems.raise_all()
     asked = (model for job in jobs for model in job.columns.get("model", [job.values.get("model")]))
     models = {model: frame.places.get(model, root.location) for model in asked}
-    return Manifest(path=path, name=name, jobs=jobs, models=models, loras=frame.lora_places)
+    return Manifest(path=path, name=name, jobs=jobs, models=models, loras=frame.lora_places, embeddings=embeddings)
 
 
 def _check_lists(node: Node | None) -> None:

@@ -15,7 +15,8 @@ from types import MappingProxyType
 from typing import Any
 
 from runner.keys import KEYS, STRENGTH, TEXT, Schema
-from runner.manifest.loras import LORA_KEYS, ONE, SHA256
+from runner.manifest.embeddings import SHA256
+from runner.manifest.loras import ONE
 from runner.manifest.places import MODEL_KEYS
 from runner.manifest.prompts import PROMPT_KEYS
 from runner.manifest.read import CONFLICTS, INCLUDE_KEYS, JOB_KEYS, LONGEST_NAME, TOP_KEYS
@@ -24,15 +25,24 @@ from runner.manifest.weighted import LARGEST_WEIGHT
 from runner.settings import PREDICTIONS
 
 COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": MOST_ITEMS}
+FILE: Mapping[str, Schema] = {  # of a LoRA, of an embedding
+    "path": {"description": "A .safetensors, a .pt or a .bin; relative to this file.", **TEXT},
+    "sha256": {
+        "description": "The SHA-256 that its tensors must have, as a record says it.",
+        "type": "string",
+        "pattern": f"^{SHA256.pattern}$",
+    },
+}
 HELP = {
     "version": "The version of this format.",
     "name": "Names the run folder; by default the file's own name.",
     "models": "Models by names of their own, for a job that names or sweeps over them: `name: {path: ...}`.",
     "lora_strength": "How strong a LoRA is: one number, or {unet: 0.8, text: 0.4}.",
     "lora_files": "LoRAs by names of their own: `name: loras/file.safetensors`, or `name: {path: ..., sha256: ...}`.",
-    "sha256": "The SHA-256 of its tensors, as a record has it; another file is refused then.",
     "path": "A diffusers folder, a .safetensors or a .ckpt; relative to this file.",
     "prediction": "What the model predicts; auto: as its files say.",
+    "embeddings": "Words that were learnt (textual inversion), by the names that texts have for them, <name>: "
+    "`name: path`, or `name: {path: ..., sha256: ...}`.",
     "vae": "Another autoencoder: a diffusers folder or a single file; relative to this file.",
     "lists": "A place for lists that are used more than once: `name: &name [...]` here, `*name` there.",
     "defaults": "One value for each key, for every job.",
@@ -88,11 +98,12 @@ def _keys() -> dict[str, Schema]:
         "version": {"enum": [1, "1"]},
         "name": {**TEXT, "minLength": 1, "maxLength": LONGEST_NAME, "pattern": r"^[^\s./\\-]"},
         "models": {"type": "object", "additionalProperties": _mapping(MODEL_KEYS, required=["path"])},
-        "lora_files": {
+        "lora_files": {"type": "object", "additionalProperties": _file()},
+        "embeddings": {
             "type": "object",
-            "additionalProperties": {"anyOf": [TEXT, _mapping(LORA_KEYS, {"path": TEXT}, required=["path"])]},
+            "propertyNames": {"pattern": r"^[^\s<>:/]+$"},  # what a letter is, engines of patterns don't agree on
+            "additionalProperties": _file(),
         },
-        "sha256": {"type": "string", "pattern": f"^{SHA256.pattern}$"},
         "path": TEXT,
         "prediction": {"enum": list(PREDICTIONS)},
         "vae": TEXT,
@@ -143,6 +154,10 @@ def _mapping(
 def _with_ones(mapping: Mapping[str, Any], of: Schema | None = None) -> dict[str, Any]:
     """A mapping that may have keys of single LoRAs too."""
     return {**mapping, "patternProperties": {rf"^{re.escape(ONE)}": of or _ref("lora_strength")}}
+
+
+def _file() -> Schema:
+    return {"anyOf": [TEXT, _mapping(FILE, FILE, ["path"])]}
 
 
 def _prompt(kind: str) -> Schema:

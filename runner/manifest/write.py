@@ -49,8 +49,7 @@ class Wording:
 def to_yaml(items: Sequence[Item], models: Mapping[str, str] = MappingProxyType({})) -> str:
     """The manifest of these items, at least one; `models` are paths by name, of the models that it lists.
 
-    It lists the items' LoRAs with their fingerprints; no two have one name.
-
+    Items that have one name for two LoRAs, or for two embeddings, can't stand in one manifest.
     An item whose noise is another's (`fixed_code`) needs that other one in its job: it is added where it is missing.
     """
     wishes = [_wish(item) for item in items]
@@ -62,6 +61,9 @@ def to_yaml(items: Sequence[Item], models: Mapping[str, str] = MappingProxyType(
     listed: dict[str, Any] = {"models": {name: {"path": path} for name, path in models.items()}} if models else {}
     loras = {lora.name: {"path": lora.path, "sha256": lora.sha256} for item in items for lora in item.loras}
     listed |= {"loras": loras} if loras else {}
+    if learnt := {each.name: each for item in items for each in item.embeddings}:
+        hashed = ((each, {"sha256": each.sha256} if each.sha256 else {}) for _, each in sorted(learnt.items()))
+        listed["embeddings"] = {each.name: {"path": each.path} | sha256 for each, sha256 in hashed}
     return _dump({"version": 1, **listed, "defaults": defaults}, flow=False) + _dump({"jobs": _Lines(jobs)}, flow=None)
 
 

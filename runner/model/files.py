@@ -235,8 +235,10 @@ def _find_file(file: Path) -> ModelFiles:
     )
 
 
-def read_tensors(file: Path) -> dict[str, StoredTensor]:
+def read_tensors(file: Path, find: torch_file.Find | None = None) -> dict[str, StoredTensor]:
     """The table of a file of weights, whatever it is called: the contents tell which kind it is.
+
+    `find` finds the tensors in what torch saved, where they are elsewhere than in a model.
 
     Raises:
         ModelError: it is no such file, or is damaged.
@@ -251,7 +253,7 @@ def read_tensors(file: Path) -> dict[str, StoredTensor]:
     if begin[8:9] == b"{":
         return read_header(file)
     if begin.startswith(b"PK\3\4"):
-        return torch_file.read_table(file)
+        return torch_file.read_table(file, find)
     if begin.startswith(b"\x80"):
         raise ModelError(f"{file}: is a bare pickle, as torch wrote them before 1.6; {torch_file.SAVE_AGAIN}")
     kind = kind_of_bytes(begin)

@@ -28,11 +28,12 @@ class Meant:
     TENSOR = "torch._utils._rebuild_tensor_v2"
     TYPED_TENSOR = "torch._utils._rebuild_tensor_v3"
     PARAMETER = "torch._utils._rebuild_parameter"
+    PARAMETERS = "torch.nn.modules.container.ParameterDict"
     DICT = "collections.OrderedDict"
     SIZE = "torch.Size"
 
 
-MEANT = {Meant.TENSOR, Meant.TYPED_TENSOR, Meant.PARAMETER, Meant.DICT, Meant.SIZE}
+MEANT = {Meant.TENSOR, Meant.TYPED_TENSOR, Meant.PARAMETER, Meant.PARAMETERS, Meant.DICT, Meant.SIZE}
 STORAGES = {
     "torch.DoubleStorage": "F64", "torch.FloatStorage": "F32", "torch.HalfStorage": "F16",
     "torch.BFloat16Storage": "BF16", "torch.LongStorage": "I64", "torch.IntStorage": "I32", "torch.ShortStorage": "I16",
@@ -88,6 +89,10 @@ class Global:
 
 class Inert:
     """Stands for an object of no interest, and takes anything that is done to it."""
+
+
+class Parameters(dict[str, Any]):
+    """A module that holds parameters by name; they are in its state."""
 
 
 EMPTY: Mapping[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": Inert}
@@ -173,8 +178,11 @@ class _Interpreter:
                 pass
             case "MARK":
                 self.marks.append(len(self.stack))
-            case "POP" | "BUILD":
-                pop()  # after BUILD this is an object's state, which doesn't matter here
+            case "POP":
+                pop()
+            case "BUILD":
+                state = pop()
+                _set_state(self.stack[-1], state)
             case "BINPUT" | "LONG_BINPUT":
                 self.memo[value] = self.stack[-1]
             case "MEMOIZE":
@@ -271,11 +279,20 @@ def make(wanted: Any, arguments: Any) -> Any:
             return tensor
         case Meant.DICT, ():
             return {}
+        case Meant.PARAMETERS, ():
+            return Parameters()
         case Meant.SIZE, (tuple(shape),):
             return shape
         case name, _ if name not in MEANT:
             return Inert()
     raise Damaged(f"its pickle calls {wanted.name} with wrong arguments")
+
+
+def _set_state(target: Any, state: Any) -> None:
+    """Keeps the parameters of those that hold any; no other object's state matters here."""
+    found = state.get("_parameters") if isinstance(target, Parameters) and isinstance(state, dict) else None
+    if isinstance(found, dict):
+        target.update({key: value for key, value in found.items() if isinstance(value, PickledTensor)})
 
 
 def _extend(target: Any, values: list[Any]) -> None:

@@ -1,15 +1,20 @@
 """Turns a prompt into CLIP's tokens, without torch, so that `plan` and `run` see the same ones.
 
 The vocabulary is the model's own (`tokenizer/vocab.json` and `merges.txt`, or `tokenizer.json`), and the one that
-ships with the package where a model has none.
+ships with the package where a model has none. Words that were learnt (textual inversion) stand in a text as `<name>`;
+the caller says which numbers stand for each.
+
+    tokenizer.encode("a <toy>", {"toy": range(49408, 49410)})
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -25,10 +30,19 @@ ROOM = LENGTH - 2
 MOST_TOKENS = 1 << 24
 SHIPPED = Path(__file__).parents[1] / "models" / "emoji" / "tokenizer"
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+NAME = r"[.-]*\w[\w.-]*"  # of a word that was learnt: a letter, a digit or `_` at least
+NAMED = re.compile(f"<({NAME})>")
+Words = Mapping[str, range]  # the numbers of the vectors of each learnt word, by its name
+NO_WORDS: Words = MappingProxyType({})
 
 
 def surely_fits(text: str) -> bool:
-    """Whether a prompt fits whatever the vocabulary, as most do: no token is of less than a byte of what is read."""
+    """Whether a prompt fits whatever the vocabulary, as most do: no token is of less than a byte of what is read.
+
+    A learnt word may have many vectors.
+    """
+    if "<" in text and NAMED.search(text):
+        return False
     if text.isascii():
         return len(text) <= ROOM
     return len(unicodedata.normalize("NFC", text).lower().encode()) <= ROOM  # which may be longer than the text itself
@@ -67,16 +81,45 @@ class ClipTokenizer:
         special = (START, END, _pad_token(tokenizer_folder) or pad or END)
         self._start, self.end, self._pad = (_token_id(self._tokenizer, token, folder) for token in special)
 
-    def encode(self, text: str) -> Tokens:
+    def encode(self, text: str, words: Words = NO_WORDS) -> Tokens:
         """A prompt's tokens, cut or padded to `LENGTH`."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        lost = text[encoding.offsets[ROOM][0] :] if len(encoding.ids) > ROOM else ""
-        return Tokens(ids=self._framed(encoding.ids[:ROOM]), lost=lost)
+        ids, places = list[int](), list[int]()
+        for numbers, start in self._tokens(text, words):
+            ids += numbers
+            places += [start] * len(numbers)
+        lost = text[places[ROOM] :] if len(ids) > ROOM else ""
+        return Tokens(ids=self._framed(ids[:ROOM]), lost=lost)
 
-    def encode_chunks(self, text: str) -> list[tuple[int, ...]]:
-        """All of a prompt's tokens, in as many pieces of `LENGTH` as they need, each with a start and an end."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return [self._framed(ids[place : place + ROOM]) for place in range(0, max(len(ids), 1), ROOM)]
+    def encode_chunks(self, text: str, words: Words = NO_WORDS) -> list[tuple[int, ...]]:
+        """All of a prompt's tokens, in as many pieces of `LENGTH` as they need, each with a start and an end.
+
+        The vectors of a learnt word, `ROOM` at most, are in one piece.
+        """
+        pieces: list[list[int]] = [[]]
+        for numbers, _ in self._tokens(text, words):
+            if len(pieces[-1]) + len(numbers) > ROOM:
+                pieces.append([])
+            pieces[-1] += numbers
+        return [self._framed(piece) for piece in pieces]
+
+    def has_added(self, token: str) -> bool:
+        """Whether a text is one token that the tokenizer's files have on top of CLIP's vocabulary."""
+        ids = self._tokenizer.encode(token, add_special_tokens=False).ids
+        return len(ids) == 1 and ids[0] in self._tokenizer.get_added_tokens_decoder()
+
+    def _tokens(self, text: str, words: Words) -> Iterator[tuple[Sequence[int], int]]:
+        """The numbers of each token, several of a learnt word, and where it begins in the text."""
+        begin = 0
+        for match in NAMED.finditer(text) if words else ():
+            if match[1] in words:
+                yield from self._plain_tokens(text[begin : match.start()], begin)
+                yield words[match[1]], match.start()
+                begin = match.end()
+        yield from self._plain_tokens(text[begin:], begin)
+
+    def _plain_tokens(self, text: str, begin: int) -> Iterator[tuple[Sequence[int], int]]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return (([number], begin + start) for number, (start, _) in zip(encoding.ids, encoding.offsets, strict=True))
 
     def _framed(self, ids: list[int]) -> tuple[int, ...]:
         framed = [self._start, *ids, self.end]

@@ -13,12 +13,14 @@ import itertools
 import math
 import struct
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from runner.errors import ModelError
 from runner.model.pickled import Damaged, PickledTensor, interpret
 from runner.model.safetensors import ITEM_BYTES, StoredTensor
 
+Find = Callable[[object], Mapping[str, PickledTensor]]
 PART_LIMIT = 1 << 24  # bytes of the archive's directory, and of its pickle; Stable Diffusion has less than one million
 LOCAL_HEADER = struct.Struct("<4sHHHHHIIIHH")
 ENCRYPTED, UTF8 = 0x1, 0x800
@@ -29,8 +31,10 @@ SAVE_AGAIN = (
 )
 
 
-def read_table(file: Path) -> dict[str, StoredTensor]:
+def read_table(file: Path, find: Find | None = None) -> dict[str, StoredTensor]:
     """The tensors of a file of torch.save: a dictionary of them, or one that holds such a one as `state_dict`.
+
+    `find` finds them in what was saved, where they are elsewhere.
 
     Raises:
         ModelError: the file is damaged, is of another kind, or asks for anything that weights don't need.
@@ -38,7 +42,7 @@ def read_table(file: Path) -> dict[str, StoredTensor]:
     try:
         with _BoundedFile(file) as stream:
             archive = _Archive(stream)
-            tensors = _find_tensors(interpret(archive.read("data.pkl")))
+            tensors = (find or _find_tensors)(interpret(archive.read("data.pkl")))
             table = {name: _locate(file, archive, name, tensor) for name, tensor in tensors.items()}
             archive.check_overlaps()
             return table

@@ -10,6 +10,7 @@ comments name the rest. Nothing in a file is executed, no pixel is decoded, and 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 from collections import Counter
@@ -23,9 +24,10 @@ from runner.files import sha256_of
 from runner.folder.names import INITS, RECORDS
 from runner.folder.store import LocalStore
 from runner.images import foreign, infotext, metadata
-from runner.item import Item, Lora, Model
+from runner.item import Embedding, Item, Lora, Model
 from runner.keys import read_strength
 from runner.manifest import write
+from runner.manifest.embeddings import names_in
 from runner.manifest.lines import read_item
 from runner.manifest.nodes import wrap
 from runner.manifest.rules import MOST_ITEMS, check
@@ -36,7 +38,7 @@ from runner.text import name_some, shorten
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
 OF_IMG2IMG = ("init", "init_sha256", "crop", "strength")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-WEIGHTS, LORAS = "weights", "loras"  # where the files of several models, and those of LoRAs, are to be put
+WEIGHTS, LORAS, EMBEDDINGS = "weights", "loras", "embeddings"  # where files are to be put
 UNSAFE = r"[^\w.-]"
 MARK = 8  # digits of a fingerprint, behind a name that several models have
 
@@ -63,13 +65,26 @@ class _Source:
 def extract(targets: Sequence[Path]) -> Extraction:
     """The manifest of these pictures, and of all in these folders; its paths are relative to the current folder."""
     sources, problems = list[_Source](), list[str]()
+    named: dict[str, tuple[Embedding | None, Path]] = {}
     for path in _files(targets):
         try:
-            sources.append(_read(path))
+            source = _read(path)
+            _check_words(source, named)
+            sources.append(source)
         except ManifestError as error:
             problems.append(_one_line(str(error)))
     notes = tuple(_notes(sources))
     return Extraction(manifest=_manifest(sources, notes) if sources else "", notes=notes, problems=tuple(problems))
+
+
+def _check_words(source: _Source, named: dict[str, tuple[Embedding | None, Path]]) -> None:
+    """Refuses a picture whose texts mean something else by a name than an earlier one's: a manifest has one meaning."""
+    own = {each.name: each for each in source.item.embeddings}
+    for match in itertools.chain.from_iterable(map(names_in, source.item.texts())):
+        embedding, earlier = named.setdefault(match[1], (own.get(match[1]), source.path))
+        if embedding != own.get(match[1]):
+            message = f"its {match[0]} is another one than that of {earlier}; extract it by itself"
+            raise ManifestError(message, Location(source.path))
 
 
 def _files(targets: Sequence[Path]) -> Iterator[Path]:
@@ -124,6 +139,8 @@ def _read_own(path: Path, given: Mapping[str, Any], model: Mapping[str, Any], pl
     notes: list[str] = []
     if given.get("init") is not None:
         item = item._replace(**_img2img(path, given, notes, place))
+    placed = (each._replace(path=f"{EMBEDDINGS}/{each.name}.safetensors") for each in item.embeddings)
+    item = item._replace(embeddings=tuple(placed))
     return _Source(path=path, item=item, notes=notes, own=True)
 
 
@@ -212,6 +229,8 @@ def _notes(sources: Sequence[_Source]) -> Iterator[str]:
         yield f"say under 'models' where the weights are: {', '.join(paths_of_models)}"
     if loras := sorted({lora.name for source in sources for lora in source.item.loras}):
         yield f"say under 'loras' where the files are: {name_some(loras)}"
+    if embeddings := dict.fromkeys(each.path for source in sources for each in source.item.embeddings):
+        yield f"say under 'embeddings' where their files are: {', '.join(embeddings)}"
     there = {_wish(source.item) for source in sources}
     for source in sources:
         lender = source.item.fixed_code

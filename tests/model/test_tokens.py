@@ -113,3 +113,88 @@ def test_a_long_prompt_in_pieces_loses_nothing(tokenizer):
     assert inner == [token for token in whole if token < 49406]
     assert tokenizer.encode_chunks("a cat") == [tokenizer.encode("a cat").ids]
     assert tokenizer.encode_chunks("") == [tokenizer.encode("").ids]
+
+
+# ---- learnt words
+
+TOY, BAD = range(50000, 50003), range(50003, 50004)
+WORDS = {"toy": TOY, "bad-2.x": BAD}
+
+
+def inner(ids):
+    """Without the start, the end and the padding."""
+    return list(ids[1 : ids.index(49407)])
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("<toy>", [TOY]),
+        ("a <toy> on a mat", ["a", TOY, "on a mat"]),
+        ("a<toy>b", ["a", TOY, "b"]),
+        ("a  <toy>\t , b", ["a", TOY, ", b"]),
+        ("<toy><bad-2.x> <toy>", [TOY, BAD, TOY]),
+        ("(<toy>)", ["(", TOY, ")"]),
+        ("<Toy> <other> <toy >", ["<Toy> <other> <toy >"]),
+        ("<<toy>>", ["<", TOY, ">"]),
+        ("cat", ["cat"]),
+        ("", []),
+    ],
+)
+def test_a_learnt_word_stands_for_its_vectors(tokenizer, text, pieces):
+    """What is on both sides of it is read by itself."""
+    wanted = []
+    for piece in pieces:
+        wanted += inner(tokenizer.encode(piece).ids) if isinstance(piece, str) else piece
+    made = tokenizer.encode(text, WORDS)
+    assert inner(made.ids) == wanted and len(made.ids) == LENGTH and made.lost == ""
+    assert tokenizer.encode_chunks(text, WORDS) == [made.ids]
+    assert tokenizer.encode(text).ids == tokenizer.encode(text, {"unnamed": TOY}).ids
+
+
+def test_vectors_count_among_the_tokens(tokenizer):
+    fits = " ".join(["cat"] * (ROOM - 3))
+    assert tokenizer.encode(f"{fits} <toy>", WORDS).lost == ""
+    assert tokenizer.encode(f"<toy> {fits} Duck x", WORDS).lost == "Duck x"
+    assert tokenizer.encode(f"{fits} red <toy> Duck", WORDS).lost == "<toy> Duck"
+    cut = tokenizer.encode(f"{fits} red <toy> Duck", WORDS).ids
+    assert cut[-4:] == (*tokenizer.encode("red").ids[1:2], *TOY[:2], 49407)
+
+
+def test_the_vectors_of_a_word_are_in_one_piece(tokenizer):
+    words = WORDS | {"all": range(50010, 50010 + ROOM)}
+    fits = " ".join(["cat"] * (ROOM - 2))
+    first, second = tokenizer.encode_chunks(f"{fits} <toy> duck", words)
+    assert inner(first) == inner(tokenizer.encode(fits).ids) and len(first) == LENGTH
+    assert inner(second) == [*TOY, *inner(tokenizer.encode("duck").ids)]
+    pieces = tokenizer.encode_chunks("a <all> b", words)
+    assert [inner(piece) for piece in pieces] == [
+        inner(tokenizer.encode("a").ids), list(words["all"]), inner(tokenizer.encode("b").ids)
+    ]  # fmt: skip
+    assert all(len(piece) == LENGTH and piece[-1] == 49407 for piece in pieces)
+
+
+@given(st.text("a <toy>.-é", max_size=60), st.integers(1, ROOM))
+def test_what_surely_fits_loses_nothing_whatever_the_words(tokenizer, text, count):
+    assert not surely_fits(text) or tokenizer.encode(text, {"toy": range(50000, 50000 + count)}).lost == ""
+
+
+@given(st.lists(st.sampled_from(["cat ", "<toy>", "<bad-2.x> ", "é, "]), max_size=120).map("".join))
+def test_pieces_hold_every_token_in_order(tokenizer, text):
+    pieces = tokenizer.encode_chunks(text, WORDS)
+    assert all(len(piece) == LENGTH for piece in pieces)
+    found = [token for piece in pieces for token in inner(piece)]
+    plain = text.replace("<toy>", " 1 ").replace("<bad-2.x>", " 2 ")
+    wanted = [inner(piece) for piece in tokenizer.encode_chunks(plain)]
+    one, two = (inner(tokenizer.encode(number).ids)[0] for number in "12")
+    numbers = {one: TOY, two: BAD}
+    assert found == [each for piece in wanted for token in piece for each in numbers.get(token, [token])]
+
+
+def test_a_word_of_the_tokenizers_own_is_known(tokenizer, tmp_path):
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).symlink_to(SHIPPED / name)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<cat-toy>": 49408}))
+    own = ClipTokenizer(tmp_path)
+    assert own.has_added("<cat-toy>") and not own.has_added("<cat>") and not own.has_added("cat")
+    assert not tokenizer.has_added("<cat-toy>")

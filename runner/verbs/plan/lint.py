@@ -84,7 +84,7 @@ FOREIGN = (  # other tools' syntax, what it is, and what says the same here
     (re.compile(r"\{+[^{}|]+\}+"), "emphasis in NovelAI; here words:number is a part"),
     (re.compile(r"(?<!\w)__[\w*/-]+__(?!\w)"), "a wildcard; here 'file: NAME.txt' is one prompt a line"),
     (re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE), "a LoRA or a hypernetwork, which isn't supported"),
-    (re.compile(r"\bembedding:\s?[\w.-]+"), "an embedding in ComfyUI, which isn't supported"),
+    (re.compile(r"\bembedding:\s?[\w.-]+"), "an embedding in ComfyUI; here <name>, listed under 'embeddings'"),
     (re.compile(r"(?<![A-Z]\s)\bBREAK\b(?!\s[A-Z]{2})"), "a new piece in AUTOMATIC1111; here long_prompts: chunk"),
     (re.compile(r"(?<=[^\WA-Z]\s)AND(?=\s+[^\WA-Z])"), "two prompts at once in AUTOMATIC1111; here words:1 words:1"),
     (re.compile(r"[^\s:]*::\s?-?\d*\.?\d*(?!\S)"), "a weight in Midjourney; here with one colon, words:number"),
@@ -325,7 +325,8 @@ class Linter:
         for text in item.texts():
             if not surely_fits(text) and (item.model, text) not in self._measured:
                 self._measured.add((item.model, text))
-                lost = max((each.encode(text).lost for each in self._tokenizers_of(item.model)), key=len)
+                words = {each.name: range(self._request.vectors[each.sha256]) for each in item.embeddings}
+                lost = max((each.encode(text, words).lost for each in self._tokenizers_of(item.model)), key=len)
                 self._note(CUT, [f"lost: '{shorten(lost)}'"] if lost else [], item)
 
     def _tokenizers_of(self, model: Model) -> Collection[ClipTokenizer]:

@@ -41,7 +41,7 @@ from runner.folder.store import Store
 from runner.folder.ways import changed_versions, differences, lowered
 from runner.folder.writer import Writer
 from runner.item import Item, Model, item_id
-from runner.record import Making, Record, Written, model_dict
+from runner.record import Making, Record, Written, item_dict, model_dict
 from runner.request import Request
 from runner.verbs.run.backlog import Backlog
 from runner.verbs.run.turns import Loader
@@ -180,7 +180,7 @@ class Session:
         item = event.item
         return Record(
             id=item_id(item),
-            item=self._keep_init(item).to_dict(paths=True) | {"model": item.model.name},
+            item=item_dict(self._keep_init(item)),
             model=model_dict(item.model),
             making=self._asked(making),
             rerendered=event.rerendered,

@@ -22,9 +22,9 @@ from runner.folder.store import Store
 from runner.images import codec, metadata
 from runner.images.codec import Pixels
 from runner.images.distance import Distance, measure
-from runner.item import DIGITS_SHOWN, ON_TOP, Item, item_id
+from runner.item import DIGITS_SHOWN, Item, item_id
 from runner.manifest.lines import read_item, read_model
-from runner.record import Making, Pairs, fingerprints_of, part
+from runner.record import Making, Pairs, fingerprints_of, item_of_picture, part
 
 SAME, DIFFERS, DAMAGED, MISSING, ALTERED, FAILED = "same", "differs", "damaged", "missing", "altered", "failed"
 STATES = (SAME, DIFFERS, DAMAGED, MISSING, ALTERED, FAILED)
@@ -130,26 +130,7 @@ def _distance(file: bytes | None, new: bytes, item: Item) -> Distance | None:
 def _says_otherwise(file: bytes, wish: Mapping[str, Any]) -> bool:
     """Whether a file was made of another item than the record's; few files say nothing of it."""
     written = metadata.read_metadata(io.BytesIO(file)).item
-    return written is not None and written != _as_in_a_picture(wish)
-
-
-def _as_in_a_picture(wish: Mapping[str, Any]) -> dict[str, Any]:
-    """A record's item without what a picture doesn't say: its model, and where things were."""
-    shown = {key: value for key, value in wish.items() if key != "model"}
-    for key in ON_TOP:
-        shown |= (
-            {
-                key: {
-                    name: {kind: each for kind, each in said.items() if kind != "path"}
-                    if isinstance(said, dict)
-                    else said
-                    for name, said in part(wish, key).items()
-                }
-            }
-            if key in wish
-            else {}
-        )
-    return shown
+    return written is not None and written != item_of_picture(wish)
 
 
 def _file_state(file: bytes | None, sha256: object) -> str | None:
