@@ -13,7 +13,7 @@ import json
 import re
 from typing import Any
 
-from runner.item import EXTRA, Item
+from runner.item import EXTRA, MASK, MASK_BLUR, Item
 from runner.keys import KEYS, LARGEST_SIZE, SIZE_STEP
 from runner.sampler_names import SAMPLERS
 
@@ -42,6 +42,9 @@ def read(text: str) -> tuple[dict[str, Any], list[str], str]:
         notes.append("brackets, AND and BREAK have a meaning in its prompts; here they are plain text")
     # What many programs don't know is taken for what it says only if that is a number.
     told = {key: name for key, name in NUMBERS.items() if key not in EXTRA or NUMBER.fullmatch(settings.get(name, ""))}
+    if told.pop(MASK_BLUR, None):
+        blur = settings.pop(NUMBERS[MASK_BLUR])
+        notes.append(f"inpainted by a mask that isn't in the file: add 'mask: ...' and 'mask_blur: {blur}' to the job")
     numbers = {key: _number(settings.pop(name)) for key, name in told.items() if name in settings}
     record = {
         "prompt": prompt,
@@ -164,6 +167,8 @@ def parameters_text(item: Item) -> str:
         settings["Denoising strength"] = item.strength
     if item.eta:
         settings["Eta DDIM"] = item.eta
-    settings |= {KEYS[key].infotext: value for key, value in item.extra if KEYS[key].infotext}
+    settings |= {KEYS[key].infotext: value for key, value in item.extra if key in KEYS and KEYS[key].infotext}
+    if item.value(MASK):
+        settings[KEYS[MASK_BLUR].infotext] = item.value(MASK_BLUR)
     negative = [f"Negative prompt: {item.negative}"] if item.negative else []
     return "\n".join([item.prompt, *negative, ", ".join(f"{key}: {value}" for key, value in settings.items())])

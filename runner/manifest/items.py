@@ -20,7 +20,7 @@ from typing import Any
 
 from runner.errors import Location
 from runner.images.inits import Init
-from runner.item import EXTRA, Item, Model
+from runner.item import EXTRA, MASK_BLUR, Item, Model, with_hash
 from runner.keys import LARGEST_SEED
 from runner.manifest.grid import Axis, Grid
 from runner.manifest.job import Job, shown
@@ -192,13 +192,15 @@ def resolve(values: dict[str, Any], *, number: int, axes: tuple[tuple[str, Any],
     else:
         width, height = OWN_SIZE, OWN_SIZE
         values["crop"] = values["strength"] = None
+    mask: Init | None = values["mask"]
+    values |= {"mask": str(mask.path)} if mask else {MASK_BLUR: DEFAULTS[MASK_BLUR]}
     values["width"] = values["width"] or width
     values["height"] = values["height"] or height
     if not SAMPLERS[values["sampler"]].eta:
         values["eta"] = 0.0
     if values["fixed_code"] == values["seed"]:
         values["fixed_code"] = None
-    if EXTRA:
-        found = ((key, values.pop(key)) for key in EXTRA)
-        values["extra"] = tuple((key, value) for key, value in found if value != DEFAULTS[key])
+    found = ((key, values.pop(key)) for key in EXTRA)
+    extra = tuple((key, value) for key, value in found if value != DEFAULTS[key])
+    values["extra"] = with_hash(extra, mask.sha256) if mask else extra
     return Item(**values, number=number, axes=axes, init_sha256=init.sha256 if init else None)
