@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -19,7 +20,6 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
     UNet2DConditionModel,
 )
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from fake_cuda import fake_cuda
 from PIL import Image
 from safetensors.torch import save_file
@@ -43,7 +43,9 @@ from runner.sampler_names import SAMPLERS
 
 SIZE, STEPS, LEAST = 128, 5, 60.0
 WHITE = np.s_[32:96, 16:80]  # along the edges of latents
-HALF_PREDICTED = {"prediction_type": "v_prediction"}
+# With so much of the first training step's noise (0.03) these end, whatever is predicted.
+ENDING_NOISY, LAST_NOISE = ("tcd", "dpm2", "dpm2_a"), 0.15
+OF_V = {"prediction_type": "v_prediction"}
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +131,16 @@ def ours(path, **changes):
     return render(executor_of(path), [wish(**changes)])[0]
 
 
+class Likeliest(AutoencoderKL):
+    """Stock pipelines draw latents around those that the encoder finds likeliest; here they are these."""
+
+    def encode(self, x, return_dict=True):
+        return SimpleNamespace(latents=super().encode(x).latent_dist.mode())
+
+
 def stock(folder, pictures, strength, scheduler="DDIMScheduler", kind=StableDiffusionInpaintPipeline):
     parts = {
-        "vae": AutoencoderKL.from_pretrained(folder / "vae"),
+        "vae": Likeliest.from_pretrained(folder / "vae"),
         "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder"),
         "tokenizer": CLIPTokenizer.from_pretrained(str(SHIPPED)),
         "unet": UNet2DConditionModel.from_pretrained(folder / "unet"),
@@ -153,12 +162,6 @@ def stock(folder, pictures, strength, scheduler="DDIMScheduler", kind=StableDiff
     return made.images[0] * 255
 
 
-@pytest.fixture
-def likeliest(monkeypatch):
-    """Stock pipelines draw latents around those that the encoder names; these are taken as they are."""
-    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
-
-
 def psnr(one, other):
     error = np.square(one.astype(np.float64) - other).mean()
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
@@ -175,24 +178,24 @@ def check_same(found, wanted, pictures):
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_a_model_for_inpainting_gives_the_stock_picture(nine, pictures, strength, likeliest):
+def test_a_model_for_inpainting_gives_the_stock_picture(nine, pictures, strength):
     check_same(ours(nine, **given(pictures, strength=strength)), stock(nine, pictures, strength), pictures)
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_one_of_stable_diffusion_xl_gives_the_stock_picture(nine_xl, pictures, strength, likeliest):
+def test_one_of_stable_diffusion_xl_gives_the_stock_picture(nine_xl, pictures, strength):
     wanted = stock(nine_xl, pictures, strength, kind=StableDiffusionXLInpaintPipeline)
     check_same(ours(nine_xl, **given(pictures, strength=strength)), wanted, pictures)
 
 
-def test_any_other_model_gives_the_stock_picture(plain, pictures, likeliest):
+def test_any_other_model_gives_the_stock_picture(plain, pictures):
     """The stock pipeline replaces the latents after each step, which is the same with DDIM."""
     check_same(ours(plain, **given(pictures)), stock(plain, pictures, 0.6), pictures)
 
 
-def test_with_a_prediction_of_v_as_well(tmp_path, pictures, likeliest):
+def test_with_a_prediction_of_v_as_well(tmp_path, pictures):
     folder = tiny.save_model(tmp_path / "v")
-    change(folder, clip_sample=False, timestep_spacing="leading", set_alpha_to_one=True, **HALF_PREDICTED)
+    change(folder, clip_sample=False, timestep_spacing="leading", set_alpha_to_one=True, **OF_V)
     check_same(ours(folder, **given(pictures)), stock(folder, pictures, 0.6), pictures)
 
 
@@ -322,5 +325,6 @@ def test_every_sampler_arrives_at_what_is_kept(components, sampler, strength, pr
     list(denoise.denoise(components["unet"], [started], 4))
     assert started.latents is not None and started.latents.isfinite().all()
     distance = (started.latents - latents).abs()
-    assert distance[0, :, :5].max() < 5e-3
+    mixes = sampler == "plms" and prediction == "v_prediction"  # predictions of v from several times
+    assert distance[0, :, :5].max() < (LAST_NOISE if sampler in ENDING_NOISY or mixes else 1e-5)
     assert distance[0, :, 5:].max() > 0.1 and distance[1, :, :5].max() > 0.1
