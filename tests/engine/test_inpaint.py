@@ -25,11 +25,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from runner.bench import bench
 from runner.device.component import Component
 from runner.engine import denoise, samplers
 from runner.engine import text as engine_text
 from runner.engine.executor import Executor
 from runner.engine.pictures import Given
+from runner.errors import ModelError
 from runner.events import ItemFailed, Rendered
 from runner.images import inits, masks
 from runner.model import files
@@ -40,6 +42,8 @@ from runner.planning import costs, waves
 from runner.planning.layouts import Execution
 from runner.record import NONE, OPENVINO
 from runner.sampler_names import SAMPLERS
+from runner.settings import compose
+from runner.verbs.doctor.probes import probe_model
 
 SIZE, STEPS, LEAST = 128, 5, 60.0
 WHITE = np.s_[32:96, 16:80]  # along the edges of latents
@@ -300,6 +304,13 @@ def test_a_masked_picture_is_encoded_once(nine, pictures):
     before = len(encoded)
     again = render(executor, strengths)
     assert len(again) == 3 and len(encoded) == before
+
+
+def test_doctor_calls_such_a_unet_and_bench_refuses_it(nine):
+    found = {(probe.fragment, probe.dtype): probe for probe in probe_model(files.find_model(str(nine)), "cpu", None)}
+    assert found["unet", "float32"].finite and not found["unet", "float32"].problem
+    with pytest.raises(ModelError, match="is for inpainting, and bench compares"):
+        bench.with_model(compose([f"model.path={nine}"]), print, lambda job, log: [])
 
 
 @pytest.fixture(scope="module")
