@@ -155,7 +155,14 @@ class Item(NamedTuple):
 
     def value(self, key: str) -> Any:
         """The value of an item key."""
-        return getattr(self, key) if key in self._fields else dict(self.extra).get(key, KEYS[key].default)
+        if key in self._fields:
+            return getattr(self, key)
+        return dict(self.extra).get(key, KEYS[key].default if key in KEYS else None)
+
+    def with_pictures(self, init: str | None, mask: str | None) -> Item:
+        """The same item with its init picture and its mask, if it has them, at other places."""
+        extra = tuple((key, mask if key == MASK else value) for key, value in self.extra)
+        return self._replace(init=init, extra=extra)
 
     @property
     def weights(self) -> tuple[Model, tuple[Lora, ...]]:
@@ -165,12 +172,18 @@ class Item(NamedTuple):
 
 ON_TOP = ("loras", "embeddings")
 # Of the extra keys, one beside those of the table: it belongs to `mask` as `init_sha256` belongs to `init`.
-MASK_SHA256 = "mask_sha256"
+MASK, MASK_SHA256, MASK_BLUR = "mask", "mask_sha256", "mask_blur"
 EXTRA = tuple(key for key in KEYS if key not in Item._fields)
 # What an id is made of, beside the parts and the seed. The prompt's own text is not: its parts are what is drawn.
 SHARED = (*(name for name, key in KEYS.items() if key.in_id and name != "seed" and name not in EXTRA), "init_sha256")
 IN_ID = frozenset([*(name for name in EXTRA if KEYS[name].in_id), MASK_SHA256])
 _NEGATIVE, _SHARED = Item._fields.index("negative"), slice(Item._fields.index("width"), Item._fields.index("model"))
+
+
+def with_hash(extra: Sequence[tuple[str, Any]], sha256: str) -> tuple[tuple[str, Any], ...]:
+    """The `extra` of an item with the SHA-256 of its mask's file right behind the mask."""
+    place = [key for key, _ in extra].index(MASK) + 1
+    return (*extra[:place], (MASK_SHA256, sha256), *extra[place:])
 
 
 def item_id(item: Item) -> str:

@@ -179,7 +179,8 @@ KEYS: dict[str, Key] = {
         LONG_PROMPTS, "What is done with more than 75 tokens: refused, cut, or read in pieces.", default="error"
     ),
     "init": Key(
-        read=lambda node: node.text(), schema=TEXT, help="A picture to begin with (img2img); relative to this file.",
+        read=lambda node: node.text(), schema=TEXT,
+        help="A picture to begin with (img2img); relative to this file. A job may list several, or name a pattern.",
         in_id=False, nullable=True,
     ),
     "mask": Key(

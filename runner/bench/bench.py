@@ -254,6 +254,10 @@ def with_model(settings: Settings, say: Callable[[str], None], ask: Ask) -> Sett
     model = find_model(path)
     if not model.path.is_dir():
         raise ModelError(f"model.path={path}: bench needs a diffusers folder, since stock diffusers has to read it too")
+    if model.inpaints:
+        raise ModelError(
+            f"model.path={path}: is for inpainting, and bench compares pictures of prompts alone; take its base model"
+        )
     return dataclasses.replace(settings, model=dataclasses.replace(settings.model, path=str(model.path)))
 
 

@@ -15,14 +15,21 @@ from runner.engine import strips
 from runner.planning.costs import decode_rows, decoded_pixels
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Hidden = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-def encode_picture(encoder: Component, pixels: Pixels) -> Tensor:
-    """A picture's latents [4, H/8, W/8], float32, from uint8 [H, W, 3]: the most likely ones, without noise."""
+def encode_picture(encoder: Component, pixels: Pixels, hidden: Hidden | None = None) -> Tensor:
+    """A picture's latents [4, H/8, W/8], float32, from uint8 [H, W, 3]: the most likely ones, without noise.
+
+    Pixels that are `hidden` [H, W] are grey, half-way between black and white.
+    """
     levels = torch.from_numpy(pixels.copy()).to(encoder.device).permute(2, 0, 1)[None]
     parts = ("encoder", "quant_conv") if encoder.config.get("use_quant_conv", True) else ("encoder",)
     with encoder.visit(*parts) as module:
-        sent = (levels.float() / 127.5 - 1).to(encoder.dtype)
+        signed = levels.float() / 127.5 - 1
+        if hidden is not None:
+            signed = signed.masked_fill(torch.from_numpy(hidden).to(signed.device), 0)
+        sent = signed.to(encoder.dtype)
         [moments] = encoder.place.run([lambda: strips.encode(module, sent)])
     return moments[0].chunk(2)[0].float() * float(encoder.config["scaling_factor"])
 

@@ -28,13 +28,16 @@ class Conditions:
 
     `context` are the prompt's embeddings: of a row [tokens, C], of a call [rows, tokens, C]. The others are of a row
     [n], of a call [rows, n], and None where a model isn't told them: `guidance` is the scale as latent consistency
-    models are told it; `pooled` is the whole prompt's embedding, and `sizes` are six numbers in float32.
+    models are told it; `pooled` is the whole prompt's embedding, and `sizes` are six numbers in float32. `channels` are
+    what stands beside the latents of a model for inpainting, of a row [5, h, w]: the mask (1 is made anew), and the
+    latents of the picture without what is made anew.
     """
 
     context: Tensor
     guidance: Tensor | None = None
     pooled: Tensor | None = None
     sizes: Tensor | None = None
+    channels: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,6 +51,7 @@ class Conditions:
             guidance=None if self.guidance is None else self.guidance.to(device, dtype),
             pooled=None if self.pooled is None else self.pooled.to(device, dtype),
             sizes=None if self.sizes is None else self.sizes.to(device),  # half precision has no 1023
+            channels=None if self.channels is None else self.channels.to(device, dtype),
         )
 
 
@@ -67,20 +71,35 @@ def told_sizes(item: Item) -> Tensor:
     return torch.tensor([height, width, top, left, wanted_height, wanted_width], dtype=torch.float32)
 
 
-def empty(config: Mapping[str, Any], rows: int) -> Conditions:
-    """Conditions of `rows` rows that say nothing, for a UNet with this configuration; float32, on the CPU."""
+def latent_channels(config: Mapping[str, Any]) -> int:
+    """Channels of the latents that a UNet with this configuration denoises; it may take more."""
+    return int(config.get("out_channels", config["in_channels"]))
+
+
+def empty(config: Mapping[str, Any], rows: int, side: int) -> Conditions:
+    """Conditions of `rows` rows that say nothing, for a UNet with this configuration; float32, on the CPU.
+
+    `side` is the number of latents along one side. Everything is made anew, in a picture of zeros.
+    """
     width, told = config.get("time_cond_proj_dim"), config.get("addition_embed_type")
     pooled = (
         int(config["projection_class_embeddings_input_dim"]) - SIZES * int(config["addition_time_embed_dim"])
         if told
         else 0
     )
+    more = int(config["in_channels"]) - latent_channels(config)
     return Conditions(
         context=torch.zeros(rows, LENGTH, int(config["cross_attention_dim"])),
         guidance=torch.zeros(rows, int(width)) if width else None,
         pooled=torch.zeros(rows, pooled) if told else None,
         sizes=torch.zeros(rows, SIZES) if told else None,
+        channels=beside(torch.ones(rows, 1, side, side), torch.zeros(rows, more - 1, side, side)) if more else None,
     )
+
+
+def beside(mask: Tensor, picture: Tensor) -> Tensor:
+    """What stands beside the latents [..., 5, h, w], from a mask [..., 1, h, w] and latents [..., 4, h, w]."""
+    return torch.cat([mask, picture], -3)
 
 
 def embed_guidance(scale: float, width: int) -> Tensor:
@@ -99,4 +118,7 @@ def unet_call(latents: Tensor, times: Tensor, conditions: Conditions) -> Callabl
     told: dict[str, Any] = {} if conditions.guidance is None else {"timestep_cond": conditions.guidance}
     if conditions.pooled is not None:
         told["added_cond_kwargs"] = {"text_embeds": conditions.pooled, "time_ids": conditions.sizes}
+    if conditions.channels is not None:
+        whole = torch.cat([latents, conditions.channels], 1)
+        latents = whole.contiguous(memory_format=torch.channels_last)
     return lambda unet: unet(latents, times, encoder_hidden_states=conditions.context, return_dict=False, **told)[0]

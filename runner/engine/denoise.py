@@ -17,7 +17,16 @@ from torch import Tensor
 
 from runner.device.component import Component
 from runner.engine import samplers
-from runner.engine.conditions import Conditions, embed_guidance, empty, stack, told_sizes, unet_call
+from runner.engine.conditions import (
+    Conditions,
+    embed_guidance,
+    empty,
+    latent_channels,
+    stack,
+    told_sizes,
+    unet_call,
+)
+from runner.engine.pictures import Given
 from runner.engine.text import Encoded, combine
 from runner.errors import ModelError
 from runner.item import Item
@@ -38,6 +47,19 @@ def draw_noise(items: Sequence[Item], factor: int, channels: int) -> tuple[Tenso
     return torch.stack(noise), generators
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What images keep of their init pictures' latents [n, 4, h, w]: those `where` [n, 1, h, w] is true."""
+
+    pictures: Tensor
+    where: Tensor
+    schedule: samplers.NoiseSchedule
+
+    def keep(self, predicted: Tensor, call: samplers.ModelCall) -> Tensor:
+        """The predictions [n, 4, h, w], replaced by those that lead to the pictures where these are kept."""
+        return torch.where(self.where, samplers.leading_to(self.pictures, call, self.schedule), predicted)
+
+
 @dataclass(slots=True)
 class Trajectory:
     """Images that take the same steps: their sampler's run, and how its calls become rows of the UNet.
@@ -52,6 +74,7 @@ class Trajectory:
     guided: Tensor  # [g], indexes of the guided images
     scale: Tensor  # [g, 1, 1, 1]
     rescale: Tensor | None = None  # [g, 1, 1, 1], None where no image has any
+    kept: Kept | None = None  # None where no image has a mask
     call: samplers.ModelCall | None = None
     latents: Tensor | None = None  # [n, 4, h, w]
 
@@ -71,12 +94,12 @@ class Trajectory:
     def guide(self, predicted: Tensor) -> Tensor:
         """One prediction for each image [n, 4, h, w] from the rows' (Ho & Salimans 2022)."""
         wanted, unwanted = predicted[: len(self.items)], predicted[len(self.items) :]
-        if not len(self.guided):
-            return wanted
-        guided = unwanted + self.scale * (wanted[self.guided] - unwanted)
-        if self.rescale is not None:
-            guided = rescale_guidance(guided, wanted[self.guided], self.rescale)
-        return wanted.index_copy(0, self.guided, guided)
+        if len(self.guided):
+            guided = unwanted + self.scale * (wanted[self.guided] - unwanted)
+            if self.rescale is not None:
+                guided = rescale_guidance(guided, wanted[self.guided], self.rescale)
+            wanted = wanted.index_copy(0, self.guided, guided)
+        return self.kept.keep(wanted, self.call) if self.kept and self.call else wanted
 
 
 def rescale_guidance(guided: Tensor, wanted: Tensor, share: Tensor) -> Tensor:
@@ -92,41 +115,54 @@ def start_trajectory(
     items: Sequence[Item],
     schedule: samplers.NoiseSchedule,
     embeddings: Mapping[str, Encoded],
-    pictures: Sequence[Tensor],
+    given: Sequence[Given],
     unet: Component,
     factor: int,
     *,
     zeros: bool = False,
 ) -> Trajectory:
-    """Sets images of one size, sampler, step count and eta on their way, all of them from noise or from `pictures`.
+    """Sets images of one size, sampler, step count and eta on their way, all of them from noise or from pictures.
 
-    `pictures` are latents [4, h, w], one for each item; there are none where the images begin as noise. `zeros` says
-    whether no negative prompt is zeros, and not the empty text.
+    `given` has one entry for each item, or none where nothing is given but prompts. `zeros` says whether no negative
+    prompt is zeros, and not the empty text.
     """
-    first, device = items[0], unet.device
-    noise, generators = draw_noise(items, factor, int(unet.config["in_channels"]))
-    begin = samplers.Start(
-        noise=noise.to(device),
-        generators=generators,
-        pictures=torch.stack(list(pictures)).to(device) if pictures else None,
-        skip=first.skipped_steps,
-    )
+    first, device, given = items[0], unet.device, given or [Given()] * len(items)
+    noise, generators = draw_noise(items, factor, latent_channels(unet.config))
+    pictures = _stacked([each.latents for each in given], device)
+    begin = samplers.Start(noise=noise.to(device), generators=generators, pictures=pictures, skip=first.skipped_steps)
     run = samplers.start(first.sampler, schedule, steps=first.steps, eta=first.eta, begin=begin)
     # A model that is told the scale guides itself, in one row (Luo et al. 2023).
-    width = unet.config.get("time_cond_proj_dim")
-    guided = [] if width else [index for index, item in enumerate(items) if item.guided]
-    rows = [_conditions(item, combine(item, embeddings), unet.config) for item in items]
-    rows += [_conditions(items[n], _negative(items[n], embeddings, zeros=zeros), unet.config) for n in guided]
+    told_scale = unet.config.get("time_cond_proj_dim")
+    guided = [] if told_scale else [index for index, item in enumerate(items) if item.guided]
+    texts = [combine(item, embeddings) for item in items]
+    texts += [_negative(items[n], embeddings, zeros=zeros) for n in guided]
+    rows = zip([*range(len(items)), *guided], texts, strict=True)
+    conditions = [_conditions(items[n], text, unet.config, given[n].channels) for n, text in rows]
     trajectory = Trajectory(
         items=tuple(items),
         run=run,
-        conditions=[row.to(device, unet.dtype) for row in rows],
+        conditions=[row.to(device, unet.dtype) for row in conditions],
         guided=torch.tensor(guided, dtype=torch.long, device=device),
         scale=_of_images([items[index].scale for index in guided], device),
         rescale=_of_images([items[n].value("rescale") for n in guided], device) if first.value("rescale") else None,
+        kept=_kept(given, pictures, schedule),
     )
     trajectory.advance(None)
     return trajectory
+
+
+def _stacked(tensors: Sequence[Tensor | None], device: torch.device) -> Tensor | None:
+    there = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(there).to(device) if there else None
+
+
+def _kept(given: Sequence[Given], pictures: Tensor | None, schedule: samplers.NoiseSchedule) -> Kept | None:
+    masks = [each.kept for each in given]
+    some = next((mask for mask in masks if mask is not None), None)
+    if some is None or pictures is None:
+        return None
+    where = [torch.zeros_like(some) if mask is None else mask for mask in masks]
+    return Kept(pictures=pictures, where=torch.stack(where).to(pictures.device), schedule=schedule)
 
 
 def _of_images(numbers: Sequence[float], device: torch.device) -> Tensor:
@@ -138,7 +174,7 @@ def _negative(item: Item, embeddings: Mapping[str, Encoded], *, zeros: bool) -> 
     return made.zeros() if zeros and not item.negative else made
 
 
-def _conditions(item: Item, text: Encoded, config: Mapping[str, Any]) -> Conditions:
+def _conditions(item: Item, text: Encoded, config: Mapping[str, Any], channels: Tensor | None) -> Conditions:
     """What a row of an item is told, by a UNet's configuration."""
     width = config.get("time_cond_proj_dim")
     return Conditions(
@@ -146,6 +182,7 @@ def _conditions(item: Item, text: Encoded, config: Mapping[str, Any]) -> Conditi
         guidance=embed_guidance(item.scale, width) if width else None,
         pooled=text.pooled,
         sizes=told_sizes(item) if config.get("addition_embed_type") else None,
+        channels=channels,
     )
 
 
@@ -206,9 +243,9 @@ def probe_prediction(unet: Component) -> str:
     one that predicts v (Salimans & Ho 2022) returns minus the picture that it expects, of which noise says nothing.
     """
     generator = torch.Generator().manual_seed(0)
-    shape = (1, int(unet.config["in_channels"]), PROBED_SIZE, PROBED_SIZE)
+    shape = (1, latent_channels(unet.config), PROBED_SIZE, PROBED_SIZE)
     noise = torch.randn(shape, generator=generator).to(unet.device, unet.dtype)
-    nothing = empty(unet.config, 1).to(unet.device, unet.dtype)
+    nothing = empty(unet.config, 1, PROBED_SIZE).to(unet.device, unet.dtype)
     call = unet_call(noise, torch.tensor([LAST_TIMESTEP], device=unet.device), nothing)
     [predicted] = unet.call_all([call], once=True)
     sent, returned = noise.float(), predicted.float()

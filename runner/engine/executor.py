@@ -11,10 +11,8 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from runner.device.component import Component
 from runner.device.lanes import Here, Lanes
@@ -32,12 +30,12 @@ from runner.device.memory import (
 )
 from runner.engine import autoencoder, denoise, openvino
 from runner.engine.loras import Loras
-from runner.engine.remembered import Remembered, Tensors
+from runner.engine.pictures import Pictures
+from runner.engine.remembered import Remembered
 from runner.engine.samplers import NoiseSchedule
 from runner.engine.text import Encoded, Texts, TextWay, text_ways
 from runner.errors import DeviceLost, RunnerError, SettingError
 from runner.events import Failure, ItemFailed, MemoryShort, Rendered, StepDone, WaveDone, WaveEvent, WaveStarted
-from runner.images import inits
 from runner.item import Item
 from runner.kernels.replace import replace_layers
 from runner.kernels.upsampling import merge_upsampling
@@ -53,7 +51,7 @@ from runner.record import FULL, INDUCTOR, NONE, OPENVINO, Making, environment
 from runner.sampler_names import model_calls
 from runner.text import show_size
 
-EMBEDDINGS_KEPT, PICTURES_KEPT = 48 << 20, 16 << 20  # bytes in the host's memory
+EMBEDDINGS_KEPT = 48 << 20  # bytes in the host's memory
 
 
 class NotFinite(RunnerError):
@@ -103,7 +101,7 @@ class Executor:
         self._accepts_shortages = False  # where no plan takes less memory
         self._lowered: dict[tuple[int, int], Layout] = {}  # by size, where memory ran out
         self._embeddings: Remembered[tuple[object, ...]] = Remembered(EMBEDDINGS_KEPT)
-        self._pictures: Remembered[tuple[object, ...]] = Remembered(PICTURES_KEPT)
+        self._pictures = Pictures(self.components["vae"], inpaints=model.inpaints, factor=model.latent_factor)
 
     def _prepare(self, dtype: torch.dtype) -> None:
         """Puts layers into the place of torch's, where they are faster."""
@@ -267,25 +265,10 @@ class Executor:
 
     def _start_alike(self, items: Sequence[Item], way: TextWay) -> denoise.Trajectory:
         embeddings = self._encode([text for item in items for text in item.texts()], way)
-        pictures = [self._encode_init(item) for item in items if item.init is not None]
+        given = self._pictures.given(items)
         unet, factor = self.components["unet"], self.model.latent_factor
         zeros, schedule = self.model.zeros, self.schedule.spaced(items[0].value("spacing"))
-        return denoise.start_trajectory(items, schedule, embeddings, pictures, unet, factor, zeros=zeros)
-
-    def _encode_init(self, item: Item) -> Tensor:
-        """The latents of the picture that an item begins with, encoded once as long as they are remembered."""
-        key = (item.init_sha256, item.crop, item.width, item.height)
-        if key in self._pictures:
-            return self._only(self._pictures[key])
-        assert item.init and item.init_sha256
-        pixels = inits.load(Path(item.init), item.init_sha256, item.crop, item.width, item.height)
-        return self._only(self._pictures.keep(key, (autoencoder.encode_picture(self.components["vae"], pixels),)))
-
-    @staticmethod
-    def _only(tensors: Tensors) -> Tensor:
-        [tensor] = tensors
-        assert tensor is not None
-        return tensor
+        return denoise.start_trajectory(items, schedule, embeddings, given, unet, factor, zeros=zeros)
 
     def _render(self, wave: Wave) -> Iterator[WaveEvent]:
         for name, mode in wave.layout.modes.items():
@@ -350,7 +333,8 @@ class Executor:
                     error = NotFinite(f"{problem} in {self.execution.dtype}")
                     yield ItemFailed(item=item, error=Failure.of(error), seconds=seconds, making=making)
                 else:
-                    yield Rendered(item=item, pixels=picture, seconds=seconds, peak_bytes=peak, making=making)
+                    pixels = self._pictures.finish(item, picture)
+                    yield Rendered(item=item, pixels=pixels, seconds=seconds, peak_bytes=peak, making=making)
 
     def _problem(self, latents_finite: bool, decoded_finite: bool, picture: autoencoder.Pixels) -> str:
         """What is wrong with a picture's numbers, or nothing. In full precision one colour is what the model draws."""

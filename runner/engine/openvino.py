@@ -185,7 +185,7 @@ def _convert(unet: Component) -> Any:
     example = (
         torch.zeros(rows, channels, EXAMPLE_SIZE, EXAMPLE_SIZE),
         torch.zeros(rows),
-        empty(unet.config, rows).context,
+        empty(unet.config, rows, EXAMPLE_SIZE).context,
     )
     with unet.visit() as module, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's about tracing: that the numbers of a shape become constants

@@ -307,6 +307,19 @@ def _time_of(sigma: float, schedule: NoiseSchedule) -> float:
     return float(np.interp(sigma, training, np.arange(len(training))))
 
 
+def leading_to(pictures: Tensor, call: ModelCall, schedule: NoiseSchedule) -> Tensor:
+    """The prediction that leads from a call's latents to finished latents, `pictures` [n, 4, h, w].
+
+    The latents of every call are the picture times the signal's share, and noise times its own; the squares of the
+    shares add up to 1.
+    """
+    training = _training_sigmas(schedule)
+    sigma = float(np.interp(call.timestep, np.arange(len(training)), training))
+    signal = (sigma**2 + 1) ** -0.5
+    noise: Tensor = (call.latents - signal * pictures) / (sigma * signal)
+    return noise if schedule.prediction == "epsilon" else signal * noise - sigma * signal * pictures
+
+
 def _even_sigmas(schedule: NoiseSchedule, steps: int) -> list[float]:
     """The sigmas of evenly spaced time steps, from the last one down, and 0."""
     training = _training_sigmas(schedule)

@@ -13,7 +13,7 @@ import json
 import re
 from typing import Any
 
-from runner.item import EXTRA, Item, Lora
+from runner.item import EXTRA, MASK, MASK_BLUR, Item, Lora
 from runner.keys import KEYS, LARGEST_SIZE, SIZE_STEP
 from runner.sampler_names import SAMPLERS
 
@@ -42,6 +42,9 @@ def read(text: str) -> tuple[dict[str, Any], list[str], str]:
         notes.append("brackets, AND and BREAK have a meaning in its prompts; here they are plain text")
     # What many programs don't know is taken for what it says only if that is a number.
     told = {key: name for key, name in NUMBERS.items() if key not in EXTRA or NUMBER.fullmatch(settings.get(name, ""))}
+    if told.pop(MASK_BLUR, None):
+        blur = settings.pop(NUMBERS[MASK_BLUR])
+        notes.append(f"inpainted by a mask that isn't in the file: add 'mask: ...' and 'mask_blur: {blur}' to the job")
     numbers = {key: _number(settings.pop(name)) for key, name in told.items() if name in settings}
     record = {
         "prompt": prompt,
@@ -167,6 +170,8 @@ def parameters_text(item: Item) -> str:
     settings |= {KEYS[key].infotext: value for key, value in item.extra if key in KEYS and KEYS[key].infotext}
     if hashes := ", ".join(f"{lora.name}: {lora.hash}" for lora in item.loras if lora.hash):
         settings["Lora hashes"] = f'"{hashes}"'  # as that program writes it
+    if item.value(MASK):
+        settings[KEYS[MASK_BLUR].infotext] = item.value(MASK_BLUR)
     negative = [f"Negative prompt: {item.negative}"] if item.negative else []
     tags = [tag for lora in item.loras if f"<lora:{lora.name}:" not in item.prompt for tag in [_tag(lora)]]
     prompt = " ".join([item.prompt, *tags])

@@ -9,7 +9,7 @@ import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,16 @@ class InitError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Init:
-    """A picture that can be read: the SHA-256 of its file, and its size in pixels, upright."""
+    """A picture that can be read: the SHA-256 of its file, and its size in pixels, upright.
+
+    `label` is what it is called on an axis, where the name of its file is not enough.
+    """
 
     path: Path
     sha256: str
     width: int
     height: int
+    label: str = field(default="", compare=False)
 
     def cut_size(self, crop: Crop | None) -> tuple[int, int]:
         """Width and height of the picture, or of its crop.
@@ -75,9 +79,7 @@ def examine(path: Path) -> Init:
     Raises:
         InitError: it is missing, broken, cut off, enormous, or no picture.
     """
-    with _readable(path) as picture:
-        ImageOps.exif_transpose(picture, in_place=True)
-        _check_values(path, picture)
+    with upright(path) as picture:
         width, height = picture.size
     return Init(path=path, sha256=sha256_of(path), width=width, height=height)
 
@@ -88,13 +90,24 @@ def load(path: Path, sha256: str, crop: Crop | None, width: int, height: int) ->
     Raises:
         InitError: it can't be read any more, or its bytes have changed.
     """
+    with upright(path, sha256) as picture:
+        cut = flatten(picture.crop(crop) if crop else picture)
+        return np.asarray(cut.resize((width, height), Image.Resampling.LANCZOS))
+
+
+@contextmanager
+def upright(path: Path, sha256: str = "") -> Iterator[Image.Image]:
+    """The decoded picture, turned upright by its EXIF, in 256 levels; `sha256` is what its file should have.
+
+    Raises:
+        InitError: it can't be used, or its bytes have changed.
+    """
     with _readable(path) as picture:
-        if sha256_of(path) != sha256:
+        if sha256 and sha256_of(path) != sha256:
             raise InitError(f"{path}: was changed since the item was made")
         ImageOps.exif_transpose(picture, in_place=True)
-        levels = _in_bytes(picture)
-        cut = flatten(levels.crop(crop) if crop else levels)
-        return np.asarray(cut.resize((width, height), Image.Resampling.LANCZOS))
+        _check_values(path, picture)
+        yield _in_bytes(picture)
 
 
 def flatten(picture: Image.Image) -> Image.Image:

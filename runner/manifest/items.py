@@ -20,7 +20,7 @@ from typing import Any
 
 from runner.errors import Location
 from runner.images.inits import Init
-from runner.item import EXTRA, Embedding, Item, Model
+from runner.item import EXTRA, MASK_BLUR, Embedding, Item, Model, with_hash
 from runner.keys import LARGEST_SEED
 from runner.manifest.embeddings import Wording, named, names_in
 from runner.manifest.grid import Axis, Grid
@@ -231,6 +231,8 @@ def resolve(values: dict[str, Any], *, number: int, axes: tuple[tuple[str, Any],
     else:
         width, height = OWN_SIZE, OWN_SIZE
         values["crop"] = values["strength"] = None
+    mask: Init | None = values["mask"]
+    values |= {"mask": str(mask.path)} if mask else {MASK_BLUR: DEFAULTS[MASK_BLUR]}
     values["width"] = values["width"] or width
     values["height"] = values["height"] or height
     if not SAMPLERS[values["sampler"]].eta:
@@ -239,7 +241,7 @@ def resolve(values: dict[str, Any], *, number: int, axes: tuple[tuple[str, Any],
         values["fixed_code"] = None
     if values["loras"]:
         values["loras"] = combine(values["loras"])
-    if EXTRA:
-        found = ((key, values.pop(key)) for key in EXTRA)
-        values["extra"] = tuple((key, value) for key, value in found if value != DEFAULTS[key])
+    found = ((key, values.pop(key)) for key in EXTRA)
+    extra = tuple((key, value) for key, value in found if value != DEFAULTS[key])
+    values["extra"] = with_hash(extra, mask.sha256) if mask else extra
     return Item(**values, number=number, axes=axes, init_sha256=init.sha256 if init else None)

@@ -45,7 +45,7 @@ class Job:
 def shown(value: Any) -> Any:
     """A value as the items name it on an axis."""
     if isinstance(value, Init):
-        return value.path.name
+        return value.label or value.path.name
     if isinstance(value, Model):
         return value.name or "the one of model="
     if isinstance(value, Prompt):

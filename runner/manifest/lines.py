@@ -19,14 +19,15 @@ import orjson
 
 from runner.errors import Location, ManifestError, ModelError, Problems
 from runner.images.inits import Init, InitError
-from runner.item import Embedding, Item, Lora, Model, Part
+from runner.images.masks import unfit
+from runner.item import MASK, MASK_SHA256, Embedding, Item, Lora, Model, Part
 from runner.keys import KEYS, read_strength, words
 from runner.manifest import weighted
 from runner.manifest.embeddings import Wording, named, names_in, read_embeddings
 from runner.manifest.items import resolve
 from runner.manifest.lazy import Lazy
 from runner.manifest.nodes import Node, wrap
-from runner.manifest.places import configured_model, find_init, find_inside
+from runner.manifest.places import configured_model, find_inside, find_picture
 from runner.manifest.rules import ALIASES, DEFAULTS, ITEM_KEYS, check, entries
 from runner.model.loras import read_lora
 from runner.model.tokens import surely_fits
@@ -35,8 +36,9 @@ from runner.settings import PREDICTIONS
 
 LONGEST_LINE = 2**20  # bytes
 BOM = b"\xef\xbb\xbf"
-NULLABLE = ("init_sha256", *(name for name, key in KEYS.items() if key.nullable))  # where there is no init picture
-RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", "init_sha256", "embeddings")
+HASHES = {"init": "init_sha256", MASK: MASK_SHA256}
+NULLABLE = (*HASHES.values(), *(name for name, key in KEYS.items() if key.nullable))  # where there is no init picture
+RECORD_KEYS = (*ITEM_KEYS, "number", "parts", "axes", *HASHES.values(), "embeddings")
 LORA_KEYS = ("path", "sha256", "unet", "text", "weight")
 RECORD_NAMES = frozenset(RECORD_KEYS)
 KEPT_VALUES, SHORT = 4096, 200  # how many checked values are kept, and of how many characters
@@ -62,8 +64,8 @@ def read_item(
     values = {**DEFAULTS, **{key: _checked(key, given[key], location) for key in given if key in ITEM_KEYS}}
     values["loras"] = loras
     values["fixed_code"] = None if code is None else _checked("seed", code, location)
-    if "init" in given:
-        values["init"] = _read_init(given, location, allow_outside)
+    values |= {key: _find(key, given, location, allow_outside) for key in HASHES if key in given}
+    _check_pictures(values, given, location)
     if "prompt" not in values:
         values["prompt"] = weighted.to_text([part.text for part in parts], [part.weight for part in parts])
     item = resolve({**values, "parts": parts, "model": model}, number=number, axes=axes)
@@ -112,17 +114,26 @@ def _checked_before(key: str, value: str | int | float) -> Any:
     return check(key, wrap(value, NOWHERE))
 
 
-def _read_init(given: Mapping[str, Any], location: Location, allow_outside: bool) -> Init:
-    node = wrap(given["init"], location)
-    init = find_init(node, location.path.parent, allow_outside)
-    if "init_sha256" in given and given["init_sha256"] != init.sha256:
-        raise node.error(f"init: {init.path} is another picture than the one that the item was made with")
+def _find(key: str, given: Mapping[str, Any], location: Location, allow_outside: bool) -> Init:
+    """The picture or the mask; where its hash is said, its file has to have it."""
+    node = wrap(given[key], location)
+    found = find_picture(key, node, location.path.parent, allow_outside)
+    if given.get(HASHES[key], found.sha256) != found.sha256:
+        raise node.error(f"{key}: {found.path} is another picture than the one that the item was made with")
+    return found
+
+
+def _check_pictures(values: Mapping[str, Any], given: Mapping[str, Any], location: Location) -> None:
+    init: Init | None = values["init"]
+    if (mask := values["mask"]) and (problem := unfit(mask, init)):
+        raise ManifestError(problem, location)
+    if init is None:
+        return
     try:
         size = init.cut_size if "width" in given and "height" in given else init.own_size
         size(_checked("crop", given["crop"], location) if "crop" in given else None)
     except InitError as error:
-        raise node.error(f"{init.path}: {error}") from None
-    return init
+        raise ManifestError(f"{init.path}: {error}", location) from None
 
 
 def _read_loras(given: object, location: Location, allow_outside: bool) -> tuple[Lora, ...]:

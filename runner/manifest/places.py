@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from runner.errors import Location, did_you_mean, every
-from runner.images import inits
+from runner.images import inits, masks
 from runner.images.inits import Init
 from runner.item import Embedding, Model
 from runner.manifest.nodes import Node
@@ -18,6 +19,8 @@ from runner.manifest.rules import check
 from runner.settings import PREDICTIONS, group_names, named_model
 
 MODEL_KEYS = ("path", "prediction", "vae")
+PICTURES: Mapping[str, Callable[[Path], Init]] = {"init": inits.examine, "mask": masks.examine}  # the keys of files
+MAGIC = re.compile(r"[*?[]")  # what makes a path a pattern
 Listed = Mapping[str, tuple[Embedding, Location]]  # embeddings by their names, each with its place
 
 
@@ -50,20 +53,23 @@ class Frame:
 
 def read_value(frame: Frame, key: str, node: Node) -> Any:
     """The value of an item key: a picture or a model by its place, anything else by its rule."""
-    if key == "init":
-        return find_init(node, frame.folder, frame.allow_outside)
+    if key in PICTURES:
+        return find_picture(key, node, frame.folder, frame.allow_outside)
     return _model(frame, node) if key == "model" else check(key, node)
 
 
-def find_init(node: Node, folder: Path, allow_outside: bool) -> Init:
-    """The picture that an `init` names; it is looked at as a whole."""
+def find_picture(key: str, node: Node, folder: Path, allow_outside: bool) -> Init:
+    """The picture that an `init` or a `mask` names; it is looked at as a whole."""
     path = find_inside(node, folder, allow_outside)
-    if os.path.exists(path) and not path.is_file():
-        raise node.error(f"init: {node} is not a file")  # opening a pipe would never return
+    if not os.path.exists(path):
+        hint = "; a pattern can stand in a job, its matrix or its zip" if MAGIC.search(node.written) else ""
+        raise node.error(f"{key}: {path}: there is no such file{hint}")
+    if not path.is_file():
+        raise node.error(f"{key}: {node} is not a file")  # opening a pipe would never return
     try:
-        return inits.examine(path)
+        return PICTURES[key](path)
     except inits.InitError as error:
-        raise node.error(f"init: {error}") from None
+        raise node.error(f"{key}: {error}") from None
 
 
 def find_inside(node: Node, folder: Path, allow_outside: bool) -> Path:

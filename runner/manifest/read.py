@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,27 +21,29 @@ from typing import Any, TypeVar
 
 from runner.errors import Location, ManifestError, Problems, SettingError, every
 from runner.images import inits
+from runner.images.inits import Init
+from runner.images.masks import unfit
 from runner.item import Model
 from runner.keys import LARGEST_SEED
-from runner.manifest import nodes
+from runner.manifest import inputs, nodes
 from runner.manifest.embeddings import list_embeddings
 from runner.manifest.exclude import leave_out, read_exclusion
 from runner.manifest.grid import Axis
 from runner.manifest.job import Job
-from runner.manifest.loras import ONE, fold, list_loras, read_ones, read_value, refuse_twice, with_ones
+from runner.manifest.loras import fold, list_loras, read_value, refuse_twice, with_ones
 from runner.manifest.nodes import Node
-from runner.manifest.places import Frame, Listed, list_models
+from runner.manifest.places import PICTURES, Frame, Listed, list_models
 from runner.manifest.prompts import read_prompts
 from runner.manifest.rules import (
     ALIASES,
     DEFAULTS,
     ITEM_KEYS,
     MOST_ITEMS,
-    read_axis,
     read_count,
     read_entries,
     read_seeds,
 )
+from runner.manifest.sweeps import read_matrix, read_zip
 
 TOP_KEYS = ("version", "name", "models", "loras", "embeddings", "lists", "defaults", "jobs")
 JOB_KEYS = (*ITEM_KEYS, "prompts", "seeds", "n_samples", "n_iter", "zip", "matrix", "exclude", "include")
@@ -137,9 +139,14 @@ def _check_lists(node: Node | None) -> None:
             raise value.error(f"lists: expected a list with an anchor (name: &name [...]), not {value}")
 
 
-def _entries(frame: Frame, node: Node, known: Sequence[str]) -> dict[str, Any]:
+def _entries(frame: Frame, node: Node, known: Sequence[str], read: Callable[..., Any] | None = None) -> dict[str, Any]:
     """The values of a mapping of item keys, and of keys such as `loras.ink`."""
-    return read_entries(node, with_ones(frame, known, node), partial(_value, frame))
+    return read_entries(node, with_ones(frame, known, node), partial(read or _value, frame))
+
+
+def _value_of_job(frame: Frame, key: str, node: Node) -> Any:
+    """The same for a job, which may list pictures."""
+    return inputs.read_input(frame, key, node) if key in PICTURES else _value(frame, key, node)
 
 
 def _value(frame: Frame, key: str, node: Node) -> Any:
@@ -190,7 +197,7 @@ def _job(index: int, node: Node, frame: Frame) -> list[Job]:
     problems = Problems()
     said: dict[str, Any] = {}
     with problems:
-        said = _entries(frame, node, JOB_KEYS)
+        said = _entries(frame, node, JOB_KEYS, _value_of_job)
     with problems:
         _refuse_conflicts(_places(node))
     problems.raise_all()
@@ -198,13 +205,14 @@ def _job(index: int, node: Node, frame: Frame) -> list[Job]:
         return []
     job = _make(index, node, said, frame.defaults)
     includes: list[_Include] = said.get("include", [])
-    return [job, *every(lambda include: _included(include, job, frame.defaults or {}), includes)]
+    needs = inputs.listed(said)
+    return [job, *every(lambda include: _included(include, job, frame.defaults or {}, needs), includes)]
 
 
 def _make(index: int, node: Node, said: Mapping[str, Any], defaults: Mapping[str, Any]) -> Job:
     places = _places(node)
     values = fold({**defaults, **said})
-    axes: list[Axis] = [*said.get("zip", ()), *said.get("matrix", ())]
+    axes = [*inputs.listed_axes(said, places), *said.get("zip", ()), *said.get("matrix", ())]
     swept = {key for axis in axes for key in axis.columns}
     if "prompt" not in swept:
         texts = said.get("prompts") or values.get("prompt")
@@ -228,6 +236,7 @@ def _make(index: int, node: Node, said: Mapping[str, Any], defaults: Mapping[str
     )
     _refuse_own_negatives(job, places)
     _check_crops(job, node)
+    _check_masks(job, next((places[key] for key in ("mask", "zip.mask", "matrix.mask") if key in places), node))
     return dataclasses.replace(job, remainder=leave_out(said["exclude"], job)) if "exclude" in said else job
 
 
@@ -268,6 +277,22 @@ def _check_crops(job: Job, node: Node) -> None:
             raise node.error(f"{init.path}: {error}") from None
 
 
+def _check_masks(job: Job, node: Node) -> None:
+    """Every mask that the job can have has to fit every picture."""
+    columns = {key: job.columns.get(key, [job.values.get(key)]) for key in ("init", "mask")}
+    if not any(columns["mask"]):
+        return
+    if any(columns.keys() <= axis.columns.keys() for axis in job.axes):
+        pairs: Iterable[tuple[Init | None, Init | None]] = zip(*columns.values(), strict=True)
+    else:  # of pictures of one size one is enough
+        pairs = itertools.product(
+            *({each and each.cut_size(None): each for each in c}.values() for c in columns.values())
+        )
+    for init, mask in pairs:
+        if problem := mask and unfit(mask, init):
+            raise node.error(problem)
+
+
 def _refuse_own_negatives(job: Job, places: Mapping[str, Node]) -> None:
     for swept in ("zip.negative", "matrix.negative"):
         own = (prompt for prompt in job.columns["prompt"] if prompt.negative is not None)
@@ -289,34 +314,6 @@ def _seeds(said: Mapping[str, Any], first: int | None, places: Mapping[str, Node
     return range(first, first + count), 0
 
 
-# ---- sweeps
-
-
-def _matrix(frame: Frame, node: Node) -> list[Axis]:
-    columns = read_entries(node, with_ones(frame, ITEM_KEYS, node), partial(_column, frame))
-    return [Axis.of(key, values) for key, values in columns.items()]
-
-
-def _zip(frame: Frame, node: Node) -> list[Axis]:
-    columns = read_entries(node, with_ones(frame, ITEM_KEYS, node), partial(_column, frame))
-    if not columns:
-        raise node.error("zip: expected at least one key with its list")
-    if len(set(map(len, columns.values()))) > 1:
-        lengths = ", ".join(f"{key} has {len(values)}" for key, values in columns.items())
-        raise node.error(f"zip: the lists are walked together and need the same length; {lengths}")
-    return [Axis(columns=columns, named=True)]
-
-
-def _column(frame: Frame, key: str, node: Node) -> Sequence[Any]:
-    if key == "prompt":
-        return read_prompts(node.items(), frame)
-    if key.startswith(ONE):
-        return read_ones(frame, key, node)
-    if key in ("init", "crop", "model", "loras"):
-        return every(partial(_value, frame, key), node.items())
-    return read_seeds(key, node) if key == "seed" else read_axis(key, node)
-
-
 # ---- include
 
 
@@ -333,10 +330,13 @@ def _include(frame: Frame, node: Node) -> _Include:
     return _Include(node=node, said=said)
 
 
-def _included(include: _Include, job: Job, defaults: Mapping[str, Any]) -> Job:
-    """The include as a job of its own: over the job's fixed values, and its prompt and seed where it has just one."""
+def _included(include: _Include, job: Job, defaults: Mapping[str, Any], needs: Iterable[str]) -> Job:
+    """The include as a job of its own: over the job's fixed values, and its prompt and seed where it has just one.
+
+    `needs` are further keys for which that counts.
+    """
     own = {**defaults, **job.values}
-    for key, others in (("prompt", ("prompt",)), ("seed", ("seed", "seeds"))):
+    for key, others in (("prompt", ("prompt",)), ("seed", ("seed", "seeds")), *((key, (key,)) for key in needs)):
         own.pop(key, None)
         column = job.columns.get(key, range(job.drawn))
         if not include.said.keys().isdisjoint(others):
@@ -355,8 +355,8 @@ READERS: Mapping[str, Callable[[Frame, Node], Any]] = {
     "seeds": lambda frame, node: read_seeds("seeds", node),
     "n_samples": lambda frame, node: read_count("n_samples", node),
     "n_iter": lambda frame, node: read_count("n_iter", node),
-    "matrix": _matrix,
-    "zip": _zip,
+    "matrix": read_matrix,
+    "zip": read_zip,
     "exclude": lambda frame, node: every(partial(read_exclusion, frame), node.items()),
     "include": lambda frame, node: every(partial(_include, frame), node.items()),
 }

@@ -17,7 +17,7 @@ from typing import Any
 from runner.keys import KEYS, STRENGTH, TEXT, Schema
 from runner.manifest.embeddings import SHA256
 from runner.manifest.loras import ONE
-from runner.manifest.places import MODEL_KEYS
+from runner.manifest.places import MODEL_KEYS, PICTURES
 from runner.manifest.prompts import PROMPT_KEYS
 from runner.manifest.read import CONFLICTS, INCLUDE_KEYS, JOB_KEYS, LONGEST_NAME, TOP_KEYS
 from runner.manifest.rules import ALIASES, ITEM_KEYS, MOST_ITEMS, SEEDS
@@ -131,7 +131,8 @@ def _keys() -> dict[str, Schema]:
 
 def _structures() -> dict[str, Schema]:
     conflicts = [{"required": list(pair)} for pair in CONFLICTS if {*pair} <= {*JOB_KEYS}]
-    return {"job": {**_with_ones(_mapping(JOB_KEYS)), "not": {"anyOf": conflicts}}, "range": _span({"type": "number"})}
+    job = _with_ones(_mapping(JOB_KEYS, {key: {"description": _help(key), **_column(key)} for key in PICTURES}))
+    return {"job": {**job, "not": {"anyOf": conflicts}}, "range": _span({"type": "number"})}
 
 
 def _ref(name: str) -> Schema:
@@ -173,6 +174,8 @@ def _columns() -> dict[str, Any]:
 def _column(key: str) -> Schema:
     if key == "seed":
         return {"allOf": [_ref("seeds")]}  # what stands beside a reference is overlooked in draft 7
+    if key in PICTURES:
+        return {"anyOf": [_ref(key), _list(_ref(key))]}  # a text may be a pattern
     ranged = KEYS[key].schema.get("type") in ("integer", "number")
     return {"anyOf": [_list(_ref(key)), _ref("range")]} if ranged else _list(_ref(key))
 

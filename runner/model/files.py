@@ -68,7 +68,12 @@ class ModelFiles:
     @property
     def latent_channels(self) -> int:
         """Channels of the latents."""
-        return int(self.configs["unet"].get("in_channels", self.family.latent_channels))
+        return int(self.configs["vae"].get("latent_channels", self.family.latent_channels))
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether its UNet is given a mask and a masked picture beside the latents."""
+        return int(self.configs["unet"].get("in_channels", self.latent_channels)) != self.latent_channels
 
     @property
     def latent_factor(self) -> int:
@@ -146,17 +151,18 @@ def place_of(path: str) -> Path:
 
 def _check_fit(model: ModelFiles) -> None:
     """Whether the components are of one model."""
-    texts, unet, vae = model.family.texts, model.configs["unet"], model.configs["vae"]
-    takes, has = model.latent_channels, vae.get("latent_channels", model.family.latent_channels)
-    if takes != has:
+    texts, unet = model.family.texts, model.configs["unet"]
+    has = model.latent_channels
+    takes = unet.get("in_channels", has)
+    if takes not in (has, 2 * has + 1):  # latents; or latents, a mask, and a masked picture's latents
         raise ModelError(
             f"{model.path}: its UNet takes {takes} channels and its autoencoder has {has}; "
-            "models for inpainting, depth or upscaling are not known"
+            "models for depth, upscaling or editing by words are not known"
         )
-    if unet.get("out_channels", takes) != takes:
+    if unet.get("out_channels", has) != has:
         raise ModelError(
-            f"{model.path}: its UNet takes {takes} channels and gives {unet['out_channels']}; models that predict more "
-            "than the noise are not known"
+            f"{model.path}: its UNet predicts {unet['out_channels']} channels and its autoencoder has {has}; models "
+            "that predict more than the noise are not known"
         )
     made = [int(model.configs[name]["hidden_size"]) for name in model.family.texts]
     if unet["cross_attention_dim"] != sum(made):

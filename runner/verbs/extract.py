@@ -24,7 +24,7 @@ from runner.files import sha256_of
 from runner.folder.names import INITS, RECORDS
 from runner.folder.store import LocalStore
 from runner.images import foreign, infotext, metadata
-from runner.item import Embedding, Item, Lora, Model
+from runner.item import MASK, MASK_BLUR, MASK_SHA256, Embedding, Item, Lora, Model
 from runner.keys import read_strength
 from runner.manifest import write
 from runner.manifest.embeddings import names_in
@@ -36,7 +36,7 @@ from runner.settings import group_names
 from runner.text import name_some, shorten
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
-OF_IMG2IMG = ("init", "init_sha256", "crop", "strength")
+OF_IMG2IMG = ("init", "init_sha256", "crop", "strength", MASK, MASK_SHA256, MASK_BLUR)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 WEIGHTS, LORAS, EMBEDDINGS = "weights", "loras", "embeddings"  # where files are to be put
 UNSAFE = r"[^\w.-]"
@@ -139,6 +139,8 @@ def _read_own(path: Path, given: Mapping[str, Any], model: Mapping[str, Any], pl
     notes: list[str] = []
     if given.get("init") is not None:
         item = item._replace(**_img2img(path, given, notes, place))
+        if given.get(MASK) is not None:
+            item = item._replace(extra=(*_inpainting(path, given, notes, place), *item.extra))
     placed = (each._replace(path=f"{EMBEDDINGS}/{each.name}.safetensors") for each in item.embeddings)
     item = item._replace(embeddings=tuple(placed))
     return _Source(path=path, item=item, notes=notes, own=True)
@@ -166,29 +168,43 @@ def _loras(given: Any, place: Location) -> tuple[Lora, ...]:
 
 
 def _img2img(path: Path, given: Mapping[str, Any], notes: list[str], place: Location) -> dict[str, Any]:
-    sha256 = str(given.get("init_sha256"))
-    if not SHA256.fullmatch(sha256):
-        raise ManifestError("init_sha256: expected the SHA-256 of the init picture, 64 hexadecimal digits", place)
+    sha256 = _hash_of("init", given, place)
     crop = given.get("crop")
     return {
-        "init": _find_init(path, PurePosixPath(str(given["init"])), sha256, notes),
+        "init": _find_picture("init picture", path, given["init"], sha256, notes),
         "init_sha256": sha256,
         "crop": None if crop is None else check("crop", wrap(crop, place)),
         "strength": check("strength", wrap(given.get("strength"), place)),
     }
 
 
-def _find_init(path: Path, recorded: PurePosixPath, sha256: str, notes: list[str]) -> str:
+def _inpainting(path: Path, given: Mapping[str, Any], notes: list[str], place: Location) -> Iterator[tuple[str, Any]]:
+    """What an item's `extra` begins with where there is a mask."""
+    sha256 = _hash_of(MASK, given, place)
+    yield MASK, _find_picture(MASK, path, given[MASK], sha256, notes)
+    yield MASK_SHA256, sha256
+    if MASK_BLUR in given:
+        yield MASK_BLUR, check(MASK_BLUR, wrap(given[MASK_BLUR], place))
+
+
+def _hash_of(key: str, given: Mapping[str, Any], place: Location) -> str:
+    name, what = f"{key}_sha256", "the mask" if key == MASK else "the init picture"
+    if not SHA256.fullmatch(sha256 := str(given.get(name))):
+        raise ManifestError(f"{name}: expected the SHA-256 of {what}, 64 hexadecimal digits", place)
+    return sha256
+
+
+def _find_picture(what: str, path: Path, recorded: object, sha256: str, notes: list[str]) -> str:
     """The run folder's copy, relative to the current folder; where it is gone, a path that says what is missing."""
-    suffix = recorded.suffix if recorded.suffix.isprintable() else ""
-    name = f"inits/{sha256}{suffix}"
+    suffix = PurePosixPath(str(recorded)).suffix
+    name = f"inits/{sha256}{suffix if suffix.isprintable() else ''}"
     copy = path.resolve().parent.parent.parent / name
     if not copy.is_file() or sha256_of(copy) != sha256:
-        notes.append(f"the init picture isn't in the run folder; put the file with this SHA-256 at {name}")
+        notes.append(f"the {what} isn't in the run folder; put the file with this SHA-256 at {name}")
         return name
     found = Path(os.path.relpath(copy)).as_posix()
     if found.startswith(os.pardir):
-        notes.append("the init picture is outside the current folder: the manifest needs allow_outside=true")
+        notes.append(f"the {what} is outside the current folder: the manifest needs allow_outside=true")
     return found
 
 

@@ -27,7 +27,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from runner.device.memory import available_devices
 from runner.errors import ManifestError, RunnerError, SettingError
 from runner.folder.names import MANIFEST
-from runner.item import EXTRA
+from runner.item import EXTRA, MASK, MASK_BLUR
 from runner.keys import FORMATS, KEYS, LONG_PROMPTS, SIZE_STEP
 from runner.sampler_names import SAMPLERS
 from runner.settings import Settings
@@ -43,6 +43,7 @@ LARGEST_UPLOAD = "64mb"
 UPLOADS_KEPT = 3600  # seconds
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO_FONTS = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
+OF_MASKS = (MASK, MASK_BLUR)  # which the page has no picture for
 CSS = Path(__file__).with_suffix(".css")
 
 
@@ -268,7 +269,7 @@ def _build_more_fields(usual: Mapping[str, Any]) -> dict[str, Any]:
     fields["long_prompts"] = gr.Radio(
         list(LONG_PROMPTS), value=usual["long_prompts"], label="A prompt that is too long"
     )
-    for key in EXTRA:
+    for key in (each for each in EXTRA if each not in OF_MASKS):
         shown = "" if usual[key] is None else str(usual[key])
         fields[key] = gr.Textbox(shown, label=key, info=KEYS[key].help)
     return fields

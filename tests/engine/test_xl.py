@@ -321,9 +321,9 @@ def test_smaller_models_say_their_depths_by_their_shapes(tmp_path):
         ),
         (
             lambda table: table | {
-                "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)
+                "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 7, 3, 3)
             },
-            "models for inpainting",
+            "models for depth, upscaling",
         ),
         (
             lambda table: table | {"conditioner.embedders.1.model.text_projection": torch.zeros(3)},

@@ -93,6 +93,15 @@ def test_img2img_and_eta() -> None:
     assert "add 'init: ...' to the job" in notes[1]
 
 
+def test_the_blur_of_a_mask_is_written_with_the_mask_and_told_when_read() -> None:
+    mask = (("mask", "m.png"), ("mask_sha256", "0" * 64))
+    assert "Mask blur: 4" in parameters_text(make_item(extra=mask))
+    assert "Mask blur: 9" in parameters_text(make_item(extra=(*mask, ("mask_blur", 9))))
+    assert "Mask blur" not in parameters_text(make_item())
+    record, notes, _ = read(f"cat\n{SETTINGS}, Denoising strength: 0.6, Mask blur: 7")
+    assert "mask_blur" not in record and any("'mask_blur: 7'" in note for note in notes)
+
+
 @pytest.mark.parametrize("text", ["", "a cat", "cat\nSteps: 20", "Negative prompt: dog", "{}"])
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="no line with 'Steps"):

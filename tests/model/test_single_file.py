@@ -171,11 +171,21 @@ def test_a_projection_that_cannot_be_cut_in_three_is_refused():
         read(state)
 
 
-def test_an_inpainting_model_is_refused(tmp_path):
-    state = single_file.to_compvis(single_file.small(1))
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_inpainting_model_has_the_latents_of_its_autoencoder(tmp_path, version):
+    state = single_file.to_compvis(single_file.small(version))
     state["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(64, 9, 3, 3)
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "x.safetensors")
-    with pytest.raises(ModelError, match="takes 9 channels"):
+    model = files.find_model(str(tmp_path / "x.safetensors"))
+    assert (model.configs["unet"]["in_channels"], model.latent_channels, model.inpaints) == (9, 4, True)
+
+
+@pytest.mark.parametrize("channels", [5, 7, 8])
+def test_models_for_depth_and_upscaling_are_refused(tmp_path, channels):
+    state = single_file.to_compvis(single_file.small(1))
+    state["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(64, channels, 3, 3)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match=rf"takes {channels} channels .* models for depth, upscaling"):
         files.find_model(str(tmp_path / "x.safetensors"))
 
 

@@ -84,7 +84,7 @@ def _call(model: ModelFiles, name: str, component: Component) -> Callable[[Any],
         scaled = (latents / float(config["scaling_factor"])).to(*where)
         return lambda vae: vae.decode(scaled).sample
     context = _noise(1, LENGTH, int(config["cross_attention_dim"]))
-    told = replace(empty(config, 1), context=context).to(*where)
+    told = replace(empty(config, 1, side), context=context).to(*where)
     return unet_call(latents.to(*where), torch.tensor([TIMESTEP], device=component.device), told)
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from runner.errors import Location
-from runner.item import Item, Model, steps_made
+from runner.item import MASK, MASK_BLUR, Item, Model, steps_made
 from runner.manifest.job import Job
 from runner.manifest.rules import DEFAULTS
 from runner.model.files import ModelFiles
@@ -194,6 +194,18 @@ def unused_strength(job: Job) -> Iterator[str]:
         yield "strength without init"
 
 
+def unused_blur(job: Job) -> Iterator[str]:
+    """A blur for a mask that isn't there."""
+    if not any(_values(job, MASK)) and any(value != DEFAULTS[MASK_BLUR] for value in _values(job, MASK_BLUR)):
+        yield "mask_blur without mask"
+
+
+def black_masks(job: Job) -> Iterator[str]:
+    """Masks with which nothing is made anew."""
+    if black := [mask.path.name for mask in _values(job, MASK) if mask and not mask.white]:
+        yield name_some(black)
+
+
 def unused_sizes(job: Job) -> Iterator[str]:
     """Sizes that are told to Stable Diffusion XL alone."""
     if found := [key for key in SIZES_TOLD if any(value is not None for value in _values(job, key))]:
@@ -256,6 +268,11 @@ KIND_CHECKS: Sequence[tuple[Callable[[Kind, ModelFiles], Iterable[str]], Check]]
 JOB_CHECKS: Sequence[tuple[Callable[[Job], Iterable[str]], Check]] = (
     (unused_eta, Check(name="unused_eta", unit="job", message=f"eta has an effect with {', '.join(WITH_ETA)} only")),
     (unused_strength, Check(name="unused_strength", unit="job", message="strength has an effect with an init only")),
+    (unused_blur, Check(name="unused_blur", unit="job", message="mask_blur has an effect with a mask only")),
+    (
+        black_masks,
+        Check(name="black_mask", unit="job", message="a mask has nothing white, so the init picture is given back"),
+    ),
 )
 
 

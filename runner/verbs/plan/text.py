@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from runner.folder.names import image_path
-from runner.item import Item, Part
+from runner.item import MASK_SHA256, Item, Part
 from runner.machine.describe import device_name
 from runner.manifest.loras import show_set
 from runner.report.pictures import as_text
@@ -123,7 +123,7 @@ def _part(part: Part) -> str:
 
 def _item(item: Item) -> Row:
     size, extra = f"{item.width}x{item.height}", f", strength {item.strength:g} of {item.init}" if item.init else ""
-    more = "".join(f", {key} {as_text(value)}" for key, value in item.extra)
+    more = "".join(f", {key} {as_text(value)}" for key, value in item.extra if key != MASK_SHA256)
     more += f", loras {show_set(item.loras)}" if item.loras else ""
     settings = f"seed {item.seed}, {size}, {item.steps} steps of {item.sampler}, scale {item.scale:g}{extra}{more}"
     return f"item {item.number}", f"{item.prompt}\n{settings}\n{image_path(item)}"

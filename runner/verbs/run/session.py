@@ -40,7 +40,7 @@ from runner.folder.names import INITS, LINES, MANIFEST, RUN, UNFINISHED, image_p
 from runner.folder.store import Store
 from runner.folder.ways import changed_versions, differences, lowered
 from runner.folder.writer import Writer
-from runner.item import Item, Model, item_id
+from runner.item import MASK, MASK_SHA256, Item, Model, item_id
 from runner.record import Making, Record, Written, item_dict, model_dict
 from runner.request import Request
 from runner.verbs.run.backlog import Backlog
@@ -125,20 +125,25 @@ class Session:
 
     def _write(self, event: Rendered) -> futures.Future[Written]:
         path = self._free_path(event.item)
-        return self._writer.submit(event.pixels, self._keep_init(event.item), path)
+        return self._writer.submit(event.pixels, self._keep_pictures(event.item), path)
 
-    def _keep_init(self, item: Item) -> Item:
-        """The item with its init picture as a copy in the run folder, so that the folder is whole on its own."""
+    def _keep_pictures(self, item: Item) -> Item:
+        """The item with its init picture and its mask as copies in the run folder, which is whole on its own then."""
         if item.init is None:
             return item
-        name = f"{INITS}/{item.init_sha256}{Path(item.init).suffix.lower()}"
+        init, mask = self._keep(item.init, item.init_sha256), item.value(MASK)
+        return item.with_pictures(init, self._keep(mask, item.value(MASK_SHA256)) if mask else None)
+
+    def _keep(self, path: str, sha256: str | None) -> str:
+        """The path of a picture's copy; its own where it has vanished."""
+        name = f"{INITS}/{sha256}{Path(path).suffix.lower()}"
         if self.request.store.size(name) < 0:
             try:
-                data = Path(item.init).read_bytes()
+                data = Path(path).read_bytes()
             except OSError:
-                return item  # it has vanished; the record says where it was
+                return path  # the record says where it was
             self.request.store.put(name, data)
-        return item._replace(init=name)
+        return name
 
     def _free_path(self, item: Item) -> PurePosixPath:
         """The item's path; where the picture of another item stands (of an earlier manifest, say), one with its id."""
@@ -180,7 +185,7 @@ class Session:
         item = event.item
         return Record(
             id=item_id(item),
-            item=item_dict(self._keep_init(item)),
+            item=item_dict(self._keep_pictures(item)),
             model=model_dict(item.model),
             making=self._asked(making),
             rerendered=event.rerendered,

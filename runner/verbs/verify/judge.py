@@ -22,13 +22,14 @@ from runner.folder.store import Store
 from runner.images import codec, metadata
 from runner.images.codec import Pixels
 from runner.images.distance import Distance, measure
-from runner.item import DIGITS_SHOWN, Item, item_id
+from runner.item import DIGITS_SHOWN, MASK, Item, item_id
 from runner.manifest.lines import read_item, read_model
 from runner.record import Making, Pairs, fingerprints_of, item_of_picture, part
 
 SAME, DIFFERS, DAMAGED, MISSING, ALTERED, FAILED = "same", "differs", "damaged", "missing", "altered", "failed"
 STATES = (SAME, DIFFERS, DAMAGED, MISSING, ALTERED, FAILED)
 WEIGHTS = "weights of "
+PICTURES = {"init": "the picture that it begins with", MASK: "the mask that is laid over that"}
 LARGEST_FILE = 1 << 29  # bytes; no picture has as many
 
 
@@ -53,10 +54,11 @@ def read_back(store: Store, line: int, record: Mapping[str, Any]) -> Item | Find
     """The record's item, numbered by its line; or why it can't be rendered again."""
     finding = Finding(line=line, image=record["image"], state=ALTERED)
     wish = part(record, "item")
-    if isinstance(init := wish.get("init"), str) and (
-        state := _file_state(_read(store, init), wish.get("init_sha256"))
-    ):
-        return replace(finding, state=state, message=f"the picture that it begins with, {init}")
+    for key, what in PICTURES.items():
+        if isinstance(path := wish.get(key), str) and (
+            state := _file_state(_read(store, path), wish.get(f"{key}_sha256"))
+        ):
+            return replace(finding, state=state, message=f"{what}, {path}")
     try:
         place = Location(Path(f"{store}/{RECORDS}"), line, 1)
         item = read_item(wish, number=line, location=place, model=read_model(record, place))
@@ -79,7 +81,8 @@ def judge(
     finding = Finding(line=item.number, image=record["image"], state=state or FAILED)
     if isinstance(made, Failure):
         return replace(finding, message=f"it can't be rendered again: {made}")
-    item = item._replace(number=record["item"].get("number"), init=record["item"].get("init"))
+    wish = record["item"]
+    item = item._replace(number=wish.get("number")).with_pictures(wish.get("init"), wish.get(MASK))
     new = codec.encode(made, item)
     recorded = (record.get("pixels"), record.get("sha256"), record["bytes"])
     as_recorded = (codec.pixels_hash(made), _sha256(new), len(new)) == recorded

@@ -156,6 +156,7 @@ def test_a_cut_negative_prompt_counts_where_it_is_used(warnings):
         ("{prompts: [cat], seeds: 1, eta: 1, matrix: {sampler: [ddim, lms]}}", "unused_eta", "eta with lms"),
         ("{prompts: [cat], seeds: 1, strength: 0.5}", "unused_strength", "strength without init"),
         ("{prompts: [cat], seeds: 1, matrix: {strength: [0.5, 1]}}", "unused_strength", "strength without init"),
+        ("{prompts: [cat], seeds: 1, mask_blur: 8}", "unused_blur", "mask_blur without mask"),
     ],
 )
 def test_keys_without_effect(warnings, job, name, text):
@@ -181,6 +182,17 @@ def test_strength_with_an_init_has_an_effect(warnings, tmp_path):
 
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     assert warnings("{prompts: [cat], seeds: 1, init: a.png, strength: 0.5}") == {}
+
+
+def test_a_mask_without_anything_white(warnings, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    Image.new("L", (64, 64), 127).save(tmp_path / "black.png")
+    Image.new("L", (64, 64), 255).save(tmp_path / "white.png")
+    assert warnings("{prompts: [cat], seeds: 1, init: a.png, mask: white.png, mask_blur: 8}") == {}
+    found = warnings("{prompts: [cat], seeds: 1, init: a.png, matrix: {mask: [white.png, black.png]}}")
+    assert [each.text for each in found["black_mask"].examples] == ["black.png"]
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,8 @@ def test_an_item_that_can_not_be_rendered_again(case):
         lambda record: record["item"].update(axes={"seed": 77}),
         lambda record: record["item"].update(init="sketch.png"),
         lambda record: record["item"].update(init=5),
+        lambda record: record["item"].update(mask=5),
+        lambda record: record["item"].update(mask_sha256="0" * 64, mask_blur=9, steps=3),
         lambda record: record["item"]["parts"][0].update(text="cow"),
         lambda record: record["item"].pop("seed"),
         lambda record: record["model"]["fingerprints"].update(vae="0" * 64),
