@@ -31,9 +31,10 @@ from runner.device.memory import (
     versions,
 )
 from runner.engine import autoencoder, denoise, openvino
+from runner.engine.emphasis import texts_of
 from runner.engine.remembered import Remembered, Tensors
 from runner.engine.samplers import NoiseSchedule
-from runner.engine.text import Encoded, Texts
+from runner.engine.text import Encoded, Texts, Way
 from runner.errors import DeviceLost, RunnerError, SettingError
 from runner.events import Failure, ItemFailed, MemoryShort, Rendered, StepDone, WaveDone, WaveEvent, WaveStarted
 from runner.images import inits
@@ -100,7 +101,7 @@ class Executor:
         openvino.compile_unet(self.components["unet"], model, execution)
         self._accepts_shortages = False  # where no plan takes less memory
         self._lowered: dict[tuple[int, int], Layout] = {}  # by size, where memory ran out
-        self._embeddings: Remembered[tuple[str, bool, int | None]] = Remembered(EMBEDDINGS_KEPT)
+        self._embeddings: Remembered[tuple[str, Way]] = Remembered(EMBEDDINGS_KEPT)
         self._pictures: Remembered[tuple[object, ...]] = Remembered(PICTURES_KEPT)
 
     def _prepare(self, dtype: torch.dtype) -> None:
@@ -254,17 +255,17 @@ class Executor:
     def _start(self, wave: Wave) -> list[denoise.Trajectory]:
         alike: dict[tuple[object, ...], list[Item]] = {}
         for item in wave.items:
-            key = (item.sampler, item.steps, item.eta, item.init is None, item.skipped_steps, *_text_way(item))
+            key = (item.sampler, item.steps, item.eta, item.init is None, item.skipped_steps, Way.of(item))
             alike.setdefault((*key, item.value("spacing"), bool(item.value("rescale"))), []).append(item)
-        ways: dict[tuple[bool, int | None], list[str]] = {}
+        ways: dict[Way, list[str]] = {}
         for item in wave.items:
-            ways.setdefault(_text_way(item), []).extend(item.texts())
+            ways.setdefault(Way.of(item), []).extend(texts_of(item))
         for way, texts in ways.items():
-            self._encode(texts, *way)
+            self._encode(texts, way)
         return [self._start_alike(items) for items in alike.values()]
 
     def _start_alike(self, items: Sequence[Item]) -> denoise.Trajectory:
-        embeddings = self._encode([text for item in items for text in item.texts()], *_text_way(items[0]))
+        embeddings = self._encode([text for item in items for text in texts_of(item)], Way.of(items[0]))
         pictures = [self._encode_init(item) for item in items if item.init is not None]
         unet, factor = self.components["unet"], self.model.latent_factor
         zeros, schedule = self.model.zeros, self.schedule.spaced(items[0].value("spacing"))
@@ -359,21 +360,15 @@ class Executor:
             return "the picture is of one colour"
         return ""
 
-    def _encode(self, texts: Sequence[str], chunked: bool, layer: int | None) -> dict[str, Encoded]:
+    def _encode(self, texts: Sequence[str], way: Way) -> dict[str, Encoded]:
         """The texts' embeddings; each text is encoded once, as long as it is remembered."""
-        wanted = dict.fromkeys([*texts, ""] if texts and chunked else texts)  # pieces that are missing are empty ones
-        keys = {text: (text, chunked, layer) for text in wanted}
+        wanted = dict.fromkeys([*texts, ""] if texts and way.chunked else texts)  # what fills pieces up
+        keys = {text: (text, way) for text in wanted}
         known = {text: self._embeddings[key] for text, key in keys.items() if key in self._embeddings}
         if new := [text for text in wanted if text not in known]:
-            encoded = self._texts.encode(new, chunked=chunked, layer=layer)
+            encoded = self._texts.encode(new, way=way)
             known |= {text: self._embeddings.keep(keys[text], made) for text, made in encoded.items()}
         return {text: Encoded._make(tensors) for text, tensors in known.items()}
-
-
-def _text_way(item: Item) -> tuple[bool, int | None]:
-    """How an item's texts are encoded: in pieces or not, and from which layer, None for the model's own."""
-    layer = item.value("clip_skip")
-    return item.chunked, layer if isinstance(layer, int) else None
 
 
 class Clock:

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from runner.a1111.emphasis import fragments
 from runner.device.component import Component
 from runner.engine.autoencoder import padded_batches
+from runner.engine.emphasis import emphasise, timeline
 from runner.item import Item
 from runner.model.architecture import Text
+from runner.model.pieces import Piece, cut
 from runner.model.tokens import LENGTH, ClipTokenizer
 
 TEXT_ROWS = 4
@@ -37,6 +40,30 @@ class Encoded(NamedTuple):
         return Encoded(torch.zeros_like(self.context), None if self.pooled is None else torch.zeros_like(self.pooled))
 
 
+class Way(NamedTuple):
+    """How texts are encoded: in pieces or not, from which layer (None for the model's own), and in which syntax."""
+
+    chunked: bool = False
+    layer: int | None = None
+    a1111: bool = False
+
+    @classmethod
+    def of(cls, item: Item) -> Way:
+        """The way of an item's texts."""
+        layer = item.value("clip_skip")
+        return cls(item.chunked, layer if isinstance(layer, int) else None, item.a1111)
+
+    def read(self, text: str, tokenizer: ClipTokenizer) -> list[Piece]:
+        """The tokens of a text, in pieces."""
+        if self.a1111:
+            return cut(fragments(text), tokenizer)
+        rows = tokenizer.encode_chunks(text) if self.chunked else [tokenizer.encode(text).ids]
+        return [Piece(ids=ids, weights=(1.0,) * LENGTH) for ids in rows]
+
+
+PLAIN_WAY = Way()
+
+
 class Texts:
     """A model's text encoders, as one."""
 
@@ -49,13 +76,13 @@ class Texts:
                 model: Any = encoder.module
                 model.text_model.eos_token_id = tokenizer.end
 
-    def encode(self, texts: Sequence[str], *, chunked: bool = False, layer: int | None = None) -> dict[str, Encoded]:
-        """Each text's embedding, from the layer that is asked for, counted from the last one, or the model's own.
+    def encode(self, texts: Sequence[str], *, way: Way = PLAIN_WAY) -> dict[str, Encoded]:
+        """Each text's embedding; of a prompt in AUTOMATIC1111's syntax a text is what holds at a step.
 
         Raises:
             ValueError: a text encoder hasn't so many layers.
         """
-        made = [_encode(*encoder, texts, chunked=chunked, layer=layer) for encoder in self._encoders]
+        made = [_encode(*encoder, texts, way) for encoder in self._encoders]
         return {text: _side_by_side([each[text] for each in made]) for text in texts}
 
     def rest(self) -> None:
@@ -65,17 +92,17 @@ class Texts:
 
 
 def _encode(
-    text: Text, encoder: Component, tokenizer: ClipTokenizer, texts: Sequence[str], *, chunked: bool, layer: int | None
+    text: Text, encoder: Component, tokenizer: ClipTokenizer, texts: Sequence[str], way: Way
 ) -> dict[str, Encoded]:
-    layers = int(encoder.config["num_hidden_layers"])
+    layers, layer = int(encoder.config["num_hidden_layers"]), way.layer
     if layer is not None and layer > layers:
         raise ValueError(f"clip_skip={layer}: a text encoder of this model has {layers} layers")
-    pieces = [tokenizer.encode_chunks(each) if chunked else [tokenizer.encode(each).ids] for each in texts]
+    pieces = [way.read(each, tokenizer) for each in texts]
     rows = [piece for each in pieces for piece in each]
-    ids = torch.tensor(rows, device=encoder.device)  # [N, 77]
+    ids = torch.tensor([piece.ids for piece in rows], device=encoder.device)  # [N, 77]
     made = encoder.call_all([text_call(text, batch, layer=layer) for batch in padded_batches(ids, TEXT_ROWS)])
     counts = [len(each) for each in pieces]
-    contexts = torch.split(torch.cat([context for context, _ in made])[: len(rows)], counts)
+    contexts = torch.split(emphasise(torch.cat([context for context, _ in made])[: len(rows)], rows), counts)
     if not text.pooled:
         return {each: Encoded(context.flatten(0, 1)) for each, context in zip(texts, contexts, strict=True)}
     pooled = torch.split(torch.cat([pooled for _, pooled in made])[: len(rows)], counts)
@@ -114,16 +141,27 @@ def _side_by_side(made: Sequence[Encoded]) -> Encoded:
     return Encoded(torch.cat([each.context for each in made], -1), torch.cat(pooled) if pooled else None)
 
 
+def over_time(item: Item, text: str, embeddings: Mapping[str, Encoded]) -> list[tuple[int, Encoded]]:
+    """What a text says when, as `timeline` has it, all in as many pieces as the longest of it; empty ones fill up."""
+    found = timeline(item, text)
+    made = {said: embeddings[said] for _, said in found}
+    pieces = max(len(each.context) for each in made.values()) // LENGTH
+    made = {said: each._replace(context=_filled(each.context, pieces, embeddings)) for said, each in made.items()}
+    return [(end, made[said]) for end, said in found]
+
+
+def _filled(context: Tensor, pieces: int, embeddings: Mapping[str, Encoded]) -> Tensor:
+    missing = pieces - len(context) // LENGTH
+    return torch.cat([context, *[embeddings[""].context] * missing]) if missing else context
+
+
 def combine(item: Item, embeddings: Mapping[str, Encoded]) -> Encoded:
     """A weighted prompt's embedding: the sum of its parts' by weight; shorter parts end in empty pieces."""
     if len(item.parts) == 1:
         return embeddings[item.parts[0].text]
     parts = [embeddings[part.text] for part in item.parts]
-    contexts = [part.context for part in parts]
-    if any(len(context) != len(contexts[0]) for context in contexts):
-        pieces = max(map(len, contexts)) // LENGTH
-        empty = embeddings[""].context
-        contexts = [torch.cat([each, *[empty] * (pieces - len(each) // LENGTH)]) for each in contexts]
+    pieces = max(len(part.context) for part in parts) // LENGTH
+    contexts = [_filled(part.context, pieces, embeddings) for part in parts]
     pooled = [part.pooled for part in parts if part.pooled is not None]
     weights = [part.weight for part in item.parts]
     return Encoded(_sum(contexts, weights), _sum(pooled, weights) if pooled else None)

@@ -7,7 +7,7 @@ ships with the package where a model has none.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from runner.model.configs import read_json
 from runner.model.files import ModelFiles
 from runner.text import shorten
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+START, END, COMMA = "<|startoftext|>", "<|endoftext|>", ",</w>"
 LENGTH = 77  # tokens, the start and the end among them
 ROOM = LENGTH - 2
 MOST_TOKENS = 1 << 24
@@ -66,19 +66,25 @@ class ClipTokenizer:
             )
         special = (START, END, _pad_token(tokenizer_folder) or pad or END)
         self._start, self.end, self._pad = (_token_id(self._tokenizer, token, folder) for token in special)
+        self.comma: int | None = self._tokenizer.token_to_id(COMMA)
 
     def encode(self, text: str) -> Tokens:
         """A prompt's tokens, cut or padded to `LENGTH`."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         lost = text[encoding.offsets[ROOM][0] :] if len(encoding.ids) > ROOM else ""
-        return Tokens(ids=self._framed(encoding.ids[:ROOM]), lost=lost)
+        return Tokens(ids=self.frame(encoding.ids[:ROOM]), lost=lost)
 
     def encode_chunks(self, text: str) -> list[tuple[int, ...]]:
         """All of a prompt's tokens, in as many pieces of `LENGTH` as they need, each with a start and an end."""
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return [self._framed(ids[place : place + ROOM]) for place in range(0, max(len(ids), 1), ROOM)]
+        return [self.frame(ids[place : place + ROOM]) for place in range(0, max(len(ids), 1), ROOM)]
 
-    def _framed(self, ids: list[int]) -> tuple[int, ...]:
+    def units(self, text: str) -> list[tuple[int, ...]]:
+        """All of a text's tokens, those together that may not be parted."""
+        return [(token,) for token in self._tokenizer.encode(text, add_special_tokens=False).ids]
+
+    def frame(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Up to `ROOM` tokens as a piece of `LENGTH`: with the start before them, the end behind, and padding."""
         framed = [self._start, *ids, self.end]
         return tuple(framed + [self._pad] * (LENGTH - len(framed)))
 
