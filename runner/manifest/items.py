@@ -18,10 +18,11 @@ from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any
 
+from runner.a1111.tags import read_tags
 from runner.errors import Location
 from runner.images.inits import Init
 from runner.item import EXTRA, Item, Model
-from runner.keys import LARGEST_SEED
+from runner.keys import A1111, LARGEST_SEED, PLAIN
 from runner.manifest.grid import Axis, Grid
 from runner.manifest.job import Job, shown
 from runner.manifest.lazy import Lazy
@@ -41,12 +42,18 @@ def jobs_without_seed(manifest: Manifest) -> tuple[int, ...]:
 
 
 def texts(job: Job) -> Iterator[tuple[str, Location]]:
-    """Every text that the job's items may encode and must not cut, with its place; not all of those that surely fit."""
+    """Every text that the job's items may encode and must not cut, with its place; not all of those that surely fit.
+
+    In AUTOMATIC1111's syntax none is cut.
+    """
     columns = job.columns
-    if "error" not in columns.get("long_prompts", [job.values.get("long_prompts")]):
+    if PLAIN not in job.syntaxes or "error" not in columns.get("long_prompts", [job.values.get("long_prompts")]):
         return
     prompts_of_job: Sequence[Prompt] = columns["prompt"]
-    for prompt in prompts_of_job:
+    beside = job.syntaxes_with("prompt")
+    for number, prompt in enumerate(prompts_of_job):
+        if beside is not None and beside[number] != PLAIN:
+            continue
         if not surely_fits(prompt.text):  # no part has more to read than the prompt
             yield from ((part.text, prompt.location) for part in prompt.parts())
         if prompt.negative is not None:
@@ -122,6 +129,8 @@ class _JobItems:
         if self._prompts is None:
             return self._make(slow, fast, number)
         prompt, (values, axes) = self._prompts[fast], self._slow(slow)
+        if values["prompt_syntax"] != PLAIN:  # whose tags are more than text
+            return self._make(slow, fast, number)
         negative = values["negative"] if prompt.negative is None else prompt.negative
         named = (*axes, ("prompt", shown(prompt)))
         return Item._make((number, prompt.text, prompt.parts(), negative, *self._beyond_texts(slow), named))
@@ -129,6 +138,7 @@ class _JobItems:
     def _make(self, slow: int, fast: int, number: int) -> Item:
         (values, axes), (more, also) = self._slow(slow), self._fast(fast)
         values = {**values, **more}
+        _read(values)
         first_noise = values.pop("first_noise")
         values["fixed_code"] = first_noise if values["fixed_code"] else None
         return resolve(values, number=number, axes=axes + also)
@@ -177,9 +187,18 @@ def _chosen(
 
 
 def _say(prompt: Prompt, chosen: dict[str, Any]) -> None:
-    chosen["prompt"], chosen["parts"] = prompt.text, prompt.parts()
+    chosen["prompt"] = prompt
     if prompt.negative is not None:
         chosen["negative"] = prompt.negative
+
+
+def _read(values: dict[str, Any]) -> None:
+    """Reads the prompt among values in the syntax among them."""
+    prompt: Prompt = values["prompt"]
+    values["prompt"], values["parts"] = prompt.text, prompt.parts(values["prompt_syntax"])
+    if values["prompt_syntax"] == A1111 and "<" in prompt.text:
+        tags = read_tags(prompt.text)[1]
+        values["loras"] = (*values["loras"], *((tag.name, tag.unet, tag.text) for tag in tags))
 
 
 def resolve(values: dict[str, Any], *, number: int, axes: tuple[tuple[str, Any], ...]) -> Item:
@@ -198,6 +217,8 @@ def resolve(values: dict[str, Any], *, number: int, axes: tuple[tuple[str, Any],
         values["eta"] = 0.0
     if values["fixed_code"] == values["seed"]:
         values["fixed_code"] = None
+    if values["prompt_syntax"] == A1111:
+        values["long_prompts"] = DEFAULTS["long_prompts"]  # it has no say: all of them are read in pieces
     if EXTRA:
         found = ((key, values.pop(key)) for key in EXTRA)
         values["extra"] = tuple((key, value) for key, value in found if value != DEFAULTS[key])

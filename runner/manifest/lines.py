@@ -20,13 +20,14 @@ import orjson
 from runner.errors import Location, ManifestError, Problems
 from runner.images.inits import Init, InitError
 from runner.item import Item, Model, Part
-from runner.keys import KEYS, words
+from runner.keys import A1111, KEYS, words
 from runner.manifest import weighted
 from runner.manifest.items import resolve
 from runner.manifest.lazy import Lazy
 from runner.manifest.nodes import wrap
 from runner.manifest.places import configured_model, find_init
 from runner.manifest.rules import ALIASES, DEFAULTS, ITEM_KEYS, check, entries
+from runner.manifest.syntax import read_a1111, read_negative
 from runner.model.tokens import surely_fits
 from runner.record import fingerprints_of, part
 from runner.settings import PREDICTIONS
@@ -41,18 +42,25 @@ NOWHERE = Location(Path())
 
 
 def read_item(
-    record: object, *, number: int, location: Location, allow_outside: bool = False, model: Model = DEFAULTS["model"]
+    record: object,
+    *,
+    number: int,
+    location: Location,
+    allow_outside: bool = False,
+    model: Model = DEFAULTS["model"],
+    find_loras: bool = True,
 ) -> Item:
     """The item that `Item.to_dict` wrote, or one written by hand, where all but a prompt and a seed may be missing.
 
-    `read_model` reads its model.
+    `read_model` reads its model. Without `find_loras` a prompt's tags may name LoRAs that are not there.
     """
     given = {
         key: value for key, value in _entries(record, location).items() if value is not None or key not in NULLABLE
     }
     if "seed" not in given:
         raise ManifestError("'seed' is missing; an item in a file of JSON lines needs one", location)
-    parts = _read_parts(given, location)
+    a1111 = _checked("prompt_syntax", given["prompt_syntax"], location) == A1111 if "prompt_syntax" in given else False
+    parts = _read_a1111(given, location, find_loras) if a1111 else _read_parts(given, location)
     axes = _read_axes(given.get("axes", {}), location)
     code = given.pop("fixed_code", None)  # here it is the noise's seed
     values = {**DEFAULTS, **{key: _checked(key, given[key], location) for key in given if key in ITEM_KEYS}}
@@ -60,7 +68,8 @@ def read_item(
     if "init" in given:
         values["init"] = _read_init(given, location, allow_outside)
     if "prompt" not in values:
-        values["prompt"] = weighted.to_text([part.text for part in parts], [part.weight for part in parts])
+        texts, weights = [part.text for part in parts], [part.weight for part in parts]
+        values["prompt"] = texts[0] if a1111 else weighted.to_text(texts, weights)
     return resolve({**values, "parts": parts, "model": model}, number=number, axes=axes)
 
 
@@ -130,6 +139,19 @@ def _read_parts(given: Mapping[str, Any], location: Location) -> tuple[Part, ...
         raise ManifestError(f"prompt: {error}", location) from None
 
 
+def _read_a1111(given: Mapping[str, Any], location: Location, find_loras: bool) -> tuple[Part, ...]:
+    """The only part of a prompt in AUTOMATIC1111's syntax; a LoRA that the item has besides is one that is listed."""
+    texts = [_checked("prompt", given["prompt"], location)] if "prompt" in given else []
+    text = (texts or [each.text for each in _read_parts(given, location)])[0]
+    listed = part(given, "loras").keys() if find_loras else None
+    parts = (Part(read_a1111(text, location, listed), 1.0),)
+    if "negative" in given:
+        read_negative(_checked("negative", given["negative"], location), location)
+    if "parts" in given and _read_parts({"parts": given["parts"]}, location) != parts:
+        raise ManifestError("parts: with prompt_syntax a1111 there are none but the prompt; leave them out", location)
+    return parts
+
+
 def _written(value: object) -> bytes:
     """The value as JSON; nothing for what is no JSON or is nested too deep."""
     try:
@@ -189,7 +211,7 @@ class Lines(Lazy[Item]):
             yield self._read(text, number, line)
 
     def _note_texts(self, item: Item, line: int) -> None:
-        for text in item.texts() if item.long_prompts == "error" else ():
+        for text in item.texts() if item.long_prompts == "error" and not item.a1111 else ():
             if not surely_fits(text):
                 self.texts.setdefault(text, Location(self._path, line, 1))
 

@@ -25,13 +25,15 @@ class Frame:
     """What a job stands in; there are no defaults where they were wrong, and jobs are only read then, not made.
 
     `listed` are the manifest's own models by their names, None where these were wrong; `places` says where each model
-    that is asked for is named.
+    that is asked for is named. In a `plain` one no text is read in another syntax, so that each is right or wrong by
+    itself.
     """
 
     folder: Path
     allow_outside: bool
     listed: Mapping[str, tuple[Model, Node]] | None = None
     defaults: Mapping[str, Any] | None = None
+    plain: bool = True
     places: dict[Model, Location] = dataclasses.field(default_factory=dict)
 
 

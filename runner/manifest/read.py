@@ -40,6 +40,7 @@ from runner.manifest.rules import (
     read_entries,
     read_seeds,
 )
+from runner.manifest.syntax import SYNTAX, check_texts, speaks_of_syntax
 
 TOP_KEYS = ("version", "name", "models", "lists", "defaults", "jobs")
 JOB_KEYS = (*ITEM_KEYS, "prompts", "seeds", "n_samples", "n_iter", "zip", "matrix", "exclude", "include")
@@ -100,7 +101,8 @@ def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) ->
         name = _name(given.get("name"), path)
     with problems:
         _check_lists(given.get("lists"))
-    frame = bare = Frame(folder=path.parent, allow_outside=allow_outside)
+    plain = not (speaks_of_syntax(root) or SYNTAX in overrides)
+    frame = bare = Frame(folder=path.parent, allow_outside=allow_outside, plain=plain)
     with problems:
         frame = bare = dataclasses.replace(bare, listed=list_models(given.get("models"), bare))
     with problems:
@@ -182,7 +184,9 @@ def _job(index: int, node: Node, frame: Frame) -> list[Job]:
         return []
     job = _make(index, node, said, frame.defaults)
     includes: list[_Include] = said.get("include", [])
-    return [job, *every(lambda include: _included(include, job, frame.defaults or {}), includes)]
+    jobs = [job, *every(lambda include: _included(include, job, frame.defaults or {}), includes)]
+    every(check_texts, () if frame.plain else jobs)
+    return jobs
 
 
 def _make(index: int, node: Node, said: Mapping[str, Any], defaults: Mapping[str, Any]) -> Job:

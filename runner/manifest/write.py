@@ -72,6 +72,8 @@ def _wish(item: Item) -> dict[str, Any]:
 
 def _wording(item: Item) -> Wording:
     """The prompt as a text that is read as the item's parts."""
+    if item.a1111:
+        return Wording(text=item.prompt, weighted=True)
     try:
         if manifest_weighted.parse(item.prompt) == item.parts:
             return Wording(text=item.prompt, weighted=True)
