@@ -86,7 +86,7 @@ def test_counts(look):
         ("euler", 24, 32),
     ]
     assert (found.ends[0].number, found.ends[1].number) == (0, 47)
-    assert (found.prompts, found.weighted, list(found.read_as)) == (3, 1, ["cat:1 dog:3"])
+    assert (found.prompts, found.weighted, [each.prompt for each in found.read_as]) == (3, 1, ["cat:1 dog:3"])
     assert found.waves == 2  # 72 rows
     assert found.memory_bytes > 0
     assert found.warnings == []
