@@ -60,8 +60,12 @@ def read_prompt(item: Item) -> Reading | None:
     if not item.a1111:
         plain = len(item.parts) == 1 and item.parts[0].text == item.prompt.strip()
         return None if plain else Reading(item.prompt, spans=((item.steps, item.parts),))
-    text = item.parts[0].text
-    spans = tuple((end, tuple(_parts(said))) for end, said in schedule(text, item.steps - item.skipped_steps))
+    made = item.steps - item.skipped_steps
+    found = schedule(item.parts[0].text, made)
+    begins = [0, *(end + 1 for end, _ in found)]
+    # A change that comes after the last step is none.
+    reached = [each for each, begin in zip(found, begins, strict=False) if begin < max(1, made)]
+    spans = tuple((end, tuple(_parts(said))) for end, said in reached)
     if len(spans) == 1 and spans[0][1] == (Part(item.prompt.strip(), 1.0),):
         return None
     return Reading(item.prompt, spans=spans, tags=read_tags(item.prompt)[1], a1111=True)
