@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from runner.keys import KEYS
+from runner.keys import A1111, KEYS
 
 DIGITS_SHOWN = 12  # of a fingerprint
 
@@ -132,7 +132,12 @@ class Item(NamedTuple):
     @property
     def chunked(self) -> bool:
         """Whether prompts that are too long are encoded piece by piece."""
-        return self.long_prompts == "chunk"
+        return self.long_prompts == "chunk" or self.a1111
+
+    @property
+    def a1111(self) -> bool:
+        """Whether its texts are read as AUTOMATIC1111 reads them."""
+        return SYNTAX_A1111 in self.extra
 
     @property
     def skipped_steps(self) -> int:
@@ -140,7 +145,7 @@ class Item(NamedTuple):
         return self.steps - steps_made(self.steps, self.strength)
 
     def texts(self) -> tuple[str, ...]:
-        """Every text that has to be encoded for this picture."""
+        """Every text that this picture is made of, as it is written."""
         positive = tuple(part.text for part in self.parts)
         return (*positive, self.negative) if self.guided else positive
 
@@ -171,6 +176,7 @@ class Item(NamedTuple):
 
 
 ON_TOP = ("loras", "embeddings")
+SYNTAX_A1111 = ("prompt_syntax", A1111)
 # Of the extra keys, one beside those of the table: it belongs to `mask` as `init_sha256` belongs to `init`.
 MASK, MASK_SHA256, MASK_BLUR = "mask", "mask_sha256", "mask_blur"
 EXTRA = tuple(key for key in KEYS if key not in Item._fields)

@@ -200,7 +200,11 @@ def _read_manifest(target: Path, settings: Settings) -> _Source:
         items=lambda drawn, found, learnt: manifest_items.Items(checked, drawn, found, learnt),
         texts=((text, location, named([text], listed) if listed else ()) for text, location in texts),
         wordings=manifest_items.wordings(checked),
-        loras={pair: checked.loras[pair[1]] for job in checked.jobs for pair in manifest_items.lora_files(job)},
+        loras={
+            pair: checked.loras[pair[1]]
+            for job in checked.jobs
+            for pair in manifest_items.lora_files(job, checked.tagged)
+        },
     )
 
 

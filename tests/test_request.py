@@ -243,3 +243,13 @@ def test_a_prompt_that_is_too_long_is_not_repeated(ask):
     with pytest.raises(ManifestError, match="these words would be lost") as caught:
         ask(f"version: 1\njobs: [{{prompt: {'word ' * 2000}}}]\n")
     assert len(str(caught.value)) < 600
+
+
+def test_a_long_prompt_in_automatic1111s_syntax_is_no_error(ask):
+    long = "white duck, " * 60
+    jobs = f"version: 1\njobs: [{{prompts: ['{long}'], seeds: 1, width: 64, height: 64, prompt_syntax: a1111}}]\n"
+    assert ask(jobs).items[0].a1111
+    line = {"prompt": long, "seed": 1, "negative": long, "prompt_syntax": "a1111"}
+    assert ask(json.dumps(line), name="items.jsonl").items[0].a1111
+    with pytest.raises(ManifestError, match="more than 75 tokens"):
+        ask(jobs.replace("prompt_syntax: a1111", "matrix: {prompt_syntax: [plain, a1111]}"))

@@ -7,9 +7,11 @@ stands in the other rows, so a picture doesn't depend on its neighbours.
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,13 +29,15 @@ from runner.engine.conditions import (
     unet_call,
 )
 from runner.engine.pictures import Given
-from runner.engine.text import Encoded, combine
+from runner.engine.text import Encoded, combine, over_time
 from runner.errors import ModelError
 from runner.item import Item
+from runner.sampler_names import step_of
 
 PROBED_SIZE = 32  # latents along one side
 LAST_TIMESTEP = 999.0
 HALF = 0.5
+Timeline = Sequence[tuple[int, Conditions]]  # of a row, each with its last step
 
 
 def draw_noise(items: Sequence[Item], factor: int, channels: int) -> tuple[Tensor, list[torch.Generator]]:
@@ -64,19 +68,22 @@ class Kept:
 class Trajectory:
     """Images that take the same steps: their sampler's run, and how its calls become rows of the UNet.
 
-    Rows are the images' own prompts first, then the negative prompts of those that are guided. `call` is None where no
-    step is left to make; then the `latents` are there.
+    Rows are the images' own prompts first, then the negative prompts of those that are guided. What each is told may
+    change from step to step, by its timeline; `conditions` is another list then, and the same one otherwise. `call` is
+    None where no step is left to make; then the `latents` are there.
     """
 
     items: tuple[Item, ...]
     run: samplers.SamplerRun
-    conditions: list[Conditions]  # of each row
+    timelines: Sequence[Timeline]  # of each row
     guided: Tensor  # [g], indexes of the guided images
     scale: Tensor  # [g, 1, 1, 1]
     rescale: Tensor | None = None  # [g, 1, 1, 1], None where no image has any
     kept: Kept | None = None  # None where no image has a mask
     call: samplers.ModelCall | None = None
     latents: Tensor | None = None  # [n, 4, h, w]
+    conditions: list[Conditions] = field(default_factory=list)  # of each row, in the call in hand
+    calls: int = 0  # that were made before
 
     def advance(self, predicted: Tensor | None) -> None:
         """Hands the rows' predictions to the sampler and takes its next call, or its result; None begins the run."""
@@ -84,6 +91,14 @@ class Trajectory:
             self.call = next(self.run) if predicted is None else self.run.send(self.guide(predicted))
         except StopIteration as stop:
             self.call, self.latents = None, stop.value
+        self.calls += predicted is not None
+        self._tell(step_of(self.items[0].sampler, self.calls))
+
+    def _tell(self, step: int) -> None:
+        """Lets the conditions be those of a step, counted from 0 among those that are made."""
+        told = [next(told for end, told in row if step <= end or row[-1][0] == end) for row in self.timelines]
+        if any(one is not other for one, other in itertools.zip_longest(told, self.conditions)):
+            self.conditions = told
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """The UNet's input [rows, 4, h, w] and its time steps [rows] for the call in hand."""
@@ -132,16 +147,14 @@ def start_trajectory(
     begin = samplers.Start(noise=noise.to(device), generators=generators, pictures=pictures, skip=first.skipped_steps)
     run = samplers.start(first.sampler, schedule, steps=first.steps, eta=first.eta, begin=begin)
     # A model that is told the scale guides itself, in one row (Luo et al. 2023).
-    told_scale = unet.config.get("time_cond_proj_dim")
-    guided = [] if told_scale else [index for index, item in enumerate(items) if item.guided]
-    texts = [combine(item, embeddings) for item in items]
-    texts += [_negative(items[n], embeddings, zeros=zeros) for n in guided]
-    rows = zip([*range(len(items)), *guided], texts, strict=True)
-    conditions = [_conditions(items[n], text, unet.config, given[n].channels) for n, text in rows]
+    width = unet.config.get("time_cond_proj_dim")
+    guided = [] if width else [index for index, item in enumerate(items) if item.guided]
+    rows = [(n, _positive(item, embeddings)) for n, item in enumerate(items)]
+    rows += [(n, _negative(items[n], embeddings, zeros=zeros)) for n in guided]
     trajectory = Trajectory(
         items=tuple(items),
         run=run,
-        conditions=[row.to(device, unet.dtype) for row in conditions],
+        timelines=[_timeline(items[n], told, unet, given[n].channels) for n, told in rows],
         guided=torch.tensor(guided, dtype=torch.long, device=device),
         scale=_of_images([items[index].scale for index in guided], device),
         rescale=_of_images([items[n].value("rescale") for n in guided], device) if first.value("rescale") else None,
@@ -169,9 +182,21 @@ def _of_images(numbers: Sequence[float], device: torch.device) -> Tensor:
     return torch.tensor(numbers, device=device).view(-1, 1, 1, 1)
 
 
-def _negative(item: Item, embeddings: Mapping[str, Encoded], *, zeros: bool) -> Encoded:
-    made = embeddings[item.negative]
-    return made.zeros() if zeros and not item.negative else made
+def _positive(item: Item, embeddings: Mapping[str, Encoded]) -> list[tuple[int, Encoded]]:
+    if item.a1111:
+        return over_time(item, item.parts[0].text, embeddings)
+    return [(item.steps, combine(item, embeddings))]
+
+
+def _negative(item: Item, embeddings: Mapping[str, Encoded], *, zeros: bool) -> list[tuple[int, Encoded]]:
+    told = over_time(item, item.negative, embeddings)
+    return [(end, made.zeros()) for end, made in told] if zeros and not item.negative else told
+
+
+def _timeline(item: Item, told: Sequence[tuple[int, Encoded]], unet: Component, channels: Tensor | None) -> Timeline:
+    """What a row is told when, on the device; the same text is the same object."""
+    made = {id(text): _conditions(item, text, unet.config, channels).to(unet.device, unet.dtype) for _, text in told}
+    return [(end, made[id(text)]) for end, text in told]
 
 
 def _conditions(item: Item, text: Encoded, config: Mapping[str, Any], channels: Tensor | None) -> Conditions:
@@ -190,7 +215,7 @@ def denoise(unet: Component, trajectories: Sequence[Trajectory], unet_bs: int) -
     """Takes all trajectories (of one size) to their ends, one call further at each step of the iterator."""
     calls: _Calls | None = None
     while active := [trajectory for trajectory in trajectories if trajectory.call]:
-        if calls is None or len(calls.active) != len(active):
+        if calls is None or not calls.are_of(active):
             calls = _Calls(active, unet, unet_bs)
         for trajectory, predicted in zip(active, calls.predict(), strict=True):
             trajectory.advance(predicted)
@@ -198,14 +223,15 @@ def denoise(unet: Component, trajectories: Sequence[Trajectory], unet_bs: int) -
 
 
 class _Calls:
-    """The UNet calls of a step, of exactly `unet_bs` rows each, as long as the same trajectories are under way.
+    """The UNet calls of a step, of exactly `unet_bs` rows each, as long as the same trajectories are told the same.
 
     What is the same in each step is made once, on the device: a list as an index would make the host wait.
     """
 
     def __init__(self, active: Sequence[Trajectory], unet: Component, unet_bs: int) -> None:
         self.active, self._unet = active, unet
-        told = [conditions for trajectory in active for conditions in trajectory.conditions]
+        self._conditions = [trajectory.conditions for trajectory in active]
+        told = list(itertools.chain.from_iterable(self._conditions))
         batches = list(_batches(told, unet_bs))
         places = [row for batch in batches for row in batch]
         answer_to = {row: number for number, row in reversed(list(enumerate(places)))}  # the first one, not its padding
@@ -213,6 +239,11 @@ class _Calls:
         self._told = [stack([told[row] for row in batch]) for batch in batches]
         self._answers = torch.tensor([answer_to[row] for row in range(len(told))], device=unet.device)
         self._counts = [len(trajectory.conditions) for trajectory in active]
+
+    def are_of(self, active: Sequence[Trajectory]) -> bool:
+        """Whether these trajectories are those that the calls were made for, told what they were told then."""
+        now = [trajectory.conditions for trajectory in active]
+        return len(now) == len(self._conditions) and all(map(operator.is_, now, self._conditions))
 
     def predict(self) -> list[Tensor]:
         """Each trajectory's predictions, float32 [rows, 4, h, w]."""

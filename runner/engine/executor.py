@@ -29,11 +29,12 @@ from runner.device.memory import (
     versions,
 )
 from runner.engine import autoencoder, denoise, openvino
+from runner.engine.emphasis import texts_of
 from runner.engine.loras import Loras
 from runner.engine.pictures import Pictures
 from runner.engine.remembered import Remembered
 from runner.engine.samplers import NoiseSchedule
-from runner.engine.text import Encoded, Texts, TextWay, text_ways
+from runner.engine.text import Encoded, Texts, Way, ways_of
 from runner.errors import DeviceLost, RunnerError, SettingError
 from runner.events import Failure, ItemFailed, MemoryShort, Rendered, StepDone, WaveDone, WaveEvent, WaveStarted
 from runner.item import Item
@@ -252,19 +253,19 @@ class Executor:
 
     @torch.inference_mode()
     def _start(self, wave: Wave) -> list[denoise.Trajectory]:
-        alike: dict[tuple[TextWay, tuple[object, ...]], list[Item]] = {}
-        ways: dict[TextWay, list[str]] = {}
-        for item, way in zip(wave.items, text_ways(wave.items), strict=True):
+        alike: dict[tuple[Way, tuple[object, ...]], list[Item]] = {}
+        ways: dict[Way, list[str]] = {}
+        for item, way in zip(wave.items, ways_of(wave.items), strict=True):
             key = (item.sampler, item.steps, item.eta, item.init is None, item.skipped_steps)
             more = (item.value("spacing"), bool(item.value("rescale")))
             alike.setdefault((way, (*key, *more)), []).append(item)
-            ways.setdefault(way, []).extend(item.texts())
+            ways.setdefault(way, []).extend(texts_of(item))
         for way, texts in ways.items():
             self._encode(texts, way)
         return [self._start_alike(items, way) for (way, _), items in alike.items()]
 
-    def _start_alike(self, items: Sequence[Item], way: TextWay) -> denoise.Trajectory:
-        embeddings = self._encode([text for item in items for text in item.texts()], way)
+    def _start_alike(self, items: Sequence[Item], way: Way) -> denoise.Trajectory:
+        embeddings = self._encode([text for item in items for text in texts_of(item)], way)
         given = self._pictures.given(items)
         unet, factor = self.components["unet"], self.model.latent_factor
         zeros, schedule = self.model.zeros, self.schedule.spaced(items[0].value("spacing"))
@@ -346,14 +347,13 @@ class Executor:
             return "the picture is of one colour"
         return ""
 
-    def _encode(self, texts: Sequence[str], way: TextWay) -> dict[str, Encoded]:
+    def _encode(self, texts: Sequence[str], way: Way) -> dict[str, Encoded]:
         """The texts' embeddings; each text is encoded once, as long as it is remembered."""
-        chunked, layer = way.chunked, way.layer
-        wanted = dict.fromkeys([*texts, ""] if texts and chunked else texts)  # pieces that are missing are empty ones
-        keys = {text: (text, chunked, layer, way.named([text]), self._loras.texts) for text in wanted}
+        wanted = dict.fromkeys([*texts, ""] if texts and way.chunked else texts)  # what fills pieces up
+        keys = {text: (text, way.with_words_of([text]), self._loras.texts) for text in wanted}
         known = {text: self._embeddings[key] for text, key in keys.items() if key in self._embeddings}
         if new := [text for text in wanted if text not in known]:
-            encoded = self._texts.encode(new, chunked=chunked, layer=layer, embeddings=way.named(new))
+            encoded = self._texts.encode(new, way=way.with_words_of(new))
             known |= {text: self._embeddings.keep(keys[text], made) for text, made in encoded.items()}
         return {text: Encoded._make(tensors) for text, tensors in known.items()}
 

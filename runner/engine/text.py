@@ -17,12 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from runner.a1111.emphasis import fragments
 from runner.device.component import Component
 from runner.engine.autoencoder import padded_batches
+from runner.engine.emphasis import emphasise, timeline
 from runner.engine.words import LearntWords
 from runner.item import Embedding, Item
 from runner.manifest.embeddings import named
 from runner.model.architecture import Text
+from runner.model.pieces import Piece, cut
 from runner.model.tokens import LENGTH, ClipTokenizer, Words
 
 TEXT_ROWS = 4
@@ -39,33 +42,50 @@ class Encoded(NamedTuple):
         return Encoded(torch.zeros_like(self.context), None if self.pooled is None else torch.zeros_like(self.pooled))
 
 
-class TextWay(NamedTuple):
-    """In pieces or not, from which layer (None for the model's own), and with which learnt words."""
+class Way(NamedTuple):
+    """How texts are encoded: in pieces or not, from which layer (None for the model's own), in which syntax, and with
+    which learnt words."""
 
-    chunked: bool
-    layer: int | None
-    words: tuple[Embedding, ...]
+    chunked: bool = False
+    layer: int | None = None
+    a1111: bool = False
+    words: tuple[Embedding, ...] = ()
 
-    def named(self, texts: Sequence[str]) -> tuple[Embedding, ...]:
-        """The learnt words that texts name."""
-        return named(texts, {word.name: word for word in self.words})
+    def with_words_of(self, texts: Sequence[str]) -> Way:
+        """The same with the learnt words alone that texts name."""
+        return self._replace(words=named(texts, {word.name: word for word in self.words})) if self.words else self
+
+    def read(self, text: str, tokenizer: ClipTokenizer, words: Words) -> list[Piece]:
+        """The tokens of a text, in pieces; `words` are the numbers of the learnt words' vectors."""
+        if self.a1111:
+            return cut(fragments(text), tokenizer, words)
+        rows = tokenizer.encode_chunks(text, words) if self.chunked else [tokenizer.encode(text, words).ids]
+        return [Piece(ids=ids, weights=(1.0,) * LENGTH) for ids in rows]
 
 
-def text_ways(items: Sequence[Item]) -> list[TextWay]:
+PLAIN_WAY = Way()
+
+
+def ways_of(items: Sequence[Item]) -> list[Way]:
     """How each item's texts are encoded. The learnt words are those of all, unless an item means something else by one.
 
     So texts with other words are encoded together.
     """
     words = {word.name: word for item in items for word in item.embeddings}
-    layers = (item.value("clip_skip") for item in items)
     return [
-        TextWay(
-            item.chunked,
-            layer if isinstance(layer, int) else None,
-            tuple(words.values()) if named(item.texts(), words) == item.embeddings else item.embeddings,
+        Way(
+            chunked=item.chunked,
+            layer=_layer(item),
+            a1111=item.a1111,
+            words=tuple(words.values()) if named(item.texts(), words) == item.embeddings else item.embeddings,
         )
-        for item, layer in zip(items, layers, strict=True)
+        for item in items
     ]
+
+
+def _layer(item: Item) -> int | None:
+    layer = item.value("clip_skip")
+    return layer if isinstance(layer, int) else None
 
 
 class Texts:
@@ -81,26 +101,14 @@ class Texts:
                 model: Any = encoder.module
                 model.text_model.eos_token_id = tokenizer.end
 
-    def encode(
-        self,
-        texts: Sequence[str],
-        *,
-        chunked: bool = False,
-        layer: int | None = None,
-        embeddings: Sequence[Embedding] = (),
-    ) -> dict[str, Encoded]:
-        """Each text's embedding, from the layer that is asked for, counted from the last one, or the model's own.
-
-        `embeddings` are what words in the texts stand for.
+    def encode(self, texts: Sequence[str], *, way: Way = PLAIN_WAY) -> dict[str, Encoded]:
+        """Each text's embedding; of a prompt in AUTOMATIC1111's syntax a text is what holds at a step.
 
         Raises:
             ValueError: a text encoder hasn't so many layers, or an embedding can't be had.
         """
-        with self._words.known(embeddings) as words:
-            made = [
-                _encode(*encoder, words[name], texts, chunked=chunked, layer=layer)
-                for name, encoder in self._encoders.items()
-            ]
+        with self._words.known(way.words) as words:
+            made = [_encode(*encoder, words[name], texts, way) for name, encoder in self._encoders.items()]
         return {text: _side_by_side([each[text] for each in made]) for text in texts}
 
     def rest(self) -> None:
@@ -110,26 +118,17 @@ class Texts:
 
 
 def _encode(
-    text: Text,
-    encoder: Component,
-    tokenizer: ClipTokenizer,
-    words: Words,
-    texts: Sequence[str],
-    *,
-    chunked: bool,
-    layer: int | None,
+    text: Text, encoder: Component, tokenizer: ClipTokenizer, words: Words, texts: Sequence[str], way: Way
 ) -> dict[str, Encoded]:
-    layers = int(encoder.config["num_hidden_layers"])
+    layers, layer = int(encoder.config["num_hidden_layers"]), way.layer
     if layer is not None and layer > layers:
         raise ValueError(f"clip_skip={layer}: a text encoder of this model has {layers} layers")
-    pieces = [
-        tokenizer.encode_chunks(each, words) if chunked else [tokenizer.encode(each, words).ids] for each in texts
-    ]
+    pieces = [way.read(each, tokenizer, words) for each in texts]
     rows = [piece for each in pieces for piece in each]
-    ids = torch.tensor(rows, device=encoder.device)  # [N, 77]
+    ids = torch.tensor([piece.ids for piece in rows], device=encoder.device)  # [N, 77]
     made = encoder.call_all([text_call(text, batch, layer=layer) for batch in padded_batches(ids, TEXT_ROWS)])
     counts = [len(each) for each in pieces]
-    contexts = torch.split(torch.cat([context for context, _ in made])[: len(rows)], counts)
+    contexts = torch.split(emphasise(torch.cat([context for context, _ in made])[: len(rows)], rows), counts)
     if not text.pooled:
         return {each: Encoded(context.flatten(0, 1)) for each, context in zip(texts, contexts, strict=True)}
     pooled = torch.split(torch.cat([pooled for _, pooled in made])[: len(rows)], counts)
@@ -168,16 +167,27 @@ def _side_by_side(made: Sequence[Encoded]) -> Encoded:
     return Encoded(torch.cat([each.context for each in made], -1), torch.cat(pooled) if pooled else None)
 
 
+def over_time(item: Item, text: str, embeddings: Mapping[str, Encoded]) -> list[tuple[int, Encoded]]:
+    """What a text says when, as `timeline` has it, all in as many pieces as the longest of it; empty ones fill up."""
+    found = timeline(item, text)
+    made = {said: embeddings[said] for _, said in found}
+    pieces = max(len(each.context) for each in made.values()) // LENGTH
+    made = {said: each._replace(context=_filled(each.context, pieces, embeddings)) for said, each in made.items()}
+    return [(end, made[said]) for end, said in found]
+
+
+def _filled(context: Tensor, pieces: int, embeddings: Mapping[str, Encoded]) -> Tensor:
+    missing = pieces - len(context) // LENGTH
+    return torch.cat([context, *[embeddings[""].context] * missing]) if missing else context
+
+
 def combine(item: Item, embeddings: Mapping[str, Encoded]) -> Encoded:
     """A weighted prompt's embedding: the sum of its parts' by weight; shorter parts end in empty pieces."""
     if len(item.parts) == 1:
         return embeddings[item.parts[0].text]
     parts = [embeddings[part.text] for part in item.parts]
-    contexts = [part.context for part in parts]
-    if any(len(context) != len(contexts[0]) for context in contexts):
-        pieces = max(map(len, contexts)) // LENGTH
-        empty = embeddings[""].context
-        contexts = [torch.cat([each, *[empty] * (pieces - len(each) // LENGTH)]) for each in contexts]
+    pieces = max(len(part.context) for part in parts) // LENGTH
+    contexts = [_filled(part.context, pieces, embeddings) for part in parts]
     pooled = [part.pooled for part in parts if part.pooled is not None]
     weights = [part.weight for part in item.parts]
     return Encoded(_sum(contexts, weights), _sum(pooled, weights) if pooled else None)

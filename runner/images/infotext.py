@@ -13,8 +13,10 @@ import json
 import re
 from typing import Any
 
+from runner.a1111.check import check_negative, check_prompt
+from runner.a1111.tags import PromptError, read_tags
 from runner.item import EXTRA, MASK, MASK_BLUR, Item, Lora
-from runner.keys import KEYS, LARGEST_SIZE, SIZE_STEP
+from runner.keys import A1111, KEYS, LARGEST_SIZE, SIZE_STEP
 from runner.sampler_names import SAMPLERS
 
 PAIR = re.compile(r'\s*+(?:(\w[\w /-]*+):\s*+("(?:\\.|[^"\\])*+"|[^,]*+)|[^,]*+)(?:,|$)')
@@ -24,7 +26,7 @@ INLINE_NEGATIVE = re.compile(r"(?<![^\s,.])Negative prompt:")
 NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 NUMBERS = {name: key.infotext for name, key in KEYS.items() if key.infotext}
 NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*+>")
-ATTENTION = re.compile(r"[()\[\]]|\b(?:AND|BREAK)\b")
+UNKNOWN_TAG = re.compile(r"<(?!(?:lora|lyco):)\w+:[^<>]++>")
 OTHER_NOISE = "from AUTOMATIC1111's program, whose noise is another: similar pictures, not the same"
 
 
@@ -37,9 +39,8 @@ def read(text: str) -> tuple[dict[str, Any], list[str], str]:
     lines = [line.rstrip("\r") for line in text.strip("\ufeff\0 \n").split("\n")]
     notes = [OTHER_NOISE]
     place, settings, before = _find_settings(lines, notes)
-    prompt, negative = (_without_networks(words, notes) for words in _split([*lines[:place], *before]))
-    if ATTENTION.search(prompt + negative):
-        notes.append("brackets, AND and BREAK have a meaning in its prompts; here they are plain text")
+    prompt, negative = _split([*lines[:place], *before])
+    texts = _texts(prompt, _without(NETWORK, negative, notes), notes)
     # What many programs don't know is taken for what it says only if that is a number.
     told = {key: name for key, name in NUMBERS.items() if key not in EXTRA or NUMBER.fullmatch(settings.get(name, ""))}
     if told.pop(MASK_BLUR, None):
@@ -47,14 +48,11 @@ def read(text: str) -> tuple[dict[str, Any], list[str], str]:
         notes.append(f"inpainted by a mask that isn't in the file: add 'mask: ...' and 'mask_blur: {blur}' to the job")
     numbers = {key: _number(settings.pop(name)) for key, name in told.items() if name in settings}
     record = {
-        "prompt": prompt,
-        "parts": [{"text": prompt, "weight": 1}],
-        "negative": negative,
+        **texts,
         **numbers,
         **_sampler(settings, notes),
         **_size(settings, notes),
         **_strength(settings, notes),
-        "long_prompts": "chunk",  # that program's only way
     }
     model = " ".join(settings.pop(key) for key in ("Model", "Model hash") if key in settings)
     notes += [f"not carried over: {key}: {value}" for key, value in settings.items()]
@@ -98,9 +96,23 @@ def _split(lines: list[str]) -> tuple[str, str]:
     return "\n".join(lines[:place]).strip(), negative.strip()
 
 
-def _without_networks(words: str, notes: list[str]) -> str:
-    notes += [f"not carried over: {network}" for network in NETWORK.findall(words)]
-    return NETWORK.sub("", words).strip()
+def _texts(prompt: str, negative: str, notes: list[str]) -> dict[str, Any]:
+    """The texts in their own syntax; where it has what isn't rendered here, as plain ones without networks."""
+    ours = _without(UNKNOWN_TAG, prompt, notes)
+    try:
+        check_prompt(ours)
+        check_negative(negative)
+    except PromptError as error:
+        notes.append(f"the brackets in its prompt are plain text here, since it can't be read: {error}")
+        text = _without(NETWORK, ours, notes)
+        plain = {"prompt": text, "parts": [{"text": text, "weight": 1}], "negative": negative}
+        return plain | {"long_prompts": "chunk"}  # that program's only way
+    return {"prompt": ours, "negative": negative, "prompt_syntax": A1111}
+
+
+def _without(tags: re.Pattern[str], words: str, notes: list[str]) -> str:
+    notes += [f"not carried over: {tag}" for tag in tags.findall(words)]
+    return tags.sub("", words).strip()
 
 
 def _sampler(settings: dict[str, str], notes: list[str]) -> dict[str, str]:
@@ -173,8 +185,8 @@ def parameters_text(item: Item) -> str:
     if item.value(MASK):
         settings[KEYS[MASK_BLUR].infotext] = item.value(MASK_BLUR)
     negative = [f"Negative prompt: {item.negative}"] if item.negative else []
-    tags = [tag for lora in item.loras if f"<lora:{lora.name}:" not in item.prompt for tag in [_tag(lora)]]
-    prompt = " ".join([item.prompt, *tags])
+    said = {tag.name for tag in read_tags(item.prompt)[1]} if item.a1111 else set()
+    prompt = " ".join([item.prompt, *(_tag(lora) for lora in item.loras if lora.name not in said)])
     return "\n".join([prompt, *negative, ", ".join(f"{key}: {value}" for key, value in settings.items())])
 
 

@@ -18,10 +18,11 @@ from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any
 
+from runner.a1111.tags import read_tags
 from runner.errors import Location
 from runner.images.inits import Init
-from runner.item import EXTRA, MASK_BLUR, Embedding, Item, Model, with_hash
-from runner.keys import LARGEST_SEED
+from runner.item import EXTRA, MASK_BLUR, Embedding, Item, Lora, Model, with_hash
+from runner.keys import A1111, LARGEST_SEED, PLAIN
 from runner.manifest.embeddings import Wording, named, names_in
 from runner.manifest.grid import Axis, Grid
 from runner.manifest.job import Job, shown
@@ -43,12 +44,18 @@ def jobs_without_seed(manifest: Manifest) -> tuple[int, ...]:
 
 
 def texts(job: Job) -> Iterator[tuple[str, Location]]:
-    """Every text that the job's items may encode and must not cut, with its place; not all of those that surely fit."""
+    """Every text that the job's items may encode and must not cut, with its place; not all of those that surely fit.
+
+    In AUTOMATIC1111's syntax none is cut.
+    """
     columns = job.columns
-    if "error" not in columns.get("long_prompts", [job.values.get("long_prompts")]):
+    if PLAIN not in job.syntaxes or "error" not in columns.get("long_prompts", [job.values.get("long_prompts")]):
         return
     prompts_of_job: Sequence[Prompt] = columns["prompt"]
-    for prompt in prompts_of_job:
+    beside = job.syntaxes_with("prompt")
+    for number, prompt in enumerate(prompts_of_job):
+        if beside is not None and beside[number] != PLAIN:
+            continue
         if not surely_fits(prompt.text):  # no part has more to read than the prompt
             yield from ((part.text, prompt.location) for part in prompt.parts())
         if prompt.negative is not None:
@@ -56,19 +63,30 @@ def texts(job: Job) -> Iterator[tuple[str, Location]]:
     yield from ((text, job.location) for text in columns.get("negative", [job.values.get("negative", "")]))
 
 
-def lora_files(job: Job) -> set[tuple[Model, str]]:
-    """The files of the LoRAs that the job's items may have, each with the models that they may be put on."""
+def lora_files(job: Job, tagged: Mapping[str, Lora]) -> set[tuple[Model, str]]:
+    """The files of the LoRAs that the job's items may have, each with the models that they may be put on.
+
+    `tagged` are those that tags of prompts may name.
+    """
     columns = job.columns
     sets = [*columns.get("loras", [job.values.get("loras", ())])]
     sets += [columns[key] for key in columns if key.startswith(ONE)]
-    models = columns.get("model", [job.values.get("model")])
-    return {(model, lora.path) for model in models for loras in sets for lora in loras}
+    files = {lora.path for loras in sets for lora in loras}
+    if tagged and A1111 in job.syntaxes:
+        texts = (prompt.text for prompt in columns["prompt"] if "<" in prompt.text)
+        files |= {tagged[tag.name].path for text in texts for tag in read_tags(text)[1] if tag.name in tagged}
+    return {(model, path) for model in columns.get("model", [job.values.get("model")]) for path in files}
 
 
 def wordings(manifest: Manifest) -> Iterator[Wording]:
-    """Every text that names learnt words, or seems to, of those that may be encoded; none without a list of them."""
+    """Every text that names learnt words, or seems to, of those that may be encoded.
+
+    In the plain syntax there are none without a list of them.
+    """
     listed = manifest.embeddings
-    for job in manifest.jobs if listed is not None else ():
+    for job in manifest.jobs:
+        if listed is None and A1111 not in job.syntaxes:
+            continue
         columns = job.columns
         models, scales, negatives = (
             tuple(columns.get(key, [job.values.get(key)])) for key in ("model", "scale", "negative")
@@ -100,7 +118,9 @@ class Items(Lazy[Item]):
     ) -> None:
         jobs = (_with_models(job, models) for job in manifest.jobs)
         listed = {name: embeddings.get(asked, asked) for name, (asked, _) in (manifest.embeddings or {}).items()}
-        self._jobs = [_JobItems(job, drawn_seeds[job.index] if job.drawn else 0, listed) for job in jobs]
+        self._jobs = [
+            _JobItems(job, drawn_seeds[job.index] if job.drawn else 0, listed, manifest.tagged) for job in jobs
+        ]
         self._ends = list(itertools.accumulate(job.size for job in manifest.jobs))
 
     def __len__(self) -> int:
@@ -134,8 +154,8 @@ def _with_models(job: Job, models: Mapping[Model, Model]) -> Job:
 class _JobItems:
     """Makes the items of a job. Neighbours share what the slower axes chose, and the faster axes choose in cycles."""
 
-    def __init__(self, job: Job, drawn: int, embeddings: Mapping[str, Embedding]) -> None:
-        self.grid, self._embeddings = _grid(job, drawn), embeddings
+    def __init__(self, job: Job, drawn: int, embeddings: Mapping[str, Embedding], tagged: Mapping[str, Lora]) -> None:
+        self.grid, self._embeddings, self._tagged = _grid(job, drawn), embeddings, tagged
         choose = partial(_chosen, job.samples)
         fixed, _ = choose([axis for axis in self.grid.axes if not axis.named], job.values, 0)  # these have one value
         axes = [axis for axis in self.grid.axes if axis.named]
@@ -157,6 +177,8 @@ class _JobItems:
         if self._prompts is None:
             return self._make(slow, fast, number)
         prompt, (values, axes) = self._prompts[fast], self._slow(slow)
+        if values["prompt_syntax"] != PLAIN:  # whose tags are more than text
+            return self._make(slow, fast, number)
         negative = values["negative"] if prompt.negative is None else prompt.negative
         named = (*axes, ("prompt", shown(prompt)))
         return Item._make((number, prompt.text, prompt.parts(), negative, *self._beyond_texts(slow), named))
@@ -164,8 +186,9 @@ class _JobItems:
     def _make(self, slow: int, fast: int, number: int) -> Item:
         (values, axes), (more, also) = self._slow(slow), self._fast(fast)
         values = {**values, **more}
-        if self._ones:
-            values["loras"] = (*values["loras"], *(values.pop(key) for key in self._ones))
+        loras = _read(values, self._tagged)
+        if loras or self._ones:
+            values["loras"] = (*values["loras"], *(values.pop(key) for key in self._ones), *loras)
         first_noise = values.pop("first_noise")
         values["fixed_code"] = first_noise if values["fixed_code"] else None
         item = resolve(values, number=number, axes=axes + also)
@@ -216,9 +239,18 @@ def _chosen(
 
 
 def _say(prompt: Prompt, chosen: dict[str, Any]) -> None:
-    chosen["prompt"], chosen["parts"] = prompt.text, prompt.parts()
+    chosen["prompt"] = prompt
     if prompt.negative is not None:
         chosen["negative"] = prompt.negative
+
+
+def _read(values: dict[str, Any], tagged: Mapping[str, Lora]) -> list[Lora]:
+    """Reads the prompt among values in the syntax among them; the LoRAs that it asks for, of those that tags name."""
+    prompt: Prompt = values["prompt"]
+    values["prompt"], values["parts"] = prompt.text, prompt.parts(values["prompt_syntax"])
+    if not tagged or values["prompt_syntax"] != A1111 or "<" not in prompt.text:
+        return []
+    return [tagged[tag.name]._replace(unet=tag.unet, text=tag.text) for tag in read_tags(prompt.text)[1]]
 
 
 def resolve(values: dict[str, Any], *, number: int, axes: tuple[tuple[str, Any], ...]) -> Item:
@@ -241,6 +273,8 @@ def resolve(values: dict[str, Any], *, number: int, axes: tuple[tuple[str, Any],
         values["fixed_code"] = None
     if values["loras"]:
         values["loras"] = combine(values["loras"])
+    if values["prompt_syntax"] == A1111:
+        values["long_prompts"] = DEFAULTS["long_prompts"]  # it has no say: all of them are read in pieces
     found = ((key, values.pop(key)) for key in EXTRA)
     extra = tuple((key, value) for key, value in found if value != DEFAULTS[key])
     values["extra"] = with_hash(extra, mask.sha256) if mask else extra

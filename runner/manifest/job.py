@@ -41,6 +41,16 @@ class Job:
         """The values that each varying key takes."""
         return {key: values for axis in self.axes for key, values in axis.columns.items()}
 
+    @property
+    def syntaxes(self) -> frozenset[str]:
+        """Those that its texts are read in."""
+        return frozenset(self.columns.get("prompt_syntax", [self.values.get("prompt_syntax")]))
+
+    def syntaxes_with(self, key: str) -> Sequence[str] | None:
+        """The syntax beside each value of a key where both are walked together; None where each meets each."""
+        together = (axis.columns for axis in self.axes if {key, "prompt_syntax"} <= axis.columns.keys())
+        return next((columns["prompt_syntax"] for columns in together), None)
+
 
 def shown(value: Any) -> Any:
     """A value as the items name it on an axis."""

@@ -36,16 +36,21 @@ class Lazy(Sequence[T_co]):
 
 class _Joined(Lazy[T_co]):
     def __init__(self, parts: Sequence[Sequence[T_co]]) -> None:
-        self._parts, self._ends = parts, list(itertools.accumulate(map(len, parts)))
+        self.parts, self._ends = parts, list(itertools.accumulate(map(len, parts)))
 
     def __len__(self) -> int:
         return self._ends[-1]
 
     def _make(self, place: int) -> T_co:
         part = bisect_right(self._ends, place)
-        return self._parts[part][place - self._ends[part]]
+        return self.parts[part][place - self._ends[part]]
 
 
 def join(parts: Sequence[Sequence[T_co]]) -> Sequence[T_co]:
     """These sequences, at least one, one after the other."""
     return parts[0] if len(parts) == 1 else _Joined(parts)
+
+
+def parts_of(sequence: Sequence[T_co]) -> Sequence[Sequence[T_co]]:
+    """The sequences that were joined, or the one that was not."""
+    return sequence.parts if isinstance(sequence, _Joined) else [sequence]

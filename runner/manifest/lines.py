@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,15 @@ from runner.errors import Location, ManifestError, ModelError, Problems
 from runner.images.inits import Init, InitError
 from runner.images.masks import unfit
 from runner.item import MASK, MASK_SHA256, Embedding, Item, Lora, Model, Part
-from runner.keys import KEYS, read_strength, words
+from runner.keys import A1111, KEYS, read_strength, words
 from runner.manifest import weighted
 from runner.manifest.embeddings import Wording, named, names_in, read_embeddings
 from runner.manifest.items import resolve
 from runner.manifest.lazy import Lazy
 from runner.manifest.nodes import Node, wrap
-from runner.manifest.places import configured_model, find_inside, find_picture
+from runner.manifest.places import Frame, configured_model, find_inside, find_picture
 from runner.manifest.rules import ALIASES, DEFAULTS, ITEM_KEYS, check, entries
+from runner.manifest.syntax import find_tagged, read_a1111, read_negative
 from runner.model.loras import read_lora
 from runner.model.tokens import surely_fits
 from runner.record import fingerprints_of, part
@@ -46,28 +47,38 @@ NOWHERE = Location(Path())
 
 
 def read_item(
-    record: object, *, number: int, location: Location, allow_outside: bool = False, model: Model = DEFAULTS["model"]
+    record: object,
+    *,
+    number: int,
+    location: Location,
+    allow_outside: bool = False,
+    model: Model = DEFAULTS["model"],
+    find_loras: bool = True,
 ) -> Item:
     """The item that `Item.to_dict` wrote, or one written by hand, where all but a prompt and a seed may be missing.
 
-    `read_model` reads its model.
+    `read_model` reads its model. Without `find_loras` a prompt's tags may name LoRAs that are not there.
     """
     given = {
         key: value for key, value in _entries(record, location).items() if value is not None or key not in NULLABLE
     }
     if "seed" not in given:
         raise ManifestError("'seed' is missing; an item in a file of JSON lines needs one", location)
-    parts = _read_parts(given, location)
+    a1111 = _checked("prompt_syntax", given["prompt_syntax"], location) == A1111 if "prompt_syntax" in given else False
+    parts = _read_a1111(given, location) if a1111 else _read_parts(given, location)
     axes = _read_axes(given.get("axes", {}), location)
     code = given.pop("fixed_code", None)  # here it is the noise's seed
     loras = _read_loras(given.pop("loras"), location, allow_outside) if "loras" in given else ()
+    if a1111 and find_loras:
+        loras = (*loras, *_tagged(given, {lora.name for lora in loras}, location, allow_outside))
     values = {**DEFAULTS, **{key: _checked(key, given[key], location) for key in given if key in ITEM_KEYS}}
     values["loras"] = loras
     values["fixed_code"] = None if code is None else _checked("seed", code, location)
     values |= {key: _find(key, given, location, allow_outside) for key in HASHES if key in given}
     _check_pictures(values, given, location)
     if "prompt" not in values:
-        values["prompt"] = weighted.to_text([part.text for part in parts], [part.weight for part in parts])
+        texts, weights = [part.text for part in parts], [part.weight for part in parts]
+        values["prompt"] = texts[0] if a1111 else weighted.to_text(texts, weights)
     item = resolve({**values, "parts": parts, "model": model}, number=number, axes=axes)
     if "embeddings" not in given:
         return item
@@ -179,6 +190,27 @@ def _read_parts(given: Mapping[str, Any], location: Location) -> tuple[Part, ...
         raise ManifestError(f"prompt: {error}", location) from None
 
 
+def _read_a1111(given: Mapping[str, Any], location: Location) -> tuple[Part, ...]:
+    """The only part of a prompt in AUTOMATIC1111's syntax."""
+    texts = [_checked("prompt", given["prompt"], location)] if "prompt" in given else []
+    text = (texts or [each.text for each in _read_parts(given, location)])[0]
+    parts = (Part(read_a1111(text, location)[0], 1.0),)
+    if "negative" in given:
+        read_negative(_checked("negative", given["negative"], location), location)
+    if "parts" in given and _read_parts({"parts": given["parts"]}, location) != parts:
+        raise ManifestError("parts: with prompt_syntax a1111 there are none but the prompt; leave them out", location)
+    return parts
+
+
+def _tagged(given: Mapping[str, Any], known: Container[str], location: Location, allow_outside: bool) -> Iterator[Lora]:
+    """The LoRAs that the prompt's tags name and the item doesn't list; they lie in a folder `loras` beside the file."""
+    frame = Frame(folder=location.path.parent, allow_outside=allow_outside, loras={})
+    _, tags = read_a1111(str(given.get("prompt", "")), location)
+    for tag in tags:
+        if tag.name not in known and (tag.unet or tag.text):
+            yield find_tagged(frame, tag, location)._replace(unet=tag.unet, text=tag.text)
+
+
 def _written(value: object) -> bytes:
     """The value as JSON; nothing for what is no JSON or is nested too deep."""
     try:
@@ -252,7 +284,7 @@ class Lines(Lazy[Item]):
 
     def _note_texts(self, item: Item, location: Location) -> None:
         known = {each.name: each for each in item.embeddings}
-        for text in item.texts() if item.long_prompts == "error" else ():
+        for text in item.texts() if item.long_prompts == "error" and not item.a1111 else ():
             if not surely_fits(text):
                 self.texts.setdefault((text, named([text], known)), location)
 

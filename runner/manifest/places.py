@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from runner.errors import Location, did_you_mean, every
 from runner.images import inits, masks
 from runner.images.inits import Init
-from runner.item import Embedding, Model
+from runner.item import Embedding, Lora, Model
 from runner.manifest.nodes import Node
 from runner.manifest.rules import check
 from runner.settings import PREDICTIONS, group_names, named_model
@@ -38,17 +38,20 @@ class Frame:
 
     `listed` are the manifest's own models by their names, None where these were wrong; `places` says where each model
     that is asked for is named. `loras` are its LoRAs likewise, `lora_places` says where each file of one that is asked
-    for is named, and `examined` what was found out about it.
+    for is named, and `examined` what was found out about it. In a `plain` one no text is read in another syntax, so
+    that each is right or wrong by itself; `tagged` are the LoRAs that prompts' tags name.
     """
 
     folder: Path
     allow_outside: bool
     listed: Mapping[str, tuple[Model, Node]] | None = None
     defaults: Mapping[str, Any] | None = None
+    plain: bool = True
     places: dict[Model, Location] = dataclasses.field(default_factory=dict)
     loras: Mapping[str, ListedFile] | None = None
     lora_places: dict[str, Location] = dataclasses.field(default_factory=dict)
     examined: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    tagged: dict[str, Lora] = dataclasses.field(default_factory=dict)
 
 
 def read_value(frame: Frame, key: str, node: Node) -> Any:

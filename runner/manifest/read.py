@@ -14,7 +14,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from runner.errors import Location, ManifestError, Problems, SettingError, every
 from runner.images import inits
 from runner.images.inits import Init
 from runner.images.masks import unfit
-from runner.item import Model
+from runner.item import Lora, Model
 from runner.keys import LARGEST_SEED
 from runner.manifest import inputs, nodes
 from runner.manifest.embeddings import list_embeddings
@@ -44,6 +44,7 @@ from runner.manifest.rules import (
     read_seeds,
 )
 from runner.manifest.sweeps import read_matrix, read_zip
+from runner.manifest.syntax import SYNTAX, check_texts, speaks_of_syntax
 
 TOP_KEYS = ("version", "name", "models", "loras", "embeddings", "lists", "defaults", "jobs")
 JOB_KEYS = (*ITEM_KEYS, "prompts", "seeds", "n_samples", "n_iter", "zip", "matrix", "exclude", "include")
@@ -78,7 +79,7 @@ class Manifest:
 
     `models` are those that the jobs ask for, each with the place where it is named; they are looked for later, and so
     are the `embeddings` that it lists, None where it has no list. `loras` are the places of the LoRAs that are asked
-    for, by their files.
+    for, by their files, and `tagged` those that prompts' tags name.
     """
 
     path: Path
@@ -87,6 +88,7 @@ class Manifest:
     models: Mapping[Model, Location]
     loras: Mapping[str, Location]
     embeddings: Listed | None = None
+    tagged: Mapping[str, Lora] = field(default_factory=dict)
 
 
 def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) -> Manifest:
@@ -108,7 +110,8 @@ def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) ->
         name = _name(given.get("name"), path)
     with problems:
         _check_lists(given.get("lists"))
-    frame = bare = Frame(folder=path.parent, allow_outside=allow_outside)
+    plain = not (speaks_of_syntax(root) or SYNTAX in overrides)
+    frame = bare = Frame(folder=path.parent, allow_outside=allow_outside, plain=plain)
     with problems:
         frame = bare = dataclasses.replace(bare, listed=list_models(given.get("models"), bare))
     embeddings: Listed | None = None
@@ -125,7 +128,15 @@ def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) ->
     problems.raise_all()
     asked = (model for job in jobs for model in job.columns.get("model", [job.values.get("model")]))
     models = {model: frame.places.get(model, root.location) for model in asked}
-    return Manifest(path=path, name=name, jobs=jobs, models=models, loras=frame.lora_places, embeddings=embeddings)
+    return Manifest(
+        path=path,
+        name=name,
+        jobs=jobs,
+        models=models,
+        loras=frame.lora_places,
+        embeddings=embeddings,
+        tagged=frame.tagged,
+    )
 
 
 def _check_lists(node: Node | None) -> None:
@@ -206,7 +217,9 @@ def _job(index: int, node: Node, frame: Frame) -> list[Job]:
     job = _make(index, node, said, frame.defaults)
     includes: list[_Include] = said.get("include", [])
     needs = inputs.listed(said)
-    return [job, *every(lambda include: _included(include, job, frame.defaults or {}, needs), includes)]
+    jobs = [job, *every(lambda include: _included(include, job, frame.defaults or {}, needs), includes)]
+    every(partial(check_texts, frame), () if frame.plain else jobs)
+    return jobs
 
 
 def _make(index: int, node: Node, said: Mapping[str, Any], defaults: Mapping[str, Any]) -> Job:

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from runner.a1111.tags import read_tags
 from runner.item import Item, Lora, Model, Part
 from runner.manifest import weighted as manifest_weighted
 from runner.manifest.rules import DEFAULTS
@@ -72,12 +73,17 @@ def to_yaml(items: Sequence[Item], models: Mapping[str, str] = MappingProxyType(
 
 def _wish(item: Item) -> dict[str, Any]:
     settings = {key: item.value(key) for key in SETTINGS}
+    if item.a1111:  # what the prompt itself asks for isn't said again
+        said = {tag.name for tag in read_tags(item.prompt)[1]}
+        settings["loras"] = tuple(lora for lora in item.loras if lora.name not in said)
     noise = item.seed if item.fixed_code is None else item.fixed_code
     return {"prompt": _wording(item), **settings, "seed": (item.seed, noise)}
 
 
 def _wording(item: Item) -> Wording:
     """The prompt as a text that is read as the item's parts."""
+    if item.a1111:
+        return Wording(text=item.prompt, weighted=True)
     try:
         if manifest_weighted.parse(item.prompt) == item.parts:
             return Wording(text=item.prompt, weighted=True)

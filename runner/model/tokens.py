@@ -24,7 +24,7 @@ from runner.model.configs import read_json
 from runner.model.files import ModelFiles
 from runner.text import shorten
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+START, END, COMMA = "<|startoftext|>", "<|endoftext|>", ",</w>"
 LENGTH = 77  # tokens, the start and the end among them
 ROOM = LENGTH - 2
 MOST_TOKENS = 1 << 24
@@ -80,6 +80,7 @@ class ClipTokenizer:
             )
         special = (START, END, _pad_token(tokenizer_folder) or pad or END)
         self._start, self.end, self._pad = (_token_id(self._tokenizer, token, folder) for token in special)
+        self.comma: int | None = self._tokenizer.token_to_id(COMMA)
 
     def encode(self, text: str, words: Words = NO_WORDS) -> Tokens:
         """A prompt's tokens, cut or padded to `LENGTH`."""
@@ -88,7 +89,7 @@ class ClipTokenizer:
             ids += numbers
             places += [start] * len(numbers)
         lost = text[places[ROOM] :] if len(ids) > ROOM else ""
-        return Tokens(ids=self._framed(ids[:ROOM]), lost=lost)
+        return Tokens(ids=self.frame(ids[:ROOM]), lost=lost)
 
     def encode_chunks(self, text: str, words: Words = NO_WORDS) -> list[tuple[int, ...]]:
         """All of a prompt's tokens, in as many pieces of `LENGTH` as they need, each with a start and an end.
@@ -100,7 +101,7 @@ class ClipTokenizer:
             if len(pieces[-1]) + len(numbers) > ROOM:
                 pieces.append([])
             pieces[-1] += numbers
-        return [self._framed(piece) for piece in pieces]
+        return [self.frame(piece) for piece in pieces]
 
     def has_added(self, token: str) -> bool:
         """Whether a text is one token that the tokenizer's files have on top of CLIP's vocabulary."""
@@ -121,7 +122,12 @@ class ClipTokenizer:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return (([number], begin + start) for number, (start, _) in zip(encoding.ids, encoding.offsets, strict=True))
 
-    def _framed(self, ids: list[int]) -> tuple[int, ...]:
+    def units(self, text: str, words: Words = NO_WORDS) -> list[tuple[int, ...]]:
+        """All of a text's tokens, those together that may not be parted: the vectors of a learnt word."""
+        return [tuple(numbers) for numbers, _ in self._tokens(text, words)]
+
+    def frame(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Up to `ROOM` tokens as a piece of `LENGTH`: with the start before them, the end behind, and padding."""
         framed = [self._start, *ids, self.end]
         return tuple(framed + [self._pad] * (LENGTH - len(framed)))
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
+from runner.a1111.tags import read_tags
 from runner.errors import Location, ManifestError
 from runner.files import sha256_of
 from runner.folder.names import INITS, RECORDS
@@ -134,7 +135,7 @@ def _read(path: Path) -> _Source:
 def _read_own(path: Path, given: Mapping[str, Any], model: Mapping[str, Any], place: Location) -> _Source:
     number = wrap(given.get("number", 0), place).integer(0, MOST_ITEMS)
     noise_only = {key: value for key, value in given.items() if key not in (*OF_IMG2IMG, "loras")}
-    item = read_item(noise_only, number=number, location=place, model=_model(model))
+    item = read_item(noise_only, number=number, location=place, model=_model(model), find_loras=False)
     item = item._replace(loras=_loras(given.get("loras", {}), place))
     notes: list[str] = []
     if given.get("init") is not None:
@@ -223,7 +224,7 @@ def _read_others(path: Path, found: metadata.Metadata, place: Location) -> _Sour
             raise
         raise ManifestError(f"its text can't be read: {error}", place) from None
     strength = record.pop("strength", None)
-    item = read_item(record, number=0, location=place, model=Model(name=_one_line(model)))
+    item = read_item(record, number=0, location=place, model=Model(name=_one_line(model)), find_loras=False)
     if strength is not None:
         item = item._replace(strength=check("strength", wrap(strength, place)))
     return _Source(path=path, item=item, notes=notes, own=False)
@@ -243,8 +244,8 @@ def _notes(sources: Sequence[_Source]) -> Iterator[str]:
         yield _one_line(f"{shorten(note, 200)} ({files})")
     if paths_of_models := _paths(_names(sources)):
         yield f"say under 'models' where the weights are: {', '.join(paths_of_models)}"
-    if loras := sorted({lora.name for source in sources for lora in source.item.loras}):
-        yield f"say under 'loras' where the files are: {name_some(loras)}"
+    if loras := dict.fromkeys(name for source in sources for name in _names_of_loras(source.item)):
+        yield _one_line(f"say under 'loras' where the files of these are: {', '.join(loras)}")
     if embeddings := dict.fromkeys(each.path for source in sources for each in source.item.embeddings):
         yield f"say under 'embeddings' where their files are: {', '.join(embeddings)}"
     there = {_wish(source.item) for source in sources}
@@ -252,6 +253,12 @@ def _notes(sources: Sequence[_Source]) -> Iterator[str]:
         lender = source.item.fixed_code
         if lender is not None and _wish(source.item, seed=lender, fixed_code=None) not in there:
             yield _one_line(f"a picture with seed {lender} is added: {source.path} (fixed_code) begins with its noise")
+
+
+def _names_of_loras(item: Item) -> list[str]:
+    """The LoRAs that an item has, and those that its prompt names."""
+    tagged = [tag.name for tag in read_tags(item.prompt)[1]] if item.a1111 else []
+    return [*(lora.name for lora in item.loras), *tagged]
 
 
 def _in_order(sources: Sequence[_Source]) -> list[_Source]:

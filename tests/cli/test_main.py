@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import builders
 import pytest
@@ -121,6 +122,37 @@ def test_plan_as_a_table_and_as_json(manifest, capsys):
     assert answer["memory_bytes"] > answer["disk_bytes"] > 0
     assert answer["prompts"] == {"different": 2, "weighted": 0, "read_as": []}
     assert out.err == ""
+
+
+A1111 = r"""
+version: 1
+name: editing
+defaults: {width: 64, height: 64, steps: 4, prompt_syntax: a1111, negative: '(bad:1.4)'}
+jobs:
+- prompts: ["a (cat:1.3), [dog]", "[cat:dog:0.5] BREAK \\(x\\)", "[a|b]"]
+  seeds: 1-2
+"""
+
+
+def test_prompts_in_automatic1111s_syntax_are_rendered_and_extracted(manifest, model, capsys):
+    (Path.cwd() / "m.yaml").write_text(A1111)
+    assert cli.main(["run", "m.yaml", f"model.path={model}"]) == 0
+    assert cli.main(["run", "m.yaml", f"model.path={model}"]) == 0
+    assert "nothing to render: all pictures are in outputs/editing" in capsys.readouterr().err
+    assert cli.main(["extract", "outputs/editing"]) == 0
+    Path("again.yaml").write_text(capsys.readouterr().out.replace("version: 1\n", "version: 1\nname: editing\n"))
+    assert cli.main(["plan", "again.yaml", "json=true", f"model.path={model}"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["images"], answer["done"]) == (6, 6)
+    assert cli.main(["verify", "outputs/editing", f"model.path={model}"]) == 0
+
+
+def test_a_wrong_prompt_in_automatic1111s_syntax_is_named_before_anything_is_loaded(manifest, capsys):
+    (Path.cwd() / "m.yaml").write_text(A1111.replace("[dog]", "AND dog").replace("[a|b]", "a <lora:ink:1>"))
+    assert cli.main(["run", "m.yaml", "model.path=nowhere"]) == 4
+    error = capsys.readouterr().err
+    assert "m.yaml:6:13: AND composes prompts in AUTOMATIC1111" in error
+    assert "the manifest lists no LoRA 'ink' (character 3 of the prompt)" in error
 
 
 def test_run_then_plan_then_gallery(manifest, model, tmp_path, capsys):

@@ -16,7 +16,7 @@ def test_a_text_is_read() -> None:
     prompt = "a house, by (a lake)\nin two lines"
     assert record == {
         "prompt": prompt,
-        "parts": [{"text": prompt, "weight": 1}],
+        "prompt_syntax": "a1111",
         "negative": "ugly, fat\nblurry",
         "steps": 20,
         "scale": 7,
@@ -24,10 +24,9 @@ def test_a_text_is_read() -> None:
         "sampler": "euler_a",
         "width": 512,
         "height": 512,
-        "long_prompts": "chunk",
     }
     assert model == "45dee52b"
-    assert notes == [OTHER_NOISE, "brackets, AND and BREAK have a meaning in its prompts; here they are plain text"]
+    assert notes == [OTHER_NOISE]
 
 
 @pytest.mark.parametrize(
@@ -78,13 +77,32 @@ def test_what_has_no_place_here_is_named(more: str, notes: list[str]) -> None:
     assert "strength" not in record
 
 
-def test_networks_leave_the_prompt_and_sizes_become_ours() -> None:
-    record, notes, _ = read("cat <lora:fur:0.8>\nNegative prompt: <hypernet:x:1> dog\nSteps: 4, Seed: 1, Size: 520x40")
-    assert (record["prompt"], record["negative"]) == ("cat", "dog")
+def test_loras_stay_in_the_prompt_and_sizes_become_ours() -> None:
+    text = "cat <lora:fur:0.8> <hypernet:y:1>\nNegative prompt: <hypernet:x:1> dog\nSteps: 4, Seed: 1, Size: 520x40"
+    record, notes, _ = read(text)
+    assert (record["prompt"], record["negative"]) == ("cat <lora:fur:0.8>", "dog")
     assert (record["width"], record["height"]) == (512, 64)
-    assert "not carried over: <lora:fur:0.8>" in notes
-    assert "not carried over: <hypernet:x:1>" in notes
+    assert "not carried over: <hypernet:x:1>" in notes and "not carried over: <hypernet:y:1>" in notes
     assert "the size 520x40 becomes 512x64; sizes are multiples of 64 here" in notes
+
+
+@pytest.mark.parametrize("prompt", ["a (cat:1.2) AND a dog", "a <lora:x:1>cat, 16:9", "(cat:1.2.3)"])
+def test_what_is_not_rendered_in_its_syntax_is_plain_text(prompt: str) -> None:
+    record, notes, _ = read(f"{prompt}\n{SETTINGS}")
+    text = prompt.replace("<lora:x:1>", "")
+    assert "prompt_syntax" not in record
+    assert (record["prompt"], record["parts"]) == (text, [{"text": text, "weight": 1}])
+    assert record["long_prompts"] == "chunk"
+    assert any("are plain text here" in note for note in notes)
+
+
+def test_a_prompt_in_its_syntax_is_written_as_it_is() -> None:
+    prompt = r"a (cat:1.2), [dog], \(x\) <lora:fur:0.8> [a:b:0.5]"
+    item = make_item(prompt=prompt, negative="(bad:1.4)", extra=(("prompt_syntax", "a1111"),))
+    text = parameters_text(item)
+    assert text.startswith(f"{prompt}\nNegative prompt: (bad:1.4)\nSteps: ")
+    record, _, _ = read(text)
+    assert (record["prompt"], record["negative"], record["prompt_syntax"]) == (prompt, "(bad:1.4)", "a1111")
 
 
 def test_img2img_and_eta() -> None:

@@ -25,7 +25,7 @@ from runner.manifest import weighted as manifest_weighted
 from runner.sampler_names import SAMPLERS
 from runner.verbs.extract import Extraction, extract
 
-A1111 = "(cat:1.2), dog:2\nNegative prompt: bad\nSteps: 4, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 64x64"
+A1111 = "(cat:1.2), dog:2 b\nNegative prompt: bad\nSteps: 4, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 64x64"
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +88,10 @@ KINDS = [
     make_item(prompt="eta", eta=0.3),
     make_item(prompt="odd numbers", scale=0.1 + 0.2, seed=2**63 - 1, width=4096, steps=500),
     *(make_item(prompt=name, sampler=name) for name in SAMPLERS),
+    *(
+        make_item(prompt=prompt, negative="(bad:1.4), [x|y]", extra=(("prompt_syntax", "a1111"),))
+        for prompt in ("a (cat:1.2)", r"[a:b:0.5] \(c\) BREAK <word>", "x:1 y:2 z", "plain", "")
+    ),
 ]  # fmt: skip
 
 
@@ -98,6 +102,7 @@ def test_every_kind_of_picture_is_made_again(format: str) -> None:
     again = made_again(found)
     assert (found.notes, found.problems) == ((), ())
     assert ids(again) == ids(items)
+    assert [item.prompt for item in again] == [item.prompt for item in items]
     assert [image_path(item) for item in again] == [image_path(item) for item in items]
 
 
@@ -197,17 +202,34 @@ def test_two_models_of_one_name_are_told_apart(here: Path) -> None:
 def test_a_picture_of_automatic1111() -> None:
     files = [foreign("a.png", parameters=f"{A1111}, Eta: 2"), foreign("b.png", parameters=f"{A1111}, ENSD: 1")]
     found = extract(files)
-    note = "brackets, AND and BREAK have a meaning in its prompts; here they are plain text"
     noise = "from AUTOMATIC1111's program, whose noise is another: similar pictures, not the same"
     assert found.notes == (
         f"{noise} (all pictures)",
-        f"{note} (all pictures)",
         "not carried over: Eta: 2 (a.png)",
         "not carried over: ENSD: 1 (b.png)",
     )
     (item,) = made_again(found)
-    assert (item.prompt, item.parts) == ("(cat:1.2), dog:2", (Part(text="(cat:1.2), dog:2", weight=1.0),))
+    assert (item.prompt, item.parts) == ("(cat:1.2), dog:2 b", (Part(text="(cat:1.2), dog:2 b", weight=1.0),))
+    assert item.a1111 and "  prompt_syntax: a1111\n" in found.manifest
     assert (item.negative, item.seed, item.scale, item.sampler, item.steps) == ("bad", 5, 7, "euler_a", 4)
+
+
+def test_the_loras_of_a_picture_are_named() -> None:
+    settings = "Steps: 4, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 64x64, Clip skip: 2"
+    found = extract([foreign("a.png", parameters=f"a cat <lora:fur:0.8>, <lora:ink:1>\n{settings}")])
+    assert "prompt: 'a cat <lora:fur:0.8>, <lora:ink:1>'" in found.manifest
+    assert "  clip_skip: 2\n" in found.manifest and "  prompt_syntax: a1111\n" in found.manifest
+    assert "say under 'loras' where the files of these are: fur, ink" in found.notes
+    with pytest.raises(manifest_read.ManifestError, match="lists no LoRA 'fur'"):
+        made_again(found)
+
+
+def test_pictures_in_either_syntax_are_told_apart() -> None:
+    ours = picture(weighted("tabby cat:0.25 white duck:0.75 hybrid"), "ours.png")
+    found = extract([ours, foreign("theirs.png", parameters=A1111)])
+    items = {len(item.parts): item for item in made_again(found)}
+    assert items[3].prompt == "tabby cat:0.25 white duck:0.75 hybrid" and not items[3].a1111
+    assert items[1].a1111
 
 
 def test_a_jpeg_of_automatic1111() -> None:

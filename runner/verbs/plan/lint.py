@@ -16,6 +16,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any
 
+from runner.a1111.editing import schedule
+from runner.a1111.emphasis import BREAK, fragments
 from runner.errors import Location
 from runner.item import MASK, MASK_BLUR, Item, Model, steps_made
 from runner.manifest.job import Job
@@ -76,17 +78,32 @@ class Warned:
 # ---- what is odd about a text or a prompt
 
 SCRIPT = "prompt|negative_prompt|styles|seed|steps|cfg_scale|width|height|sampler_name|batch_size|n_iter"
-FOREIGN = (  # other tools' syntax, what it is, and what says the same here
-    (re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)"), "emphasis in AUTOMATIC1111 and ComfyUI; here words:number is a part"),
-    (re.compile(r"\({2,}[^()]+\){2,}"), "emphasis in AUTOMATIC1111; here words:number is a part"),
-    (re.compile(r"(?<!\S)\[+[^\[\]]+\]+"), "less emphasis, or a change on the way, in AUTOMATIC1111"),
+A1111_READS = "prompt_syntax: a1111 reads it"
+FOREIGN_A1111 = (  # AUTOMATIC1111's syntax, what it is, and what says the same here
+    (
+        re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)"),
+        f"emphasis in AUTOMATIC1111 and ComfyUI; {A1111_READS}, or words:number is a part",
+    ),
+    (re.compile(r"\({2,}[^()]+\){2,}"), f"emphasis in AUTOMATIC1111; {A1111_READS}, or words:number is a part"),
+    (
+        re.compile(r"(?<!\S)\[+[^\[\]]+\]+"),
+        f"less emphasis, or a change on the way, in AUTOMATIC1111; {A1111_READS}",
+    ),
+    (
+        re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE),
+        f"a LoRA or a hypernetwork in AUTOMATIC1111; {A1111_READS} if it is a LoRA",
+    ),
+    (
+        re.compile(r"(?<![A-Z]\s)\bBREAK\b(?!\s[A-Z]{2})"),
+        f"a new piece in AUTOMATIC1111; {A1111_READS}, or long_prompts: chunk",
+    ),
+    (re.compile(r"(?<=[^\WA-Z]\s)AND(?=\s+[^\WA-Z])"), "two prompts at once in AUTOMATIC1111; here words:1 words:1"),
+)
+FOREIGN = (  # other tools' syntax likewise
     (re.compile(r"\{[^{}]*\|[^{}]*\}"), "a choice in Dynamic Prompts; here each is a prompt of its own"),
     (re.compile(r"\{+[^{}|]+\}+"), "emphasis in NovelAI; here words:number is a part"),
     (re.compile(r"(?<!\w)__[\w*/-]+__(?!\w)"), "a wildcard; here 'file: NAME.txt' is one prompt a line"),
-    (re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE), "a LoRA or a hypernetwork, which isn't supported"),
     (re.compile(r"\bembedding:\s?[\w.-]+"), "an embedding in ComfyUI; here <name>, listed under 'embeddings'"),
-    (re.compile(r"(?<![A-Z]\s)\bBREAK\b(?!\s[A-Z]{2})"), "a new piece in AUTOMATIC1111; here long_prompts: chunk"),
-    (re.compile(r"(?<=[^\WA-Z]\s)AND(?=\s+[^\WA-Z])"), "two prompts at once in AUTOMATIC1111; here words:1 words:1"),
     (re.compile(r"[^\s:]*::\s?-?\d*\.?\d*(?!\S)"), "a weight in Midjourney; here with one colon, words:number"),
     (
         re.compile(rf"(?<!\S)--(?:{SCRIPT})\b"),
@@ -103,23 +120,24 @@ UNREAD = re.compile(r"(?<![\\\d:])[^\s:]*:[ ]?[-+]?(?:\d+[.,]\d+|[.]\d+|\d+(?=[,
 LIKE_A_TIME = re.compile(r"(?<!\S)(\d+):(\d+)(?!\S)")
 
 
-def foreign_syntax(text: str) -> Iterator[str]:
-    """Other tools' syntax, each kind of it once."""
-    for pattern, meaning in FOREIGN if SUSPECT.search(text) else ():
+def foreign_syntax(text: str, a1111: bool = False) -> Iterator[str]:
+    """Other tools' syntax, each kind of it once; of a text in AUTOMATIC1111's, only what that isn't."""
+    patterns = FOREIGN if a1111 else (*FOREIGN_A1111, *FOREIGN)
+    for pattern, meaning in patterns if SUSPECT.search(text) else ():
         if found := pattern.search(text):
             yield f"'{shorten(found[0].strip(), 40)}' is {meaning}"
 
 
 def numbers_as_weights(item: Item) -> Iterator[str]:
     """Ratios and times of day that were read as weights."""
-    if item.parts[0].text != item.prompt:  # so it was read as a weighted prompt
+    if item.parts[0].text != item.prompt and not item.a1111:  # so it was read as a weighted prompt
         for number, weight in LIKE_A_TIME.findall(item.prompt):
             yield f"'{number}:{weight}' is '{number}' with the weight {weight}"
 
 
 def unread_weights(item: Item) -> Iterator[str]:
     """Numbers behind a colon that look like weights and were not read as any."""
-    text = " ".join(part.text for part in item.parts)
+    text = "" if item.a1111 else " ".join(part.text for part in item.parts)
     found = [match for match in UNREAD.findall(item.prompt) if match in text]
     if found:
         yield f"{name_some([repr(each.strip()) for each in dict.fromkeys(found)])} is plain text"
@@ -129,6 +147,14 @@ def comment_lines(item: Item) -> Iterator[str]:
     """Prompts that begin like a comment."""
     if item.prompt.startswith(("#", "//")):
         yield f"'{shorten(item.prompt, 40)}'"
+
+
+def words_in_brackets(item: Item) -> Iterator[str]:
+    """BREAK within brackets, in AUTOMATIC1111's syntax."""
+    if item.a1111 and "BREAK" in item.prompt:
+        *_, (_, text) = schedule(item.parts[0].text, item.steps)
+        if found := [each for each in fragments(text) if each.text == BREAK.text and each != BREAK]:
+            yield f"'BREAK' weighs {found[0].weight:.3g}"
 
 
 def odd_weights(item: Item) -> Iterator[str]:
@@ -239,7 +265,15 @@ UNREAD_WEIGHT = Check(
 UNUSED_SIZES = Check(name="unused_sizes", unit="job", message="only models of Stable Diffusion XL are told sizes")
 IDLE_DEFAULT = Check(name="idle_default", unit="setting", message=f"has no effect: {IDLE}")
 PROMPT_CHECKS: Sequence[tuple[Callable[[Item], Iterable[str]], Check]] = (
-    (lambda item: foreign_syntax(item.prompt), OTHER_SYNTAX),
+    (lambda item: foreign_syntax(item.prompt, item.a1111), OTHER_SYNTAX),
+    (
+        words_in_brackets,
+        Check(
+            name="break_in_brackets",
+            unit="prompt",
+            message="within brackets it is a word like others, as in AUTOMATIC1111; close them before it",
+        ),
+    ),
     (numbers_as_weights, Check(name="number_as_weight", unit="prompt", message=r"a plain colon is written \:")),
     (
         comment_lines,
@@ -282,7 +316,7 @@ class Linter:
     def __init__(self, request: Request) -> None:
         self._request = request
         self._warned: dict[str, Warned] = {}
-        self._prompts: set[str] = set()
+        self._prompts: set[str | tuple[str, bool]] = set()
         self._negatives, self._measured = {""}, set[tuple[Model, str]]()
         self._tokenizers: dict[Model, Collection[ClipTokenizer]] = {}
         for key in request.idle_defaults():
@@ -296,22 +330,28 @@ class Linter:
 
     @property
     def prompts(self) -> int:
-        """How many different prompts were read."""
+        """How many different prompts were read; one that is read in two syntaxes is two."""
         return len(self._prompts)
 
     def read(self, item: Item) -> bool:
         """Checks what is new in an item's texts; returns whether the prompt is."""
-        new = item.prompt not in self._prompts
+        wording = (item.prompt, item.a1111) if item.a1111 else item.prompt  # which may be read in both
+        new = wording not in self._prompts
         if new:
-            self._prompts.add(item.prompt)
-            if ":" in item.prompt and (found := list(unread_weights(item))) and self._is_weighted(item.prompt):
+            self._prompts.add(wording)
+            if (
+                ":" in item.prompt
+                and not item.a1111
+                and (found := list(unread_weights(item)))
+                and self._is_weighted(item.prompt)
+            ):
                 self._note(UNREAD_WEIGHT, found, item)
             if len(item.parts) > 1 or item.prompt[:1] in ("#", "/") or SUSPECT.search(item.prompt):
                 for find, check in PROMPT_CHECKS:
                     self._note(check, find(item), item)
         if item.negative not in self._negatives:
             self._negatives.add(item.negative)
-            self._note(OTHER_SYNTAX, foreign_syntax(item.negative), item)
+            self._note(OTHER_SYNTAX, foreign_syntax(item.negative, item.a1111), item)
         if item.long_prompts == "truncate":
             self._measure(item)
         return new

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from runner.errors import SettingError
 from runner.folder.ledger import read_index
 from runner.folder.names import RECORDS, image_name
-from runner.item import Item, Model, Part, item_digest
+from runner.item import Item, Model, item_digest
 from runner.machine import memory
 from runner.machine.describe import device_name
 from runner.planning import choices
@@ -33,6 +33,7 @@ from runner.planning.layouts import Execution
 from runner.request import OUTPUTS, Request
 from runner.verbs.plan.forecast import Forecast, Kind, forecast, read_past
 from runner.verbs.plan.lint import EXAMPLES, NAME_TAKEN, SAME_PICTURE, Linter, Warned
+from runner.verbs.plan.reading import Reading, read_prompt
 
 VALUES_KEPT, VALUES_LISTED = 10**5, 100  # of an axis: counted, and named in the JSON document
 READ_AS_KEPT = 100
@@ -107,7 +108,7 @@ class Survey:
 
     `images` counts the items; `done`, `missing` and `failed` the pictures, since two items may wish for the same one.
     `failed` are those of the missing ones that were tried before, `attempts` times in all. `turns` are those of the
-    models; `ends` are the first and the last item that is wanted; `read_as` the weighted prompts.
+    models; `ends` are the first and the last item that is wanted; `read_as` the prompts that are more than plain text.
     """
 
     request: Request
@@ -120,7 +121,7 @@ class Survey:
     ends: tuple[Item, Item]
     prompts: int
     weighted: int
-    read_as: Mapping[str, tuple[Part, ...]]
+    read_as: Sequence[Reading]
     warnings: Sequence[Warned]
 
     @property
@@ -184,10 +185,7 @@ class Survey:
             "prompts": {
                 "different": self.prompts,
                 "weighted": self.weighted,
-                "read_as": [
-                    {"prompt": prompt, "parts": [{"text": part.text, "weight": part.weight} for part in parts]}
-                    for prompt, parts in self.read_as.items()
-                ],
+                "read_as": [reading.to_dict() for reading in self.read_as],
             },
             "warnings": [warned.to_dict() for warned in self.warnings],
         }
@@ -286,7 +284,7 @@ class _Tally:
         self.samples: dict[Work, Item] = {}
         self.places: dict[Work, int] = {}  # of the kinds in `samples`
         self.axes: dict[str, Axis] = defaultdict(Axis)
-        self.weighted, self.read_as = 0, dict[str, tuple[Part, ...]]()
+        self.weighted, self.read_as = 0, list[Reading]()
 
     def add(self, items: Sequence[Item]) -> None:
         """Takes items into account."""
@@ -301,10 +299,10 @@ class _Tally:
         for (key, value), images in Counter(itertools.chain.from_iterable(item.axes for item in items)).items():
             self.axes[key].add(value, images)
         for item in items:
-            if self.linter.read(item) and (len(item.parts) > 1 or item.parts[0].text != item.prompt.strip()):
+            if self.linter.read(item) and (reading := read_prompt(item)):
                 self.weighted += 1
                 if len(self.read_as) < READ_AS_KEPT:
-                    self.read_as[item.prompt] = item.parts
+                    self.read_as.append(reading)
 
     def _place(self, item: Item) -> int:
         """The place of an item's model and kind among those that were met."""

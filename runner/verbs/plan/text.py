@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from runner.folder.names import image_path
-from runner.item import MASK_SHA256, Item, Part
+from runner.item import MASK_SHA256, Item
 from runner.machine.describe import device_name
 from runner.manifest.loras import show_set
 from runner.report.pictures import as_text
@@ -111,14 +111,10 @@ def _groups(survey: Survey) -> Iterator[Row]:
 
 
 def _weighted(survey: Survey) -> Iterator[Row]:
-    for parts in itertools.islice(survey.read_as.values(), PROMPTS_SHOWN):
-        yield (" + ".join(map(_part, parts)),)
+    for reading in survey.read_as[:PROMPTS_SHOWN]:
+        yield (str(reading),)
     if survey.weighted > PROMPTS_SHOWN:
         yield (f"{survey.weighted - PROMPTS_SHOWN:,} more",)
-
-
-def _part(part: Part) -> str:
-    return f"{part.weight:.3g} '{part.text}'"
 
 
 def _item(item: Item) -> Row:

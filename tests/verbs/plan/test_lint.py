@@ -77,6 +77,27 @@ def test_ordinary_text_is_left_alone(text):
     assert list(lint.foreign_syntax(text)) == []
 
 
+@pytest.mark.parametrize("text", ["a (cat:1.2)", "((a))", "a [b]", "a <lora:x:1>", "a BREAK b"])
+def test_what_looks_like_automatic1111s_syntax_is_said_to_be_one(text):
+    assert "prompt_syntax: a1111 reads it" in "; ".join(lint.foreign_syntax(text))
+    assert list(lint.foreign_syntax(text, a1111=True)) == []
+
+
+def test_a_prompt_in_automatic1111s_syntax_is_warned_of_other_tools_only(warnings):
+    texts = "prompts: ['(a:1.2), [b], c:0.5, 12:30 d', '{x|y} e'], negative: '(bad:1.4)'"
+    found = warnings(f"{{{texts}, seed: 1, prompt_syntax: a1111}}")
+    assert found.keys() == {"other_syntax"}
+    assert [example.text for example in found["other_syntax"].examples] == [
+        "'{x|y}' is a choice in Dynamic Prompts; here each is a prompt of its own"
+    ]
+
+
+def test_a_break_within_brackets_is_a_word(warnings):
+    found = warnings("{prompts: [a BREAK b, '(a BREAK b:1.2)', '[a BREAK b:3]'], seed: 1, prompt_syntax: a1111}")
+    assert found.keys() == {"break_in_brackets"}
+    assert [example.text for example in found["break_in_brackets"].examples] == ["'BREAK' weighs -1.2"]
+
+
 def test_all_of_the_quickstart_is_as_it_should_be():
     asked = request.read_request(lint_root() / "manifests/quickstart.yaml", settings.compose([]))
     linter = lint.Linter(asked)

@@ -86,7 +86,7 @@ def test_counts(look):
         ("euler", 24, 32),
     ]
     assert (found.ends[0].number, found.ends[1].number) == (0, 47)
-    assert (found.prompts, found.weighted, list(found.read_as)) == (3, 1, ["cat:1 dog:3"])
+    assert (found.prompts, found.weighted, [each.prompt for each in found.read_as]) == (3, 1, ["cat:1 dog:3"])
     assert found.waves == 2  # 72 rows
     assert found.memory_bytes > 0
     assert found.warnings == []
@@ -337,6 +337,32 @@ def test_the_json_document(ask, model, capsys):
         {"prompt": "cat:1 dog:3", "parts": [{"text": "cat", "weight": 0.25}, {"text": "dog", "weight": 0.75}]}
     ]
     assert document["warnings"][0]["kind"] == "same_picture"
+
+
+A1111_JOBS = """
+version: 1
+defaults: {width: 64, height: 64, steps: 20, prompt_syntax: a1111}
+jobs:
+- prompts: ["a (cat:1.3), [dog]", "[a:(b:1.2):0.5] BREAK c", "[a|b]", plain, "[a:b:19]"]
+  seeds: 1-2
+- {prompt: "a (cat:1.3), [dog]", seed: 3, prompt_syntax: plain}
+"""
+
+
+def test_how_prompts_in_automatic1111s_syntax_were_read(look):
+    found = look(A1111_JOBS)
+    assert (found.prompts, found.weighted) == (6, 4)
+    text = shown(found, 200)
+    assert "1 'a' + 1.3 'cat' + 1 ',' + 0.909 'dog'" in text
+    assert "to step 11: 1 'a' + BREAK + 1 'c'; then: 1.2 'b' + BREAK + 1 'c'" in text
+    assert "to step 2: 1 'a'; to step 3: 1 'b'; to step 4: 1 'a'; to step 5: 1 'b'; 15 more changes" in text
+    assert [len(reading.spans) for reading in found.read_as] == [1, 2, 19, 1]  # what comes after the last step is none
+    document = found.to_dict()["prompts"]["read_as"][1]
+    assert document["prompt_syntax"] == "a1111" and document["loras"] == []
+    assert [(span["last_step"], span["parts"][0]) for span in document["spans"]] == [
+        (10, {"text": "a", "weight": 1.0}),
+        (20, {"text": "b", "weight": 1.2}),
+    ]
 
 
 def test_a_card_also_holds_what_its_driver_needs(look):
