@@ -110,18 +110,7 @@ def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) ->
         name = _name(given.get("name"), path)
     with problems:
         _check_lists(given.get("lists"))
-    plain = not (speaks_of_syntax(root) or SYNTAX in overrides)
-    frame = bare = Frame(folder=path.parent, allow_outside=allow_outside, plain=plain)
-    with problems:
-        frame = bare = dataclasses.replace(bare, listed=list_models(given.get("models"), bare))
-    embeddings: Listed | None = None
-    with problems:
-        embeddings = list_embeddings(given.get("embeddings"), bare)
-    with problems:
-        frame = bare = dataclasses.replace(bare, loras=list_loras(given.get("loras"), bare))
-    with problems:
-        own = _entries(bare, given["defaults"], ITEM_KEYS) if "defaults" in given else {}
-        frame = dataclasses.replace(bare, defaults=fold({**DEFAULTS, **own, **_overrides(overrides, bare)}))
+    frame, embeddings = _frame(path, given, root, problems, overrides, allow_outside=allow_outside)
     jobs: tuple[Job, ...] = ()
     with problems:
         jobs = _jobs(given["jobs"], frame) if "jobs" in given else ()
@@ -137,6 +126,26 @@ def load(path: Path, *, overrides: Mapping[str, object], allow_outside: bool) ->
         embeddings=embeddings,
         tagged=frame.tagged,
     )
+
+
+def _frame(
+    path: Path, given: Mapping[str, Node], root: Node, problems: Problems, overrides: Mapping[str, object],
+    *, allow_outside: bool,
+) -> tuple[Frame, Listed | None]:  # fmt: skip
+    """What the jobs stand in, and the embeddings that are listed."""
+    plain = not (speaks_of_syntax(root) or SYNTAX in overrides)
+    frame = bare = Frame(folder=path.parent, allow_outside=allow_outside, plain=plain)
+    embeddings: Listed | None = None
+    with problems:
+        frame = bare = dataclasses.replace(bare, listed=list_models(given.get("models"), bare))
+    with problems:
+        embeddings = list_embeddings(given.get("embeddings"), bare)
+    with problems:
+        frame = bare = dataclasses.replace(bare, loras=list_loras(given.get("loras"), bare))
+    with problems:
+        own = _entries(bare, given["defaults"], ITEM_KEYS) if "defaults" in given else {}
+        frame = dataclasses.replace(bare, defaults=fold({**DEFAULTS, **own, **_overrides(overrides, bare)}))
+    return frame, embeddings
 
 
 def _check_lists(node: Node | None) -> None:

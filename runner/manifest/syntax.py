@@ -127,7 +127,7 @@ def find_tagged(frame: Frame, tag: Tag, location: Location) -> Lora:
         found = (f"{FOLDER}/{tag.name}{ending}" for ending in ENDINGS if "/" not in tag.name)
         path = next((name for name in found if _is_file(frame.folder / name)), None)
         if path is None:
-            known = did_you_mean(tag.name, frame.loras) if frame.loras else f"and {frame.folder / FOLDER} holds none"
+            known = did_you_mean(tag.name, frame.loras) if frame.loras else f"and its folder '{FOLDER}' holds none"
             message = f"the manifest lists no LoRA '{tag.name}', {known}"
             raise ManifestError(str(PromptError(message, tag.offset)), location)
         listed = ListedFile(find_inside(wrap(path, location), frame.folder, frame.allow_outside), "", node)

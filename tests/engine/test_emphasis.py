@@ -11,7 +11,6 @@ from builders import make_item
 from PIL import Image
 
 from runner.a1111.emphasis import fragments
-from runner.engine import denoise
 from runner.engine.executor import Executor
 from runner.engine.text import Texts, Way
 from runner.events import ItemFailed, Rendered
@@ -192,16 +191,17 @@ def test_texts_of_one_schedule_have_as_many_pieces(model):
     assert torch.equal(calls[0][0][LENGTH:], empty) and not torch.equal(calls[-1][0][LENGTH:], empty)
 
 
-def test_calls_are_set_up_anew_only_where_something_changes(model, monkeypatch):
-    made = []
-    original = denoise.stack
-    monkeypatch.setattr(denoise, "stack", lambda rows: made.append(len(rows)) or original(rows))
+def test_calls_are_set_up_anew_only_where_something_changes(model):
+    seen = []  # held, so that no two have one identity
     executor = make_executor(model, unet_bs=4)
+    executor.components["unet"].module.register_forward_pre_hook(
+        lambda _, given, more: seen.append(more["encoder_hidden_states"]), with_kwargs=True
+    )
     told(executor, [item("[cat:dog:2]", seed=1), item("(cat:1.2)", seed=2)])
-    assert len(made) == 2
-    made.clear()
+    assert len(seen) == STEPS and len({id(each) for each in seen}) == 2
+    seen.clear()
     told(executor, [make_item(prompt="cat", steps=STEPS), item("[cat]", seed=2)])
-    assert len(made) == 1
+    assert len(seen) == STEPS and len({id(each) for each in seen}) == 1
 
 
 # ---- pictures

@@ -83,7 +83,7 @@ def refusals(folder: Path, text: str) -> list[tuple[int, int, str]]:
     [
         ("prompts: [a, 'b AND c', '(d:1.2.3)'], prompt_syntax: a1111", ["AND composes", "'1.2.3' is no number"]),
         ("prompt: a <lora:ink:1>, prompt_syntax: a1111",
-         ["the manifest lists no LoRA 'ink' (character 3 of the prompt)"]),
+         ["the manifest lists no LoRA 'ink', and its folder 'loras' holds none (character 3 of the prompt)"]),
         ("prompt: a, negative: 'b <lora:x:1>', prompt_syntax: a1111", ["negative: '<lora:x:1>' can't stand"]),
         ("prompt: {text: a, negative: '(b:..)'}, prompt_syntax: a1111", ["negative: '..' is no number"]),
         ("prompt: {parts: [a, b], weights: [1, 1]}, prompt_syntax: a1111", ["are of prompt_syntax: plain"]),

@@ -84,14 +84,8 @@ def test_padding_is_framed_as_the_encoder_wants_it(tmp_path):
     assert [piece.ids for piece in read("a BREAK b", padded)] == [padded.encode("a").ids, padded.encode("b").ids]
 
 
-class Vectors(ClipTokenizer):
-    """Knows a word of ten vectors."""
-
-    def units(self, text):
-        return [(7,) * 10 if word == "<v>" else self.encode(word).ids[1:2] for word in text.split()]
-
-
 def test_the_vectors_of_an_embedding_stay_together():
-    pieces = read(f"{words(70)} <v> b", Vectors(SHIPPED))
+    numbers = range(END + 1, END + 11)
+    pieces = cut(fragments(f"{words(70)} (<v>:1.2) b"), ClipTokenizer(SHIPPED), {"v": numbers})
     assert filled(pieces) == [70, 11]
-    assert pieces[1].ids[1:11] == (7,) * 10
+    assert pieces[1].ids[1:11] == tuple(numbers) and pieces[1].weights[1:12] == (1.2,) * 10 + (1.0,)
