@@ -160,7 +160,7 @@ def test_units_that_stay_while_others_walk_are_changed_too(folder: Path, ink: Pa
     model, dtype = find_model(str(folder)), torch.float32
     own, found = model.tensors["unet"], []
     changes = [fit(read_lora(path), model)["unet"] for path in (ink, sharp)]
-    told = empty(model.configs["unet"], 1)
+    told = empty(model.configs["unet"], 1, 8)
     call = unet_call(torch.ones(1, 4, 8, 8), torch.ones(1), told)
     walking, resident = (
         Component(build_module(model, "unet"), own, device=torch.device("cpu"), dtype=dtype, mode=mode)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from runner.engine.executor import Executor
-from runner.engine.text import Texts
+from runner.engine.text import Texts, Way
 from runner.events import ItemFailed, Rendered, StepDone
 from runner.item import Embedding, Part
 from runner.manifest.embeddings import named
@@ -198,7 +198,7 @@ def test_the_embedding_is_that_of_a_table_with_more_rows(folders, learnt, family
     executor = make_executor(folders[family])
     embeddings = tuple(listed(learnt, family).values())
     text = "a <toy> and a <bad-2>"
-    made = texts_of(executor).encode([text], embeddings=embeddings)[text]
+    made = texts_of(executor).encode([text], way=Way(words=tuple(embeddings)))[text]
     tables = [
         torch.cat(vectors) for vectors in zip(*(learnt[family, each.name][0] for each in embeddings), strict=True)
     ]
@@ -231,7 +231,7 @@ def test_weights_that_walk_give_the_same(folders, learnt, family):
             executor.components[name].change(mode)
         encoder = texts_of(executor)
         for _ in range(2):  # the first walk finds out in which order units come
-            found.append(encoder.encode(texts, embeddings=embeddings, chunked=True))
+            found.append(encoder.encode(texts, way=Way(chunked=True, words=tuple(embeddings))))
         encoder.rest()
     for other in found[1:]:
         for text in texts:
@@ -245,7 +245,7 @@ def test_a_text_without_words_is_encoded_as_ever_beside_others(folders, learnt):
     executor = make_executor(folders["v1"])
     texts, embeddings = texts_of(executor), tuple(listed(learnt, "v1").values())
     plain = texts.encode(["a cat", "<toy>"])
-    mixed = texts.encode(["a cat", "<toy>"], embeddings=embeddings)
+    mixed = texts.encode(["a cat", "<toy>"], way=Way(words=tuple(embeddings)))
     assert torch.equal(plain["a cat"].context, mixed["a cat"].context)
     assert not torch.allclose(plain["<toy>"].context, mixed["<toy>"].context, atol=1e-3)
     assert torch.equal(texts.encode(["<toy>"])["<toy>"].context, plain["<toy>"].context)
