@@ -41,6 +41,8 @@ def read_tags(text: str) -> tuple[str, tuple[Tag, ...]]:
     Raises:
         PromptError: a tag of another kind, one that can't be read, or two with one name.
     """
+    if "<" not in text:
+        return text, ()
     rest, tags, place = list[str](), dict[str, Tag](), 0
     for start, end, kind in spans(text):
         tag = _tag(kind, text[start:end], start)

@@ -177,11 +177,12 @@ class _JobItems:
         if self._prompts is None:
             return self._make(slow, fast, number)
         prompt, (values, axes) = self._prompts[fast], self._slow(slow)
-        if values["prompt_syntax"] != PLAIN:  # whose tags are more than text
+        syntax = values["prompt_syntax"]
+        if syntax == A1111 and "<" in prompt.text:  # a tag is more than text
             return self._make(slow, fast, number)
         negative = values["negative"] if prompt.negative is None else prompt.negative
         named = (*axes, ("prompt", shown(prompt)))
-        return Item._make((number, prompt.text, prompt.parts(), negative, *self._beyond_texts(slow), named))
+        return Item._make((number, prompt.text, prompt.parts(syntax), negative, *self._beyond_texts(slow), named))
 
     def _make(self, slow: int, fast: int, number: int) -> Item:
         (values, axes), (more, also) = self._slow(slow), self._fast(fast)

@@ -5,6 +5,7 @@ read_prompt(item).spans == ((10, (Part(text="cat", weight=1.1),)), (20, (Part(te
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from runner.item import Item, Part
 from runner.keys import A1111
 
 SPANS_SHOWN = 4
+SUSPECT = re.compile(r"[()\[\]\\<]|BREAK")  # without any of it nothing but a text can have been read
 
 
 class Reading(NamedTuple):
@@ -60,6 +62,8 @@ def read_prompt(item: Item) -> Reading | None:
     if not item.a1111:
         plain = len(item.parts) == 1 and item.parts[0].text == item.prompt.strip()
         return None if plain else Reading(item.prompt, spans=((item.steps, item.parts),))
+    if not SUSPECT.search(item.prompt):
+        return None
     made = item.steps - item.skipped_steps
     found = schedule(item.parts[0].text, made)
     begins = [0, *(end + 1 for end, _ in found)]
