@@ -49,7 +49,7 @@ from runner.events import (
 from runner.files import atomic_write, writing_to
 from runner.folder.names import MANIFEST
 from runner.images.inits import flatten
-from runner.item import EXTRA, Item, Model
+from runner.item import EXTRA, MASK, Item, Model
 from runner.keys import KEYS, RANDOM_SEEDS
 from runner.manifest.rules import DEFAULTS
 from runner.model import files
@@ -62,7 +62,7 @@ from runner.verbs.run import run as running
 from runner.verbs.run.turns import Start, start
 
 OUTPUTS = Path("outputs/web")
-PICTURE = "init.png"
+PICTURE, MASK_PICTURE = "init.png", "mask.png"
 # Of a model that ships with the package; those of others are the manifest's.
 SHIPPED = {"scale": 5.0}
 GOOD = {"steps": 20, "sampler": "dpmpp_2m", "strength": 0.75, "seed": "", "n_samples": 4, "n_iter": 1}
@@ -177,8 +177,12 @@ class Studio:
         }
         return {**DEFAULTS, **GOOD, **shipped, **own, **settings, **given_defaults(self.settings)}
 
-    def press(self, form: Mapping[str, Any], picture: Image.Image | None = None) -> Job:
+    def press(
+        self, form: Mapping[str, Any], picture: Image.Image | None = None, mask: Image.Image | None = None
+    ) -> Job:
         """Writes the form's manifest into a new run folder and lets the run wait for its turn.
+
+        `mask` is white where the picture is to be made anew, of the picture's size.
 
         Raises:
             RunnerError: a value is wrong; nothing stays behind.
@@ -188,8 +192,10 @@ class Studio:
         folder = self._new_folder(str(form["prompt"]))
         try:
             settings = self._settings(form, folder)
-            text = to_manifest(form, settings, name=folder.name, picture=picture is not None)
+            text = to_manifest(form, settings, name=folder.name, picture=picture is not None, masked=mask is not None)
             with writing_to(folder):
+                if mask is not None:
+                    mask.save(folder / MASK_PICTURE)
                 if picture is not None:
                     flatten(picture).save(folder / PICTURE)
                 atomic_write(folder / MANIFEST, text.encode("utf-8", "replace"))
@@ -282,13 +288,15 @@ def asked_for(settings: Settings) -> dict[str, str]:
     }
 
 
-def to_manifest(form: Mapping[str, Any], settings: Settings, *, name: str, picture: bool) -> str:
+def to_manifest(form: Mapping[str, Any], settings: Settings, *, name: str, picture: bool, masked: bool = False) -> str:
     """The form as a manifest that says everything, headed by the command that renders it with the same settings."""
     job = {key: form[key] for key in ITEM_FIELDS}
     job |= {key: yaml.safe_load(str(form[key])) for key in EXTRA if form.get(key) not in (None, "", KEYS[key].default)}
     job["prompt"], job["seed"] = " ".join(str(form["prompt"]).split()), _seed(str(form["seed"]))
     if picture:
         job |= {"init": PICTURE, "strength": form["strength"]}
+    if masked:
+        job |= {MASK: MASK_PICTURE}
     changed = [shlex.quote(f"{key}={value}") for key, value in asked_for(settings).items() if value != _usual()[key]]
     document = yaml.safe_dump(
         {"version": 1, "name": name, "jobs": [job]}, sort_keys=False, allow_unicode=True, width=2**30

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import html
 import os
 import socket
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
+from PIL import Image, ImageChops
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -28,7 +29,7 @@ from runner.device.memory import available_devices
 from runner.errors import ManifestError, RunnerError, SettingError
 from runner.folder.names import MANIFEST
 from runner.item import EXTRA, MASK, MASK_BLUR
-from runner.keys import FORMATS, KEYS, LONG_PROMPTS, SIZE_STEP
+from runner.keys import FORMATS, KEYS, LONG_PROMPTS, MOST_BLUR, SIZE_STEP
 from runner.sampler_names import SAMPLERS
 from runner.settings import Settings
 from runner.web.guard import PORTS, OwnPageOnly, given_port
@@ -43,7 +44,10 @@ LARGEST_UPLOAD = "64mb"
 UPLOADS_KEPT = 3600  # seconds
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO_FONTS = ["ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace"]
-OF_MASKS = (MASK, MASK_BLUR)  # which the page has no picture for
+OF_MASKS = (MASK, MASK_BLUR)  # which have a tab of their own
+PICTURE_FIELD, PAINTED = "picture", "painted"  # fields of a form
+TABS = ("txt2img", "img2img", "inpaint")
+WHITE = "#ffffff"
 CSS = Path(__file__).with_suffix(".css")
 
 
@@ -149,7 +153,7 @@ def choose_port() -> int:
 
 
 def build_page(studio: Studio) -> gr.Blocks:
-    """Both tabs."""
+    """All tabs."""
     devices = available_devices()
     page = gr.Blocks(
         title="runner", analytics_enabled=False, fill_width=True, delete_cache=(UPLOADS_KEPT, UPLOADS_KEPT)
@@ -157,7 +161,7 @@ def build_page(studio: Studio) -> gr.Blocks:
     with page:
         gr.HTML(f'<div class="title"><h1>runner</h1><span>{html.escape(studio.model.name)}</span></div>')
         with gr.Tabs():
-            for kind in ("txt2img", "img2img"):
+            for kind in TABS:
                 with gr.Tab(kind, elem_id=kind):
                     _build_tab(kind, studio, devices)
     return page
@@ -175,7 +179,7 @@ class _Presses:
         form, results = {**self.usual, **dict(zip(self.inputs, values, strict=True))}, self.results
         yield {results.state: READING, **results.buttons(busy=True)}
         try:
-            job = await asyncio.to_thread(self.studio.press, form, _picture(form))
+            job = await asyncio.to_thread(self.studio.press, form, *_pictures(form))
         except RunnerError as error:
             # A manifest that is wrong is gone: it's the form that has to be mended.
             text = error.message if isinstance(error, ManifestError) else str(error)
@@ -219,11 +223,8 @@ def _build_tab(kind: str, studio: Studio, devices: list[str]) -> None:
 def _build_form(kind: str, usual: Mapping[str, Any], devices: list[str]) -> tuple[dict[str, Any], gr.Button, gr.Button]:
     """The fields by their names in the form, most used first, and the two buttons."""
     fields: dict[str, Any] = {}
-    if kind == "img2img":
-        fields["picture"] = gr.ImageEditor(
-            label="Picture", type="pil", sources=["upload", "clipboard"], transforms=["crop"], layers=False,
-            format="png", height=380,
-        )  # fmt: skip
+    if kind != "txt2img":
+        fields |= _build_editor(kind)
     fields["prompt"] = gr.Textbox(
         usual["prompt"], label="Prompt", lines=3, max_lines=8, autofocus=kind == "txt2img",
         placeholder="a red apple    (or weighted: tabby cat:0.25 white duck:0.75)",
@@ -231,16 +232,30 @@ def _build_form(kind: str, usual: Mapping[str, Any], devices: list[str]) -> tupl
     with gr.Row():
         make = gr.Button("Make pictures", variant="primary", scale=2, min_width=160)
         cancel = gr.Button("Cancel", interactive=False, scale=1, min_width=90)
-    if kind == "img2img":
+    if kind != "txt2img":
         fields["strength"] = _slider(
             "Strength", 0, 1, usual["strength"], 0.01, info="0 keeps the picture, 1 forgets it"
         )
+    if kind == "inpaint":
+        fields[MASK_BLUR] = _slider("Soft edge", 0, MOST_BLUR, usual[MASK_BLUR], 1, info="pixels")
     fields |= _build_usual_fields(usual)
     with gr.Accordion("More about the picture", open=False):
         fields |= _build_more_fields(usual)
     with gr.Accordion("How it is made", open=False):
         fields |= _build_settings(usual, devices)
     return fields, make, cancel
+
+
+def _build_editor(kind: str) -> dict[str, Any]:
+    """The picture to begin with; for inpainting it is painted over where it is to be made anew."""
+    more: dict[str, Any] = {"label": "Picture"}
+    if kind == "inpaint":
+        brush = gr.Brush(default_size="auto", colors=[WHITE], default_color=WHITE, color_mode="fixed")
+        more = {"label": "Picture: paint over what is to be made anew", "brush": brush}
+    editor = gr.ImageEditor(
+        type="pil", sources=["upload", "clipboard"], transforms=["crop"], layers=False, format="png", height=380, **more
+    )
+    return {PAINTED if kind == "inpaint" else PICTURE_FIELD: editor}
 
 
 def _build_usual_fields(usual: Mapping[str, Any]) -> dict[str, Any]:
@@ -341,11 +356,19 @@ async def follow(studio: Studio, job: Job, results: Results) -> AsyncIterator[di
         await asyncio.sleep(LOOK_SECONDS)
 
 
-def _picture(form: Mapping[str, Any]) -> Image.Image | None:
-    """The picture as it was cropped; None of a form that has no place for one."""
-    if "picture" not in form:
-        return None
-    picture: Image.Image | None = (form["picture"] or {}).get("composite")
+def _pictures(form: Mapping[str, Any]) -> tuple[Image.Image | None, Image.Image | None]:
+    """The picture as it was cropped, and its mask; None for what a form has no place for."""
+    inpaints = PAINTED in form
+    if not inpaints and PICTURE_FIELD not in form:
+        return None, None
+    edited = form[PAINTED if inpaints else PICTURE_FIELD] or {}
+    picture: Image.Image | None = edited.get("background" if inpaints else "composite")
     if picture is None or not picture.getbbox():
         raise SettingError("there is no picture yet: drop one into the frame, or paste it")
-    return picture
+    if not inpaints:
+        return picture, None
+    layers = [layer.getchannel("A") for layer in edited.get("layers") or () if layer.mode == "RGBA"]
+    mask = functools.reduce(ImageChops.lighter, layers) if layers else None
+    if mask is None or not mask.getbbox():
+        raise SettingError("nothing is painted yet: paint over what is to be made anew")
+    return picture, mask

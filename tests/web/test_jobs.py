@@ -234,6 +234,19 @@ def test_img2img_makes_pictures_of_a_picture(open_studio):
     assert hashes(job.folder.with_name("again")) == hashes(job.folder)
 
 
+def test_inpainting_keeps_what_is_not_in_the_mask(open_studio):
+    with open_studio() as here:
+        picture, mask = Image.effect_noise((128, 64), 80).convert("RGB"), Image.new("L", (128, 64))
+        mask.paste(255, (64, 0, 128, 64))
+        form = here.usual_form() | QUICK | {"strength": 1, "mask_blur": 0, "width": 128, "height": 64}
+        job = here.press(form, picture, mask)
+        job.wait()
+    assert job.state == web_jobs.DONE, job.message
+    assert "mask: mask.png" in job.manifest and "mask_blur: 0" in job.manifest
+    made, given = pixels(job.pictures[0][0]), np.asarray(picture)
+    assert (made[:, :64] == given[:, :64]).all() and (made[:, 64:] != given[:, 64:]).any()
+
+
 def test_transparent_pixels_become_white():
     picture = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
     picture.putpixel((1, 0), (0, 0, 0, 0))

@@ -226,8 +226,8 @@ def pressed_with(monkeypatch):
     """What `Studio.press` is given from now on; nothing is made of it."""
     given = []
 
-    def press(self, form, picture=None):
-        given.append((form, picture))
+    def press(self, form, *pictures):
+        given.append((form, *pictures))
         raise SettingError(f"noted {len(given)}")
 
     monkeypatch.setattr(jobs.Studio, "press", press)
@@ -249,7 +249,7 @@ def test_a_picture_is_uploaded_and_cropped(page, picture, monkeypatch):
     crop_to_the_right_half(page, part)
     make(part, prompt="half")
     expect(part.get_by_role("alert")).to_have_text("noted 2")
-    (whole_form, whole), (half_form, half) = given
+    (whole_form, whole, _), (half_form, half, _) = given
     assert [whole_form["prompt"], half_form["prompt"], half_form["strength"]] == ["whole", "half", 0.75]
     assert whole.size == (320, 200)
     assert (whole.getpixel((10, 100))[:3], whole.getpixel((300, 100))[:3]) == ((200, 60, 60), (20, 200, 20))
@@ -267,6 +267,38 @@ def test_img2img_makes_a_picture(page, folder, picture):
     expect(part.locator(".cm-content")).to_contain_text("init: init.png")
     expect(part.get_by_role("button", name="Download init.png")).to_be_visible()
     assert (run_folders(folder)[-1] / "init.png").exists()
+
+
+def paint_over_the_middle(page, part):
+    part.get_by_label("Brush", exact=True).click()
+    box = part.locator(".pixi-target canvas").bounding_box()
+    across, down = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2 - TOOLBAR / 2
+    page.mouse.move(across - 30, down)
+    page.mouse.down()
+    page.wait_for_timeout(FRAMES)
+    page.mouse.move(across + 30, down, steps=8)
+    page.wait_for_timeout(FRAMES)
+    page.mouse.up()
+    page.wait_for_timeout(FRAMES)
+
+
+def test_inpainting_makes_anew_what_is_painted_over(page, folder, picture):
+    part = form(page, "inpaint")
+    upload(page, part, picture)
+    make(part, Pictures="1", Seed="5")
+    expect(part.get_by_role("alert")).to_contain_text("nothing is painted yet")
+    paint_over_the_middle(page, part)
+    make(part, Pictures="1", Seed="5")
+    expect(part.get_by_role("status")).to_contain_text("1 of 1 pictures")
+    expect(part.locator(".cm-content")).to_contain_text("mask: mask.png")
+    run = run_folders(folder)[-1]
+    with Image.open(run / "init.png") as init, Image.open(run / "mask.png") as mask:
+        assert init.size == mask.size == (320, 200)
+        assert {init.getpixel((10, 100)), init.getpixel((300, 100))} == {(200, 60, 60), (20, 200, 20)}
+        assert init.getpixel((155, 100)) == (200, 60, 60)  # not painted on
+        left, top, right, bottom = mask.getbbox()
+    assert 0 < left < 160 < right < 320 and 0 < top < bottom < 200
+    assert "mask_sha256" in (run / "records.jsonl").read_text()
 
 
 # ---- without a browser

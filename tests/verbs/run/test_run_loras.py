@@ -264,3 +264,62 @@ def test_two_files_of_one_name_are_told_apart(folder: Path, capsys: pytest.Captu
     for name in ("ink", "sharp"):
         mark = read_lora(Path(f"loras/{name}.safetensors")).sha256[:8]
         assert f"loras/ink-{mark}.safetensors" in extracted
+
+
+# ---- tags in prompts
+
+
+def test_tags_name_what_is_listed_or_lies_in_the_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_lora(folder / "loras/beside.safetensors", 4)
+    prompts = "a (castle:1.2) <lora:ink:0.5:1>", "a castle <lora:beside>", "a castle <lora:ink:0>"
+    jobs = f"""
+- prompts: {json.dumps(prompts)}
+  seed: 1
+  prompt_syntax: a1111
+  loras: {{sharp: 0.5}}
+- {{prompt: a castle, seed: 1, prompt_syntax: a1111, loras: {{sharp: 0.5}}}}
+"""
+    assert sets(HEAD + jobs) == [
+        {"sharp": (0.5, 0.5), "ink": (1, 0.5)}, {"sharp": (0.5, 0.5), "beside": (1, 1)},
+        {"sharp": (0.5, 0.5)}, {"sharp": (0.5, 0.5)},
+    ]  # fmt: skip
+    *_, nothing, plain = items(HEAD + jobs)
+    assert item_id(nothing._replace(number=0, prompt="a castle")) != item_id(plain)  # the space before the tag stays
+    assert cli.main(["run", "m.yaml", "out=one"]) == 0
+    found = {each["id"]: each["pixels"] for each in records("one")}
+    assert len(set(found.values())) >= 3
+    text = next(each for each in records("one") if "beside" in each["item"]["prompt"])
+    shown = Image.open(Path("one", text["image"])).text["parameters"]
+    assert shown.startswith("a castle <lora:beside> <lora:sharp:0.5>\n") and "beside: " in shown
+    assert cli.main(["run", "one/records.jsonl", "out=two"]) == 0
+    assert {each["id"]: each["pixels"] for each in records("two")} == found
+    assert cli.main(["verify", "one"]) == 0
+    capsys.readouterr()
+    assert cli.main(["extract", "one"]) == 0
+    extracted = capsys.readouterr().out
+    assert complaints(extracted) == [] and "prompt_syntax: a1111" in extracted
+    Path("x.yaml").write_text(extracted)
+    assert cli.main(["run", "x.yaml", "out=three", "model.path=model"]) == 0
+    assert {each["id"]: each["pixels"] for each in records("three")} == found
+
+
+def test_tags_and_words_that_are_not_there(folder: Path) -> None:
+    job = "- {prompt: %s, seed: 1, prompt_syntax: a1111}"
+    for prompt, said in (
+        ("'a <lora:inc:1>'", "lists no LoRA 'inc', did you mean 'ink'? (character 3 of the prompt)"),
+        ("'a <lora:../ink:1>'", "lists no LoRA '../ink'"),
+        ("'a <hypernet:x:1>'", "'hypernet' is no kind of tag that is known"),
+        ("'a <lora:ink:1> <lora:ink:2>'", "stands here twice"),
+        ("'a <toy>'", "toy"),
+        ("{text: a, negative: 'b <lora:ink:1>'}", "can't stand in a negative prompt"),
+    ):
+        assert said in refused(HEAD + job % prompt), said
+    write_lora(folder / "loras/xl.safetensors", 3, "lora_te2_text_model_encoder_layers_0_mlp_fc1")
+    assert "a LoRA of Stable Diffusion XL" in refused(HEAD + job % "'a <lora:xl:1>'")
+
+
+def test_lines_with_tags(folder: Path) -> None:
+    line = {"prompt": "a <lora:ink:0.5>", "seed": 1, "width": 64, "height": 64, "steps": 1, "prompt_syntax": "a1111"}
+    Path("x.jsonl").write_bytes(orjson.dumps(line))
+    assert cli.main(["run", "x.jsonl", "out=x", "model.path=model"]) == 0
+    assert records("x")[0]["item"]["loras"]["ink"]["unet"] == 0.5
