@@ -121,7 +121,7 @@ class Verification:
         """Renders items that were made with one model in one way."""
         model, files = found
         engine = self._start(dataclasses.replace(self.settings, **dict(asked)), files)
-        for event in engine.run(engine.group(items)):
+        for event in engine.run(engine.group(sorted(items, key=lambda item: item.loras))):  # each set is put on once
             if isinstance(event, Rendered | ItemFailed):
                 record = records[event.item.number]
                 made = event.pixels if isinstance(event, Rendered) else event.error
