@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from schemas import complaints
 
 from runner import settings
@@ -39,6 +41,9 @@ def read_manifests(document, folder):
         (folder / place).mkdir(parents=True, exist_ok=True)
     (folder / "weights/sd-v1-4.ckpt").touch()
     (folder / "prompts/animals.txt").write_text("a lion\na gnu\n")
+    (folder / "loras").mkdir(exist_ok=True)
+    for name in ("ink", "sharp"):
+        save_file({"unet.conv_in.lora_A.weight": torch.zeros(1)}, folder / f"loras/{name}.safetensors")
     for number, text in enumerate(re.findall(r"```yaml\n(.*?)```", document, re.DOTALL)):
         whole = text if "version:" in text else f"version: 1\n{text}"
         (folder / f"{number}.yaml").write_text(whole)
@@ -47,8 +52,11 @@ def read_manifests(document, folder):
 
 
 def test_the_manifests_of_the_documents_are_read(tmp_path):
-    [fruit] = read_manifests(README, tmp_path)
+    fruit, loras = read_manifests(README, tmp_path)
     assert (fruit.name, sum(job.size for job in fruit.jobs)) == ("fruit", 36)
+    assert [job.size for job in loras.jobs] == [4 * 3]
+    [sets] = read_manifests(doc("loras.md"), tmp_path)
+    assert [job.size for job in sets.jobs] == [4 * 3, 4 * 3]
     alps, models = read_manifests(doc("manifest.md"), tmp_path)
     assert alps.name == "alps"
     assert [job.size for job in alps.jobs] == [(1 + 1 + 3 + 2) * 2 * (3 * 3 - 1) * 20, 1, 20]
