@@ -1,8 +1,8 @@
 """LoRAs in a manifest: the files that it lists by name, and how strong a job wants them, one by one or as a set.
 
-    list_loras(node, frame)             # loras: {ink: {path: loras/ink.safetensors}, sharp: loras/sharp.safetensors}
-    read_set(frame, node)               # loras: {ink: 0.8, sharp: {unet: 0.5, text: 0}}
-    read_one(frame, "loras.ink", node)  # loras.ink: 0.8
+list_loras(node, frame)             # loras: {ink: {path: loras/ink.safetensors}, sharp: loras/sharp.safetensors}
+read_set(frame, node)               # loras: {ink: 0.8, sharp: {unet: 0.5, text: 0}}
+read_one(frame, "loras.ink", node)  # loras.ink: 0.8
 """
 
 from __future__ import annotations

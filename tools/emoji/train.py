@@ -24,8 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 BATCH = 48
 WORDS = 49408
-SHIPPED = Path(__file__).parents[2] / "runner/models/emoji"
-TOKENIZER = SHIPPED / "tokenizer"
+TOKENIZER = Path(__file__).parents[2] / "runner/models/emoji/tokenizer"
 SAVE_SECONDS = 200
 WHOLE_PICTURES = 0.3  # of the autoencoder's time; before it, quarters of pictures
 
@@ -102,8 +101,8 @@ class Clock:
 
 
 def train_vae(args: argparse.Namespace, artwork: pictures.Artwork, names: list[str]) -> None:
-    """Trains the whole autoencoder, from the weights that ship where there is no checkpoint."""
-    vae = AutoencoderKL.from_pretrained(SHIPPED / "vae").float() if args.go_on_from_shipped else build_vae()
+    """Trains the whole autoencoder."""
+    vae = AutoencoderKL.from_pretrained(args.go_on_from / "vae").float() if args.go_on_from else build_vae()
     train_autoencoder(args, artwork, Checkpoints(args.work / "vae.pt"), vae, args.vae_minutes, args.vae_rate)
 
 
@@ -251,8 +250,8 @@ def train_unet(args: argparse.Namespace, artwork: pictures.Artwork, names: list[
     all_latents, _, _ = scaled_latents(data["latents"])
     known, all_tokens = known_words(data["tokens"])
     unet, text = build_unet(), build_text_encoder(len(known) + 1)
-    if args.go_on_from_shipped:
-        take_over(unet, text, known)
+    if args.go_on_from:
+        take_over(args.go_on_from, unet, text, known)
     averaged = copy.deepcopy(torch.nn.ModuleList([unet, text])).requires_grad_(False)
     trained = [*unet.parameters(), *text.parameters()]
     optimizer = Muon([*unet.named_parameters(), *text.named_parameters()], lr=args.unet_rate, weight_decay=1e-2)
@@ -309,14 +308,14 @@ def spread_times(random: torch.Generator) -> torch.Tensor:
     return ((torch.arange(BATCH) + torch.rand(BATCH, generator=random)) * 1000 / BATCH).long().clamp(max=999)
 
 
-def take_over(unet: UNet2DConditionModel, text: CLIPTextModel, known: torch.Tensor) -> None:
-    """Starts from the weights that ship, wherever the shapes agree."""
-    shipped = CLIPTextModel.from_pretrained(SHIPPED / "text_encoder").float().state_dict()
+def take_over(model: Path, unet: UNet2DConditionModel, text: CLIPTextModel, known: torch.Tensor) -> None:
+    """Starts from the weights of another model, wherever the shapes agree."""
+    shipped = CLIPTextModel.from_pretrained(model / "text_encoder").float().state_dict()
     word = next(name for name in shipped if "token_embedding" in name)
     strange = next(row for row in range(WORDS) if row not in set(known.tolist()))
     shipped[word] = shipped[word][[*known.tolist(), strange]]
     for part, weights in (
-        (unet, UNet2DConditionModel.from_pretrained(SHIPPED / "unet").float().state_dict()),
+        (unet, UNet2DConditionModel.from_pretrained(model / "unet").float().state_dict()),
         (text, shipped),
     ):
         own = part.state_dict()
@@ -423,7 +422,7 @@ def main() -> None:
     parser.add_argument("--vae-minutes", type=float, default=70)
     parser.add_argument("--vae-rate", type=float, default=2e-3)
     parser.add_argument(
-        "--go-on-from-shipped", action="store_true", help="start the autoencoder from the weights that ship"
+        "--go-on-from", type=Path, help="a diffusers folder, say an earlier export, whose weights are started from"
     )
     parser.add_argument("--rounds", type=int, default=3, help="pictures of each name at each place, for the UNet")
     parser.add_argument("--unet-minutes", type=float, default=90)
