@@ -287,7 +287,7 @@ def _places(check: Check, made: Executor) -> dict[str, bool]:
     unet, rows, generator = made.components["unet"], 8, torch.Generator().manual_seed(1)
     side = check.side // made.model.latent_factor
     latents = torch.randn(rows, 4, side, side, generator=generator).to(check.device, unet.dtype)
-    told = empty(unet.config, rows).to(torch.device(check.device), unet.dtype)
+    told = empty(unet.config, rows, side).to(torch.device(check.device), unet.dtype)
     times = torch.full((rows,), 500.0, device=check.device)
     order = torch.tensor([3, 1, 0, 7, 6, 2, 5, 4], device=check.device)
 

@@ -73,8 +73,8 @@ def units_of(path: str, size: int) -> dict[str, Unit]:
     for name, part in parts.items():
         part.register_forward_pre_hook(partial(_note, order, name), with_kwargs=True)
     side = size // model.latent_factor
-    latents = torch.empty(1, int(model.configs["unet"]["in_channels"]), side, side, device="meta")
-    told = empty(model.configs["unet"], 1).to(torch.device("meta"), torch.float32)
+    latents = torch.empty(1, model.latent_channels, side, side, device="meta")
+    told = empty(model.configs["unet"], 1, side).to(torch.device("meta"), torch.float32)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         unet_call(latents, torch.empty(1, device="meta"), told)(unet)
     counts = counter.get_flop_counts()

@@ -152,7 +152,7 @@ def test_a_wrong_prompt_in_automatic1111s_syntax_is_named_before_anything_is_loa
     assert cli.main(["run", "m.yaml", "model.path=nowhere"]) == 4
     error = capsys.readouterr().err
     assert "m.yaml:6:13: AND composes prompts in AUTOMATIC1111" in error
-    assert "the manifest lists no LoRA 'ink' (character 3 of the prompt)" in error
+    assert "the manifest lists no LoRA 'ink', and its folder 'loras' holds none (character 3 of the prompt)" in error
 
 
 def test_run_then_plan_then_gallery(manifest, model, tmp_path, capsys):

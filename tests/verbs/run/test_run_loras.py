@@ -37,7 +37,7 @@ SWEEP = (
     HEAD
     + """
 - prompts: [a castle, a cat]
-  seeds: 1-2
+  seed: 1
   loras: {ink: 0.8}
   matrix:
     loras.sharp: [0, 0.5, 1]
@@ -112,7 +112,7 @@ def test_weights_as_keys_and_as_sets(folder: Path) -> None:
 
 def test_axes_name_what_they_chose(folder: Path) -> None:
     made = items(SWEEP)
-    assert dict(made[0].axes) == {"prompt": "a castle", "loras.sharp": 0.0, "seed": 1}
+    assert dict(made[0].axes) == {"prompt": "a castle", "loras.sharp": 0.0}
     assert [dict(item.axes)["loras"] for item in made[-4:]] == [
         "none", "ink 1", "ink unet 1, text 0.5, sharp 0.5", "ink 0.8"
     ]  # fmt: skip
@@ -202,16 +202,16 @@ def test_a_sweep_applies_each_set_once(folder: Path) -> None:
 def test_records_and_pictures_make_the_pictures_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["run", "l.yaml"]) == 0
     found = records()
-    assert len(found) == 15  # the last one has been wanted before
-    whole = next(each for each in found if each["item"]["number"] == 14)["item"]
+    assert len(found) == 9  # the last one has been wanted before
+    whole = next(each for each in found if each["item"]["number"] == 8)["item"]
     ink = read_lora(Path("loras/ink.safetensors"))
     assert whole["loras"]["ink"] == {
         "path": str(ink.path.resolve()), "sha256": ink.sha256, "unet": 1.0, "text": 0.5
     }  # fmt: skip
-    assert {len({each["pixels"] for each in found})} == {15}
+    assert {len({each["pixels"] for each in found})} == {9}
     text = Image.open(Path("outputs/l", found[-1]["image"])).text["parameters"]
     assert "<lora:ink:0.5:1> <lora:sharp:0.5>" in text and f'Lora hashes: "ink: {ink.file_hash}, sharp: ' in text
-    assert cli.main(["run", "l.yaml"]) == 0 and len(records()) == 15
+    assert cli.main(["run", "l.yaml"]) == 0 and len(records()) == 9
     assert cli.main(["verify", "outputs/l"]) == 0
     assert cli.main(["run", "outputs/l/records.jsonl", "out=again"]) == 0
     assert {each["id"]: each["sha256"] for each in records("again")}.keys() == {each["id"] for each in found}
@@ -227,7 +227,7 @@ def test_records_and_pictures_make_the_pictures_again(folder: Path, capsys: pyte
 
 def test_a_sweep_has_the_bytes_of_single_runs(folder: Path) -> None:
     assert cli.main(["run", "l.yaml"]) == 0
-    for number in (1, 5, 14):
+    for number in (4, 8):
         [record] = [each for each in records() if each["item"]["number"] == number]
         Path("one.jsonl").write_bytes(orjson.dumps(record))
         assert cli.main(["run", "one.jsonl", f"out=one{number}", "memory=auto", "turbo=false"]) == 0
@@ -284,7 +284,7 @@ def test_tags_name_what_is_listed_or_lies_in_the_folder(folder: Path, capsys: py
         {"sharp": (0.5, 0.5)}, {"sharp": (0.5, 0.5)},
     ]  # fmt: skip
     *_, nothing, plain = items(HEAD + jobs)
-    assert item_id(nothing._replace(number=0, prompt="a castle")) != item_id(plain)  # the space before the tag stays
+    assert item_id(nothing) == item_id(plain)
     assert cli.main(["run", "m.yaml", "out=one"]) == 0
     found = {each["id"]: each["pixels"] for each in records("one")}
     assert len(set(found.values())) >= 3
