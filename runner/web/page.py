@@ -251,7 +251,7 @@ def _build_editor(kind: str) -> dict[str, Any]:
     more: dict[str, Any] = {"label": "Picture"}
     if kind == "inpaint":
         brush = gr.Brush(default_size="auto", colors=[WHITE], default_color=WHITE, color_mode="fixed")
-        more = {"label": "Picture: paint over what is to be made anew", "brush": brush}
+        more = {"label": "Paint the new area", "brush": brush}
     editor = gr.ImageEditor(
         type="pil", sources=["upload", "clipboard"], transforms=["crop"], layers=False, format="png", height=380, **more
     )
