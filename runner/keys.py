@@ -105,10 +105,11 @@ def read_strength(node: Node) -> tuple[float, float]:
     return unet, text
 
 
-def _loras(node: Node) -> tuple[tuple[str, float, float], ...]:
+def _loras(node: Node) -> tuple[tuple[Node, Node], ...]:
+    """The names with their weights, which `manifest.loras` reads: it knows the files."""
     if not isinstance(node.value, dict):
         raise node.error(f"expected names of LoRAs with their weights ({{ink: 0.8}}), not {node}")
-    return tuple((key.text(), *read_strength(value)) for key, value in node.value.items())
+    return tuple(node.value.items())
 
 
 def refuse_random_seed(node: Node) -> None:

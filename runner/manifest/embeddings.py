@@ -15,13 +15,10 @@ from typing import NamedTuple
 from runner.errors import Location, ManifestError, ModelError, Problems, did_you_mean, every
 from runner.item import Embedding, Model
 from runner.manifest.nodes import Node, wrap
-from runner.manifest.places import Frame, Listed, find_inside
+from runner.manifest.places import FILE_KEYS, Frame, Listed, find_inside, read_listed, read_sha256
 from runner.model.embeddings import LearntWord, Seen, check_fits, find_embedding
 from runner.model.files import ModelFiles
 from runner.model.tokens import NAME, NAMED, ClipTokenizer
-
-EMBEDDING_KEYS = ("path", "sha256")
-SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Wording(NamedTuple):
@@ -54,12 +51,8 @@ def list_embeddings(node: Node | None, frame: Frame) -> dict[str, tuple[Embeddin
 
 def _list_embedding(key: Node, node: Node, frame: Frame) -> tuple[str, tuple[Embedding, Location]]:
     _check_name(key)
-    given = node.mapping(EMBEDDING_KEYS) if isinstance(node.value, dict) else {"path": node}
-    if "path" not in given:
-        raise node.error(f"the embedding {key} needs a 'path': a .safetensors, a .pt or a .bin")
-    path = find_inside(given["path"], frame.folder, frame.allow_outside)
-    sha256 = _read_sha256(given["sha256"]) if "sha256" in given else ""
-    return key.written, (Embedding(key.written, str(path), sha256), given["path"].location)
+    listed = read_listed("embedding", key, node, frame)
+    return key.written, (Embedding(key.written, str(listed.path), listed.sha256), listed.node.location)
 
 
 def read_embeddings(value: object, location: Location, allow_outside: bool) -> dict[str, Embedding]:
@@ -73,8 +66,8 @@ def read_embeddings(value: object, location: Location, allow_outside: bool) -> d
     found: dict[str, Embedding] = {}
     for key, entry in node.value.items():
         _check_name(key)
-        given = entry.mapping(EMBEDDING_KEYS) if isinstance(entry.value, dict) else {"path": entry}
-        sha256 = _read_sha256(given["sha256"]) if "sha256" in given else ""
+        given = entry.mapping(FILE_KEYS) if isinstance(entry.value, dict) else {"path": entry}
+        sha256 = read_sha256(given["sha256"]) if "sha256" in given else ""
         if not given:
             raise entry.error(f"the embedding {key} needs a 'path'")
         folder = location.path.parent
@@ -87,13 +80,6 @@ def _check_name(key: Node) -> None:
     """Whether a text can name an embedding like that."""
     if not re.fullmatch(NAME, key.text()):
         raise key.error(f"{key} can't name an embedding; use letters, digits, '_', '-' and '.'")
-
-
-def _read_sha256(node: Node) -> str:
-    """The SHA-256 that an embedding's vectors should have."""
-    if not SHA256.fullmatch(node.text()):
-        raise node.error(f"sha256: {node} is none; it has 64 hexadecimal digits, in small letters")
-    return node.text()
 
 
 # ---- texts

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from runner.errors import Location, ManifestError, ModelError, Problems
+from runner.errors import Location, ManifestError, Problems
 from runner.images.inits import Init, InitError
 from runner.images.masks import unfit
 from runner.item import MASK, MASK_SHA256, Embedding, Item, Lora, Model, Part
@@ -26,11 +26,11 @@ from runner.manifest import weighted
 from runner.manifest.embeddings import Wording, named, names_in, read_embeddings
 from runner.manifest.items import resolve
 from runner.manifest.lazy import Lazy
+from runner.manifest.loras import find_lora
 from runner.manifest.nodes import Node, wrap
-from runner.manifest.places import Frame, configured_model, find_inside, find_picture
+from runner.manifest.places import Frame, ListedFile, configured_model, find_inside, find_picture, read_sha256
 from runner.manifest.rules import ALIASES, DEFAULTS, ITEM_KEYS, check, entries
 from runner.manifest.syntax import find_tagged, read_a1111, read_negative
-from runner.model.loras import read_lora
 from runner.model.tokens import surely_fits
 from runner.record import fingerprints_of, part
 from runner.settings import PREDICTIONS
@@ -159,7 +159,7 @@ def _read_lora(name: str, node: Node, location: Location, allow_outside: bool) -
     said = node.mapping(LORA_KEYS)
     if "path" not in said:
         raise node.error(f"loras: {name} needs a 'path', where its file is")
-    sha256 = said["sha256"].text() if "sha256" in said else ""
+    sha256 = read_sha256(said["sha256"]) if "sha256" in said else ""
     # What is recorded is found wherever it was, as models are, since it has to be the same one.
     path = find_inside(said["path"], location.path.parent, allow_outside or bool(sha256))
     both = {"unet": said["weight"], "text": said["weight"]} if "weight" in said else {}
@@ -167,13 +167,8 @@ def _read_lora(name: str, node: Node, location: Location, allow_outside: bool) -
     unet, text = (read_strength(strength[key])[0] if key in strength else 0.0 for key in ("unet", "text"))
     if not strength:
         raise node.error(f"loras: {name} needs a 'weight'")
-    try:
-        found = read_lora(path)
-    except ModelError as error:
-        raise node.error(f"the LoRA '{name}': {error}") from None
-    if sha256 not in ("", found.sha256):
-        raise node.error(f"the LoRA '{name}': {path} has other tensors than the one that the item was made with")
-    return Lora(name, str(path), found.sha256, found.file_hash, unet, text)
+    listed = ListedFile(path, sha256, node)
+    return find_lora(Frame(folder=path.parent, allow_outside=True), name, listed, unet, text)
 
 
 def _read_parts(given: Mapping[str, Any], location: Location) -> tuple[Part, ...]:

@@ -17,14 +17,12 @@ from runner.item import Lora
 from runner.keys import read_strength
 from runner.manifest import places
 from runner.manifest.nodes import Node
-from runner.manifest.places import Frame, ListedFile, find_inside
-from runner.manifest.rules import read_axis
+from runner.manifest.places import Frame, ListedFile, read_listed
+from runner.manifest.rules import check, read_axis
 from runner.model.loras import read_lora
 
 ONE = "loras."  # in front of a name: the weight of one LoRA as a key of its own
-LORA_KEYS = ("path", "sha256")
 NAME = re.compile(r"[^\s<>:,{}\[\]]+")
-SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def list_loras(node: Node | None, frame: Frame) -> dict[str, ListedFile]:
@@ -37,21 +35,9 @@ def list_loras(node: Node | None, frame: Frame) -> dict[str, ListedFile]:
 
 
 def _list_lora(key: Node, node: Node, frame: Frame) -> tuple[str, ListedFile]:
-    name, path, sha256 = key.text(), node, ""
-    if not NAME.fullmatch(name):
+    if not NAME.fullmatch(key.text()):
         raise key.error(f"loras: {key} can't name a LoRA; leave out white space and any of < > : , {{ }} [ ]")
-    if isinstance(node.value, dict):
-        given = node.mapping(LORA_KEYS)
-        if "path" not in given:
-            raise node.error(f"the LoRA {key} needs a 'path': a .safetensors file")
-        path, sha256 = given["path"], _sha256(given["sha256"]) if "sha256" in given else ""
-    return name, ListedFile(find_inside(path, frame.folder, frame.allow_outside), sha256, path)
-
-
-def _sha256(node: Node) -> str:
-    if not SHA256.fullmatch(node.text()):
-        raise node.error("sha256: expected 64 hexadecimal digits, those of the LoRA's tensors, as a record has them")
-    return node.text()
+    return key.text(), read_listed("LoRA", key, node, frame)
 
 
 def with_ones(frame: Frame, known: Sequence[str], node: Node) -> tuple[str, ...]:
@@ -71,9 +57,7 @@ def read_value(frame: Frame, key: str, node: Node) -> Any:
 
 def read_set(frame: Frame, node: Node) -> tuple[Lora, ...]:
     """The value of the key `loras`."""
-    if not isinstance(node.value, dict):
-        raise node.error(f"loras: expected names of LoRAs with their weights ({{ink: 0.8}}), not {node}")
-    return tuple(every(lambda entry: _read(frame, entry[0], entry[0].text(), entry[1]), node.value.items()))
+    return tuple(every(lambda entry: _read(frame, entry[0], entry[0].text(), entry[1]), check("loras", node)))
 
 
 def read_one(frame: Frame, key: str, node: Node) -> Lora:

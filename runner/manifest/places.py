@@ -18,7 +18,8 @@ from runner.manifest.nodes import Node
 from runner.manifest.rules import check
 from runner.settings import PREDICTIONS, group_names, named_model
 
-MODEL_KEYS = ("path", "prediction", "vae")
+MODEL_KEYS, FILE_KEYS = ("path", "prediction", "vae"), ("path", "sha256")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 PICTURES: Mapping[str, Callable[[Path], Init]] = {"init": inits.examine, "mask": masks.examine}  # the keys of files
 MAGIC = re.compile(r"[*?[]")  # what makes a path a pattern
 Listed = Mapping[str, tuple[Embedding, Location]]  # embeddings by their names, each with its place
@@ -85,6 +86,22 @@ def find_inside(node: Node, folder: Path, allow_outside: bool) -> Path:
     if not inside and not allow_outside:
         raise node.error(f"{node} leaves the manifest's folder; allow_outside=true permits it")
     return path
+
+
+def read_listed(what: str, key: Node, node: Node, frame: Frame) -> ListedFile:
+    """A file that is listed as `name: path` or `name: {path: ..., sha256: ...}`; `what` it is of, for messages."""
+    given = node.mapping(FILE_KEYS) if isinstance(node.value, dict) else {"path": node}
+    if "path" not in given:
+        raise node.error(f"the {what} {key} needs a 'path', where its file is")
+    path = find_inside(given["path"], frame.folder, frame.allow_outside)
+    return ListedFile(path, read_sha256(given["sha256"]) if "sha256" in given else "", given["path"])
+
+
+def read_sha256(node: Node) -> str:
+    """The SHA-256 that the tensors of a file should have."""
+    if not SHA256.fullmatch(node.text()):
+        raise node.error(f"sha256: {node} is none; it has 64 hexadecimal digits, in small letters")
+    return node.text()
 
 
 def list_models(node: Node | None, frame: Frame) -> dict[str, tuple[Model, Node]]:

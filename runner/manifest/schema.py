@@ -15,9 +15,8 @@ from types import MappingProxyType
 from typing import Any
 
 from runner.keys import KEYS, STRENGTH, TEXT, Schema
-from runner.manifest.embeddings import SHA256
 from runner.manifest.loras import ONE
-from runner.manifest.places import MODEL_KEYS, PICTURES
+from runner.manifest.places import MODEL_KEYS, PICTURES, SHA256
 from runner.manifest.prompts import PROMPT_KEYS
 from runner.manifest.read import CONFLICTS, INCLUDE_KEYS, JOB_KEYS, LONGEST_NAME, TOP_KEYS
 from runner.manifest.rules import ALIASES, ITEM_KEYS, MOST_ITEMS, SEEDS

@@ -31,6 +31,7 @@ from runner.manifest import write
 from runner.manifest.embeddings import names_in
 from runner.manifest.lines import read_item
 from runner.manifest.nodes import wrap
+from runner.manifest.places import SHA256
 from runner.manifest.rules import MOST_ITEMS, check
 from runner.record import fingerprints_of
 from runner.settings import group_names
@@ -38,7 +39,6 @@ from runner.text import name_some, shorten
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
 OF_IMG2IMG = ("init", "init_sha256", "crop", "strength", MASK, MASK_SHA256, MASK_BLUR)
-SHA256 = re.compile(r"[0-9a-f]{64}")
 WEIGHTS, LORAS, EMBEDDINGS = "weights", "loras", "embeddings"  # where files are to be put
 UNSAFE = r"[^\w.-]"
 MARK = 8  # digits of a fingerprint, behind a name that several models have
