@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from runner.item import Item, Model
-from runner.record import Making, Record
+from runner.record import Encoded, Making, Record, Written
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,11 +54,14 @@ class StepDone:
 class Rendered:
     """A finished picture, uint8 [height, width, 3]; `seconds` are its share of each stage's time.
 
-    `rerendered` says why it was made again in float32, if it was.
+    One that was made in another process comes without pixels: `finished` is its file then, or says where it is, and
+    `worker` names the machine. `rerendered` says why it was made again in float32, if it was.
     """
 
     item: Item
-    pixels: np.ndarray[Any, Any]
+    pixels: np.ndarray[Any, Any] | None = None
+    finished: Encoded | Written | None = None
+    worker: str = ""
     seconds: Mapping[str, float]
     peak_bytes: int
     making: Making
@@ -70,6 +73,14 @@ class MemoryShort:
     """There was less memory than the plan counted on; the run goes on with a plan that needs less."""
 
     message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkersChanged:
+    """Workers came or went; `message` says which, and why."""
+
+    message: str
+    working: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,10 +117,11 @@ class ItemFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemDone:
-    """A picture that is in its file, and its record in the ledger."""
+    """A picture in its file, whose record is in the ledger; `worker` is the machine, if another process made it."""
 
     item: Item
     record: Record
+    worker: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,10 +142,11 @@ class RunFinished:
     lost: tuple[str, ...] = ()
 
 
-WaveEvent = WaveStarted | StepDone | Rendered | MemoryShort | ItemFailed | WaveDone
+WaveEvent = WaveStarted | StepDone | Rendered | MemoryShort | WorkersChanged | ItemFailed | WaveDone
 RunEvent = (
-    RunStarted | ModelLoaded | WaveStarted | StepDone | MemoryShort | WaveDone | ItemDone | ItemFailed | RunFinished
-)
+    RunStarted | ModelLoaded | WaveStarted | StepDone | MemoryShort | WorkersChanged | WaveDone | ItemDone | ItemFailed
+    | RunFinished
+)  # fmt: skip
 
 
 @dataclass(slots=True, kw_only=True)

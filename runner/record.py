@@ -98,6 +98,19 @@ KINDS: Mapping[str, tuple[type, ...]] = {  # of the values of a record's `run`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Encoded:
+    """A picture's file as bytes, with the hashes of these and of its pixels."""
+
+    data: bytes
+    sha256: str
+    pixels_sha256: str
+
+    def written(self, path: str) -> Written:
+        """The same, once it is in its place."""
+        return Written(path=path, sha256=self.sha256, pixels_sha256=self.pixels_sha256, bytes=len(self.data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """A picture that is in its place; `path` is within the run folder."""
 

@@ -29,6 +29,7 @@ NUMBERS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "bool": ("true or false", lambda value: isinstance(value, bool) or str(value).lower() in SWITCHES),
 }
 PREDICTIONS = ("auto", "epsilon", "v_prediction")
+LOCAL, RAY = "local", "ray"  # engines
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,6 +73,26 @@ class BenchSettings:
 
 
 @dataclass(slots=True, kw_only=True)
+class RaySettings:
+    """Where the workers of `engine=ray` are. `workers` and `cpus` are None for all that there are.
+
+    `address` is None to start Ray on this machine. If `shared`, every machine has the run folder at the same path.
+    """
+
+    address: str | None
+    workers: Any
+    cpus: int | None
+    shared: bool
+
+    def __post_init__(self) -> None:
+        self.workers = None if self.workers in (None, "auto") else self.workers
+        for key, count in {"workers": self.workers, "cpus": self.cpus}.items():
+            if count is not None and (type(count) is not int or count < 1):
+                auto = "auto, or " if key == "workers" else ""
+                raise SettingError(f"ray.{key}={count}: should be {auto}a whole number from 1 on")
+
+
+@dataclass(slots=True, kw_only=True)
 class Settings:
     """How pictures are made. `turbo`, `compile`, `unet_bs` and `memory` are None for `auto`; `memory` is in bytes.
 
@@ -90,6 +111,7 @@ class Settings:
     unet_bs: Any
     memory: Any
     engine: str
+    ray: RaySettings
     out: str | None
     limit: int | None
     shuffle: int | None
@@ -107,9 +129,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check_choice("precision", self.precision, ("autocast", "full"))
-        _check_choice("engine", self.engine, ("local",))
+        _check_choice("engine", self.engine, (LOCAL, RAY))
         if not DEVICE.fullmatch(self.device):
             raise SettingError(f"device={self.device}: should be auto, cpu, cuda, cuda:N or mps")
+        if self.engine == RAY and self.device.startswith(("cuda:", "mps")):
+            raise SettingError(
+                f"device={self.device}: a worker of engine=ray gets its card from Ray; write device=cuda"
+            )
         self.turbo = _parse_switch("turbo", self.turbo)
         self.compile = _parse_switch("compile", self.compile, "openvino")
         self.unet_bs = _parse_unet_bs(self.unet_bs)
@@ -118,6 +144,9 @@ class Settings:
         for key, number in counts.items():
             if number is not None and number < 1:
                 raise SettingError(f"{key}={number}: should be at least 1")
+
+
+NODES: Mapping[str, Any] = {"model": ModelSettings, "bench": BenchSettings, "ray": RaySettings}  # of nested settings
 
 
 def given_defaults(settings: Settings) -> dict[str, Any]:
@@ -210,7 +239,7 @@ def _value(given: Override) -> Any:
         return (
             text_or_null(given.text) if isinstance(kind, list) or "enum" in KEYS[inner].schema else scalar(given.text)
         )
-    nodes: dict[str, Any] = {"": Settings, "model": ModelSettings, "bench": BenchSettings}
+    nodes: dict[str, Any] = {"": Settings, **NODES}
     kind = next(str(field.type) for field in fields(nodes[name]) if field.name == inner)
     readers: dict[str, Callable[[str], Any]] = {"str": unquote, "str | None": text_or_null, "list[str]": texts}
     value = readers.get(kind, scalar)(given.text)
@@ -286,9 +315,8 @@ def _right_key(key: str, known: Collection[str]) -> str:
 
 def known_keys() -> set[str]:
     """Every key that an override may set."""
-    nested = {"model": ModelSettings, "bench": BenchSettings}
-    keys = {field.name for field in fields(Settings)} - {"defaults"} | {f"defaults.{key}" for key in REPLACEABLE}
-    return keys | {f"{name}.{field.name}" for name, node in nested.items() for field in fields(node)}
+    keys = {field.name for field in fields(Settings)} - {"defaults", "ray"} | {f"defaults.{key}" for key in REPLACEABLE}
+    return keys | {f"{name}.{field.name}" for name, node in NODES.items() for field in fields(node)}
 
 
 def _check_choice(key: str, value: str, known: Sequence[str]) -> None:

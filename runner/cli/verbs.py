@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from runner.settings import Settings
 
 ENGINE = "model device precision turbo compile unet_bs memory"  # settings of every verb that calls the model
-RUN = f"{ENGINE} engine defaults out limit shuffle skip_grid skip_save n_rows attempts deep mixed lock allow_outside"
+RUN = (
+    f"{ENGINE} engine ray defaults out limit shuffle skip_grid skip_save n_rows attempts deep mixed lock allow_outside"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,13 +11,27 @@ rendered again in float32 inside the engine. Run folders and records belong to t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from runner.events import WaveEvent
+from runner.images.codec import Pixels
 from runner.item import Item
 from runner.planning.waves import Wave
-from runner.record import Making
+from runner.record import Encoded, Making, Written
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """How pictures leave an engine whose workers are other processes.
+
+    `address` says of an item how its picture tells it and where in the run folder it belongs; it is called in this
+    process. `finish` makes the file of pixels, an item and a path; it is called by the worker, so it can be pickled.
+    """
+
+    address: Callable[[Item], tuple[Item, str]]
+    finish: Callable[[Pixels, Item, str], Encoded | Written]
 
 
 class Engine(Protocol):
@@ -32,8 +46,11 @@ class Engine(Protocol):
     def group(self, items: Iterable[Item]) -> Iterator[Wave]:
         """The items in waves, lazily."""
 
-    def run(self, waves: Iterable[Wave]) -> Iterator[WaveEvent]:
-        """Makes the pictures of the waves. Each item ends in one `Rendered` or one `ItemFailed`."""
+    def run(self, waves: Iterable[Wave], delivery: Delivery | None = None) -> Iterator[WaveEvent]:
+        """Makes the pictures of the waves. Each item ends in one `Rendered` or one `ItemFailed`.
+
+        An engine that makes them in this process hands over pixels, whatever the `delivery` is.
+        """
 
     def close(self) -> None:
         """Gives the model's memory back."""

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from runner.device.memory import release_memory
+from runner.engine.base import Delivery
 from runner.engine.executor import Executor, NotFinite
 from runner.events import ItemFailed, MemoryShort, Rendered, StepDone, WaveDone, WaveEvent, WaveStarted
 from runner.item import Item, item_id
 from runner.planning import waves
+from runner.planning.layouts import Execution
 from runner.planning.waves import Wave
 from runner.record import FULL, Making
 
@@ -27,6 +29,11 @@ class LocalEngine:
         self._overflowed: dict[str, tuple[Item, str]] = {}  # by id: the item, and what is wrong with its picture
         self._planned: dict[tuple[str, int, int], int] = {}  # rows by number type and size
 
+    @property
+    def execution(self) -> Execution:
+        """How its pictures are made, as it is planned."""
+        return self.executor.execution
+
     def describe(self) -> Making:
         """How its pictures are made, without what depends on their size."""
         return self.executor.describe()
@@ -39,7 +46,7 @@ class LocalEngine:
         """The items in waves, lazily."""
         return waves.group(items, self.executor.execution)
 
-    def run(self, waves: Iterable[Wave]) -> Iterator[WaveEvent]:
+    def run(self, waves: Iterable[Wave], delivery: Delivery | None = None) -> Iterator[WaveEvent]:
         """Makes the pictures of the waves; after the last one those that overflowed."""
         for wave in waves:
             yield from self._run(self.executor, wave)

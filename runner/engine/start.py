@@ -11,14 +11,19 @@ from runner.planning.layouts import Execution
 from runner.settings import Settings
 
 
-def plan_execution(settings: Settings, files: ModelFiles) -> Execution:
+def plan_execution(settings: Settings, files: ModelFiles, sharing: int = 1) -> Execution:
     """How this machine makes a model's pictures, with the memory that is free now.
+
+    On a CPU it is shared by so many processes that make pictures.
 
     Raises:
         SettingError: the machine has no such device, or can't do what the settings ask for.
     """
     device = choices.check_device(settings.device, available_devices())
-    return choices.decide(settings, files, device, free_memory(device), held_memory(device))
+    free = free_memory(device)
+    if free is not None and device == "cpu":
+        free //= sharing
+    return choices.decide(settings, files, device, free, held_memory(device))
 
 
 def start_engine(settings: Settings, files: ModelFiles, execution: Execution | None = None) -> LocalEngine:

@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Self
 
-from runner.folder.store import Store
+from runner.folder.store import Store, store_at
 from runner.images.codec import Pixels, encode, pixels_hash
 from runner.item import Item
-from runner.record import Written
+from runner.record import Encoded, Written
+
+
+def finished(pixels: Pixels, item: Item, encode: Callable[[Pixels, Item], bytes] = encode) -> Encoded:
+    """A picture's file, from uint8 [H, W, 3]."""
+    data = encode(pixels, item)
+    return Encoded(data=data, sha256=hashlib.sha256(data).hexdigest(), pixels_sha256=pixels_hash(pixels))
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Makes a picture's file in the process that rendered it, and puts it into the run folder where that has one.
+
+    `place` is the run folder's, None where the file goes to whoever writes it.
+    """
+
+    place: str | None = None
+
+    def __call__(self, pixels: Pixels, item: Item, path: str) -> Encoded | Written:
+        made = finished(pixels, item)
+        if self.place is None:
+            return made
+        _store(self.place).put(path, made.data)
+        return made.written(path)
+
+
+_store = functools.cache(store_at)  # a store has connections that the next picture uses again
 
 
 class Writer:
@@ -43,22 +71,21 @@ class Writer:
     ) -> None:
         self._pool.shutdown(wait=True, cancel_futures=kind is not None)
 
-    def submit(self, pixels: Pixels, item: Item, path: PurePosixPath) -> Future[Written]:
+    def submit(self, picture: Pixels | Encoded, item: Item, path: PurePosixPath) -> Future[Written]:
         """Lets a picture be written to `path` in the run folder; its pixels must stay as they are until then.
 
         Waits while too many pictures are waiting.
         """
         self._places.acquire()
         try:
-            future = self._pool.submit(self._write, pixels, item, path)
+            future = self._pool.submit(self._write, picture, item, path)
         except BaseException:
             self._places.release()
             raise
         future.add_done_callback(lambda _: self._places.release())
         return future
 
-    def _write(self, pixels: Pixels, item: Item, path: PurePosixPath) -> Written:
-        data = self._encode(pixels, item)
-        self._store.put(str(path), data)
-        sha256 = hashlib.sha256(data).hexdigest()
-        return Written(path=str(path), sha256=sha256, pixels_sha256=pixels_hash(pixels), bytes=len(data))
+    def _write(self, picture: Pixels | Encoded, item: Item, path: PurePosixPath) -> Written:
+        made = picture if isinstance(picture, Encoded) else finished(picture, item, self._encode)
+        self._store.put(str(path), made.data)
+        return made.written(str(path))

@@ -22,6 +22,7 @@ from runner.events import (
     RunStarted,
     StepDone,
     WaveStarted,
+    WorkersChanged,
 )
 from runner.folder.ledger import iterate_records
 from runner.folder.names import GALLERY, LOG, RECORDS
@@ -131,7 +132,7 @@ def _show_bar(events: Iterable[RunEvent], console: Console) -> RunFinished:
                     progress.update(task, description="rendering")
                 case StepDone():
                     progress.update(task, description=f"step {event.step}/{event.steps}")
-                case MemoryShort():
+                case MemoryShort() | WorkersChanged():
                     _print_notes([event.message], console)
                 case ItemDone() | ItemFailed():
                     progress.advance(task)
@@ -151,7 +152,7 @@ def _show_lines(events: Iterable[RunEvent], console: Console) -> RunFinished:
                 total, begun = event.missing, time.monotonic()
                 if total:
                     console.print(f"{event.missing} of {event.wanted} pictures to render", highlight=False)
-            case MemoryShort():
+            case MemoryShort() | WorkersChanged():
                 _print_notes([event.message], console)
             case ItemDone() | ItemFailed():
                 done += 1
@@ -215,6 +216,8 @@ def _log(event: RunEvent) -> None:
                 log.warning("%s", note)
         case WaveStarted():
             log.info("wave of %d: items %s", len(event.items), [item.number for item in event.items])
+        case WorkersChanged():
+            log.warning("%s; %d at work", event.message, event.working)
         case ItemFailed():
             log.error("item %d failed: %s\n%s", event.item.number, event.error, event.error.trace.rstrip())
         case RunFinished():

@@ -5,8 +5,9 @@ The ledger says what is missing. Torch, which takes seconds, is imported only if
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 
 from runner.engine.base import Engine
 from runner.engine.stops import Stop
@@ -27,7 +28,7 @@ def run(
     request: Request,
     engine: Engine | None = None,
     stop: Stop | None = None,
-    start: Start = turns.start,
+    start: Start | None = None,
     make_writer: Callable[[Store], Writer] = Writer,
 ) -> Generator[RunEvent, None, None]:
     """Renders the items that have no picture yet; closing the iterator stops it and keeps what is finished.
@@ -40,7 +41,14 @@ def run(
         Stopped: `stop` was asked to; what was finished is safe.
     """
     begun, stop = time.monotonic(), stop or Stop()
-    loader = Loader(request, stop, engine, start)
+    with contextlib.ExitStack() as held:
+        start = start or held.enter_context(turns.starting(request))
+        yield from _run(request, Loader(request, stop, engine, start), stop, make_writer, begun)
+
+
+def _run(
+    request: Request, loader: Loader, stop: Stop, make_writer: Callable[[Store], Writer], begun: float
+) -> Iterator[RunEvent]:
     if request.settings.skip_save:
         yield from render_only(request, loader, stop)
         return

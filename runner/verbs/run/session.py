@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from runner.engine.base import Engine
+from runner.engine.base import Delivery, Engine
 from runner.engine.stops import Stop
 from runner.errors import RunnerError, SettingError
 from runner.events import (
@@ -39,7 +40,7 @@ from runner.folder.ledger import Index, Ledger
 from runner.folder.names import INITS, LINES, MANIFEST, RUN, UNFINISHED, image_path
 from runner.folder.store import Store
 from runner.folder.ways import changed_versions, differences, lowered
-from runner.folder.writer import Writer
+from runner.folder.writer import Finish, Writer
 from runner.item import MASK, MASK_SHA256, Item, Model, item_id
 from runner.record import Making, Record, Written, item_dict, model_dict
 from runner.request import Request
@@ -100,7 +101,7 @@ class Session:
         notes = check_rounding(self.request, model, engine, self.ledger)
         _prepare_folder(self.request, describe(self.request, making))
         yield ModelLoaded(model=model, notes=tuple(notes))
-        for event in self.stop.through(engine.run(engine.group(items))):
+        for event in self.stop.through(engine.run(engine.group(items), self._delivery())):
             match event:
                 case Rendered():
                     self._unrendered.end()
@@ -123,9 +124,26 @@ class Session:
                 for _ in self._collect(wait=True):
                     pass
 
+    def _delivery(self) -> Delivery:
+        """How pictures come from other processes: as bytes, or put into a folder that those reach as well."""
+        place = str(self.request.store)
+        reached = self.request.settings.ray.shared or "://" in place
+        if "://" not in place:
+            place = os.path.abspath(place)
+
+        def address(item: Item) -> tuple[Item, str]:
+            return self._keep_pictures(item), str(self._free_path(item))
+
+        return Delivery(address=address, finish=Finish(place if reached else None))
+
     def _write(self, event: Rendered) -> futures.Future[Written]:
-        path = self._free_path(event.item)
-        return self._writer.submit(event.pixels, self._keep_pictures(event.item), path)
+        if isinstance(event.finished, Written):
+            there = futures.Future[Written]()
+            there.set_result(event.finished)
+            return there
+        picture = event.pixels if event.finished is None else event.finished
+        assert picture is not None
+        return self._writer.submit(picture, self._keep_pictures(event.item), self._free_path(event.item))
 
     def _keep_pictures(self, item: Item) -> Item:
         """The item with its init picture and its mask as copies in the run folder, which is whole on its own then."""
@@ -170,7 +188,7 @@ class Session:
             self.ledger.append(record.to_dict())
             self.backlog.settle(record.id)
             self.outcome.done += 1
-            yield ItemDone(item=event.item, record=record)
+            yield ItemDone(item=event.item, record=record, worker=event.worker)
 
     def _fail(self, event: ItemFailed, making: Making, streak: Streak) -> ItemFailed:
         """Records a failure; many alike in a row are taken for what all the others would come to."""
@@ -210,7 +228,7 @@ def render_only(request: Request, loader: Loader, stop: Stop) -> Iterator[RunEve
             if isinstance(event, Rendered):
                 done += 1
                 record = Record(id="", item={}, model={}, making=event.making, seconds=event.seconds)
-                yield ItemDone(item=event.item, record=record)
+                yield ItemDone(item=event.item, record=record, worker=event.worker)
             else:
                 failed += [event.item] if isinstance(event, ItemFailed) else []
                 yield event

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from runner.engine.base import Engine
@@ -12,6 +12,7 @@ from runner.engine.stops import Stop
 from runner.errors import SettingError
 from runner.item import Model
 from runner.request import Request
+from runner.settings import RAY
 
 if TYPE_CHECKING:
     from runner.planning.layouts import Execution
@@ -34,6 +35,26 @@ def start(request: Request, model: Model) -> Engine:
         for later in itertools.islice(itertools.dropwhile(lambda each: each != model, request.models), 1, None):
             check_ceiling(request, later, plan_execution(settings, request.models[later]))
     return start_engine(settings, request.models[model], execution)
+
+
+@contextlib.contextmanager
+def starting(request: Request) -> Iterator[Start]:
+    """How the request's models are started, as its settings say; workers are there until it is left."""
+    if request.settings.engine != RAY:
+        yield start
+        return
+    from runner.engine.fleet import Fleet
+    from runner.engine.ray import start_engine
+
+    with Fleet(request.settings) as fleet:
+
+        def start_there(request: Request, model: Model) -> Engine:
+            engine = start_engine(fleet, model)
+            if request.settings.memory:
+                check_ceiling(request, model, engine.execution)
+            return engine
+
+        yield start_there
 
 
 def check_ceiling(request: Request, model: Model, execution: Execution) -> None:

@@ -124,7 +124,8 @@ class Verification:
         for event in engine.run(engine.group(sorted(items, key=lambda item: item.loras))):  # each set is put on once
             if isinstance(event, Rendered | ItemFailed):
                 record = records[event.item.number]
-                made = event.pixels if isinstance(event, Rendered) else event.error
+                made = event.error if isinstance(event, ItemFailed) else event.pixels
+                assert made is not None  # this process makes them
                 making = event.making or engine.describe()
                 self.findings.append(judge(self.store, record, event.item, made, making, model.fingerprints))
                 yield ItemDone(item=event.item, record=Record.from_dict(record))
