@@ -15,6 +15,7 @@ import dataclasses
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +32,7 @@ from runner.settings import Settings
 
 LOOK_SECONDS = 2.0  # between two looks at the machines
 MOST_DEATHS = 3  # of a place's workers, one after the other, before it has made a picture
+REACH_SECONDS = 10.0  # until a cluster is heard
 OBJECT_STORE = 1 << 29  # bytes; what is on its way between processes
 QUIET = {  # in the environment: reports to the maker, and advice about what may change
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -79,6 +81,7 @@ class Fleet:
         self._start = start
         self._deaths: dict[Place, int] = {}
         self._looked = -LOOK_SECONDS
+        self._hired = False
         self._home = ""  # the machine of this process
         self._joined = False
 
@@ -90,10 +93,13 @@ class Fleet:
     ) -> None:
         if not self._joined:
             return
+        self._joined = False
         import ray
 
+        with contextlib.suppress(Exception):  # they may be dead, or Ray itself
+            ray.wait([member.actor.close.remote() for member in self.members], num_returns=len(self.members), timeout=1)
         for member in self.members:
-            with contextlib.suppress(Exception):  # it may be dead, or Ray itself
+            with contextlib.suppress(Exception):
                 ray.kill(member.actor)
         self.members.clear()
         ray.shutdown()
@@ -113,6 +119,8 @@ class Fleet:
         )
         with _own_signals():
             try:
+                if address and address != "auto":
+                    check_reachable(address)
                 ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
             except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
                 what = "Ray doesn't start" if address is None else f"ray.address={address}: can't be reached"
@@ -133,7 +141,7 @@ class Fleet:
             return []
         self._looked = time.monotonic()
         machines = {machine.node: machine for machine in self._machines()}
-        if machines and not any(places(machines.values(), self.settings)):
+        if not self._hired and not any(places(machines.values(), self.settings)):
             raise SettingError(_no_place(machines.values(), self.settings))
         self.members = [member for member in self.members if member.place.node in machines]
         taken, started = {member.place for member in self.members}, []
@@ -182,7 +190,7 @@ class Fleet:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        settings = self.settings
+        settings, self._hired = self.settings, True
         device = "cuda" if place.cards else "cpu"
         job = Job(
             settings=dataclasses.replace(settings, device=device if settings.device in ("auto", device) else "cpu"),
@@ -248,6 +256,17 @@ def _import() -> Any:
             raise
         raise SettingError(MISSING) from error
     return ray
+
+
+def check_reachable(address: str) -> None:
+    """Whether something listens at `HOST:PORT`; Ray itself would try for minutes.
+
+    Raises:
+        OSError, ValueError: nothing does, or it is no such address.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS):
+        pass
 
 
 @contextlib.contextmanager

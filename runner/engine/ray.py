@@ -155,7 +155,8 @@ class RayEngine:
         self._alone_since = None if self._seats else self._alone_since or now
         if self._alone_since is None:
             return
-        if self._fleet.left_out or now - self._alone_since > ALONE_SECONDS:
+        none_comes = self._fleet.left_out and (self._faults or self._fleet.settings.ray.address is None)
+        if none_comes or now - self._alone_since > ALONE_SECONDS:
             if len(self._faults) == 1 and isinstance(fault := next(iter(self._faults.values())), RunnerError):
                 raise fault
             why = "; ".join(self._fleet.left_out.values()) or "Ray has no machine any more"

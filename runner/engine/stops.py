@@ -76,6 +76,10 @@ class Stop:
             if self._asked and not self._nearly_done():
                 raise Stopped(self._asked)
             yield
+        except SystemError as error:  # which C code makes of what a handler raises, if it doesn't expect that
+            if isinstance(error.__cause__, Stopped):
+                raise error.__cause__ from None
+            raise
         finally:
             self._harmless = False
 

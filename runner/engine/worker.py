@@ -132,6 +132,10 @@ class Worker:
         items = tuple(placed(item, lambda path: kept.get(path, path)) for item in wave.items)
         return self._renderer.submit(self._render, replace(wave, items=items), told, finish).result()()
 
+    def close(self) -> None:
+        """Removes the copies of files."""
+        self._copies.cleanup()
+
     def _load(self, model: Model) -> Loaded:
         if self._engine:
             self._engine.close()
