@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import signal
@@ -140,7 +141,7 @@ class Fleet:
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return []
         self._looked = time.monotonic()
-        machines = {machine.node: machine for machine in self._machines()}
+        machines = {machine.node: machine for machine in self.machines()}
         if not self._hired and not any(places(machines.values(), self.settings)):
             raise SettingError(_no_place(machines.values(), self.settings))
         self.members = [member for member in self.members if member.place.node in machines]
@@ -155,7 +156,7 @@ class Fleet:
 
     def has(self, member: Member) -> bool:
         """Whether the worker's machine is there, as far as Ray knows by now."""
-        return member.place.node in {machine.node for machine in self._machines()}
+        return member.place.node in {machine.node for machine in self.machines()}
 
     def dismiss(self, member: Member, *, unfit: str = "") -> None:
         """Lets a worker go; its place gets another one, unless the machine is `unfit`, which says why."""
@@ -177,7 +178,8 @@ class Fleet:
         """A worker has made pictures."""
         self._deaths.pop(member.place, None)
 
-    def _machines(self) -> Iterator[Machine]:
+    def machines(self) -> Iterator[Machine]:
+        """The machines that Ray has now."""
         import ray
 
         for node in ray.nodes():
@@ -231,14 +233,38 @@ def places(machines: Iterable[Machine], settings: Settings) -> Iterator[Place]:
             yield from (Place(machine.node, number, 0, each) for number in range(machine.cores // each if each else 0))
 
 
-def places_here(settings: Settings) -> int:
-    """How many workers there would be if Ray were started on this machine."""
+class Strength(NamedTuple):
+    """How many workers a run would have, and how many times as fast as in one process here it would be by that."""
+
+    workers: int
+    times: float
+
+
+def strength(settings: Settings) -> Strength:
+    """What a run would have: on this machine it is worked out, a cluster is asked.
+
+    Raises:
+        SettingError: as `Fleet.join` and `Fleet.refresh`.
+    """
+    machines = [machine_here(settings)]
+    if settings.ray.address is not None:
+        with Fleet(settings) as fleet:
+            fleet.join()
+            machines = [*fleet.machines()]
+    found = list(itertools.islice(places(machines, settings), settings.ray.workers))
+    if not found:
+        raise SettingError(_no_place(machines, settings))
+    cores = sum(place.cores for place in found)
+    return Strength(len(found), len(found) if found[0].cards else max(1.0, cores / threads()))
+
+
+def machine_here(settings: Settings) -> Machine:
+    """This machine as Ray would list it."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     cards = len(list(Path(CARDS).glob("*"))) if guess_device(settings.device) == "cuda" else 0
     if visible is not None:
         cards = min(cards, len([each for each in visible.split(",") if each.strip() not in ("", "-1")]))
-    here = Machine("", "", cards, threads())
-    return min(sum(1 for _ in places([here], settings)), settings.ray.workers or 1 << 30)
+    return Machine("", "", cards, threads())
 
 
 def _no_place(machines: Iterable[Machine], settings: Settings) -> str:

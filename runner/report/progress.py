@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console
@@ -34,6 +35,7 @@ from runner.text import name_some, shorten, show_size, visible
 
 LINE_SECONDS = 5.0  # between two plain lines
 SHOWN_FAILURES = 10
+SHOWN_MACHINES = 8
 NAME_LENGTH, REASON_LENGTH = 80, 200  # characters
 log = logging.getLogger("runner")
 
@@ -112,9 +114,18 @@ def _name_items(items: Sequence[Item], reasons: Mapping[int, str]) -> list[str]:
 
 class _Pace(ProgressColumn):
     def render(self, task: Task) -> Text:
-        """Images a second since the start."""
-        pace = task.completed / task.elapsed if task.elapsed else 0.0
-        return Text(f"{pace:.2f} images/s")
+        """Images a second since the start, in all and by machine."""
+        return Text(_pace(task.completed, task.elapsed or 0.0, task.fields["machines"]))
+
+
+def _pace(done: float, seconds: float, machines: Mapping[str, int]) -> str:
+    """Images a second; also of each machine, where there are several."""
+    text = f"{done / seconds if seconds else 0.0:.2f} images/s"
+    if len(machines) < 2 or not seconds:
+        return text
+    named = [f"{visible(name)} {count / seconds:.2f}" for name, count in list(machines.items())[:SHOWN_MACHINES]]
+    more = [f"{len(machines) - SHOWN_MACHINES} more"] if len(machines) > SHOWN_MACHINES else []
+    return f"{text} ({', '.join(named + more)})"
 
 
 def _show_bar(events: Iterable[RunEvent], console: Console) -> RunFinished:
@@ -122,7 +133,8 @@ def _show_bar(events: Iterable[RunEvent], console: Console) -> RunFinished:
     # What others print meanwhile stays with the screens: rich would let their control sequences pass.
     bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
     with bar as progress:
-        task = progress.add_task("loading", total=None)
+        machines = Counter[str]()
+        task = progress.add_task("loading", total=None, machines=machines)
         for event in events:
             match event:
                 case RunStarted():
@@ -135,6 +147,7 @@ def _show_bar(events: Iterable[RunEvent], console: Console) -> RunFinished:
                 case MemoryShort() | WorkersChanged():
                     _print_notes([event.message], console)
                 case ItemDone() | ItemFailed():
+                    machines.update(_machine(event))
                     progress.advance(task)
                 case RunFinished():
                     return event
@@ -142,7 +155,7 @@ def _show_bar(events: Iterable[RunEvent], console: Console) -> RunFinished:
 
 
 def _show_lines(events: Iterable[RunEvent], console: Console) -> RunFinished:
-    total = done = 0
+    total, done, machines = 0, 0, Counter[str]()
     begun = said = time.monotonic()
     for event in events:
         match event:
@@ -155,15 +168,21 @@ def _show_lines(events: Iterable[RunEvent], console: Console) -> RunFinished:
             case MemoryShort() | WorkersChanged():
                 _print_notes([event.message], console)
             case ItemDone() | ItemFailed():
+                machines.update(_machine(event))
                 done += 1
             case RunFinished():
                 return event
         now = time.monotonic()
         if done and now - said >= LINE_SECONDS:
-            said, pace = now, done / (now - begun)
-            line = f"{done}/{total} images, {pace:.2f} images/s, {(total - done) / pace:.0f} s left"
+            said, left = now, (total - done) * (now - begun) / done
+            line = f"{done}/{total} images, {_pace(done, now - begun, machines)}, {left:.0f} s left"
             console.print(line, highlight=False)
     raise AssertionError("a run's last event is RunFinished")
+
+
+def _machine(event: ItemDone | ItemFailed) -> list[str]:
+    """The machine that made a picture, where it was another process."""
+    return [event.worker] if isinstance(event, ItemDone) and event.worker else []
 
 
 def _print_notes(notes: Iterable[str], console: Console) -> None:

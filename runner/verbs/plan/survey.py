@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runner.engine.fleet import Strength, strength
 from runner.errors import SettingError
 from runner.folder.ledger import read_index
 from runner.folder.names import RECORDS, image_name
@@ -31,6 +32,7 @@ from runner.machine.describe import device_name
 from runner.planning import choices
 from runner.planning.layouts import Execution
 from runner.request import OUTPUTS, Request
+from runner.settings import RAY
 from runner.verbs.plan.forecast import Forecast, Kind, forecast, read_past
 from runner.verbs.plan.lint import EXAMPLES, NAME_TAKEN, SAME_PICTURE, Linter, Warned
 from runner.verbs.plan.reading import Reading, read_prompt
@@ -109,6 +111,7 @@ class Survey:
     `images` counts the items; `done`, `missing` and `failed` the pictures, since two items may wish for the same one.
     `failed` are those of the missing ones that were tried before, `attempts` times in all. `turns` are those of the
     models; `ends` are the first and the last item that is wanted; `read_as` the prompts that are more than plain text.
+    `strength` is that of the workers of `engine=ray`; `memory_bytes` is then what each of them holds.
     """
 
     request: Request
@@ -123,6 +126,7 @@ class Survey:
     weighted: int
     read_as: Sequence[Reading]
     warnings: Sequence[Warned]
+    strength: Strength | None = None
 
     @property
     def device(self) -> str:
@@ -156,8 +160,10 @@ class Survey:
         seconds = Counter[str]()
         for each in forecasts:
             seconds.update(each.seconds)
+        times = self.strength.times if self.strength else 1
+        known = all(each.seconds for each in forecasts)
         return Forecast(
-            seconds=seconds if all(each.seconds for each in forecasts) else {},
+            seconds={stage: share / times for stage, share in seconds.items()} if known else {},
             disk_bytes=sum(each.disk_bytes for each in forecasts),
             pictures=sum(each.pictures for each in forecasts),
         )
@@ -175,6 +181,7 @@ class Survey:
             "waves": self.waves,
             "device": self.device,
             "device_name": device_name(self.device),
+            **({"workers": self.strength.workers} if self.strength else {}),
             "memory_bytes": self.memory_bytes,
             **_forecast_dict(self.forecast),
             "models": [turn.to_dict() for turn in self.turns],
@@ -242,6 +249,7 @@ def make_survey(request: Request) -> Survey:
         weighted=tally.weighted,
         read_as=tally.read_as,
         warnings=tally.linter.warnings(),
+        strength=strength(request.settings) if request.settings.engine == RAY else None,
     )
 
 

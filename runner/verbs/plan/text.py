@@ -59,12 +59,15 @@ def _facts(survey: Survey) -> Iterator[Row]:
         mode = "kept on the device" if turn.turbo else "streamed through it"
         todo = f"; {turn.missing:,} to render" if len(survey.turns) > 1 else ""
         yield "model", f"{turn.model.name}, {turn.execution.dtype}, on {device}, the UNet {mode}{todo}"
+    if survey.strength:
+        yield "workers", f"{survey.strength.workers}, by Ray"
     if survey.missing:
         yield "time", _time(survey)
         yield "disk", f"about {show_size(survey.forecast.disk_bytes)}"
         of = "the process" if survey.device == "cpu" else "the device's memory"
         besides = CONTEXT if survey.device.startswith("cuda") else ""
-        yield "memory", f"about {show_size(survey.memory_bytes)} of {of}{besides}"
+        each = ", for each worker" if survey.strength else ""
+        yield "memory", f"about {show_size(survey.memory_bytes)} of {of}{besides}{each}"
     weighted = f", {survey.weighted:,} of them weighted" if survey.weighted else ""
     yield "prompts", f"{survey.prompts:,} different{weighted}"
     yield "warnings", f"{len(survey.warnings)}, at the end" if survey.warnings else "none"
