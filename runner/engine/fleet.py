@@ -19,6 +19,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ QUIET = {  # in the environment: reports to the maker, and advice about what may
     "RAY_DEDUP_LOGS": "0",
 }
 CARDS = "/proc/driver/nvidia/gpus"
+TOKEN = ". Where the cluster asks for a token, set RAY_AUTH_MODE=token in the environment"
 MISSING = "engine=ray needs Ray: pip install 'manifest-runner[ray]'"
 
 
@@ -115,17 +117,20 @@ class Fleet:
             return
         os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
         ray, address = _import(), self.settings.ray.address
+        if address is None and not any(places([machine_here(self.settings)], self.settings)):
+            raise SettingError(_no_place([machine_here(self.settings)], self.settings))
         own = (
             {} if address else {"num_cpus": threads(), "object_store_memory": OBJECT_STORE, "include_dashboard": False}
         )
-        with _own_signals():
+        with _own_signals(), warnings.catch_warnings(action="ignore"):
             try:
                 if address and address != "auto":
                     check_reachable(address)
                 ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
             except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
                 what = "Ray doesn't start" if address is None else f"ray.address={address}: can't be reached"
-                raise SettingError(f"{what}: {first_line(error)}") from error
+                hint = TOKEN if address and "RAY_AUTH_MODE" not in os.environ else ""
+                raise SettingError(f"{what}: {first_line(error)}{hint}") from error
         self._joined = True
         if not (address or "").startswith("ray://"):
             self._home = ray.get_runtime_context().get_node_id()
