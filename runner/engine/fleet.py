@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Self
 
 from runner.engine.worker import Job, Start, Worker, start_here
 from runner.errors import SettingError
-from runner.machine.describe import THREAD_COUNTS, threads
+from runner.machine.describe import THREAD_COUNTS, cores, threads
 from runner.planning.choices import guess_device
 from runner.settings import Settings
 
@@ -120,7 +120,7 @@ class Fleet:
         if address is None and not any(places([machine_here(self.settings)], self.settings)):
             raise SettingError(_no_place([machine_here(self.settings)], self.settings))
         own = (
-            {} if address else {"num_cpus": threads(), "object_store_memory": OBJECT_STORE, "include_dashboard": False}
+            {} if address else {"num_cpus": cores(), "object_store_memory": OBJECT_STORE, "include_dashboard": False}
         )
         with _own_signals(), warnings.catch_warnings(action="ignore"):
             try:
@@ -259,8 +259,8 @@ def strength(settings: Settings) -> Strength:
     found = list(itertools.islice(places(machines, settings), settings.ray.workers))
     if not found:
         raise SettingError(_no_place(machines, settings))
-    cores = sum(place.cores for place in found)
-    return Strength(len(found), len(found) if found[0].cards else max(1.0, cores / threads()))
+    used = sum(place.cores for place in found)
+    return Strength(len(found), len(found) if found[0].cards else max(1.0, used / threads()))
 
 
 def machine_here(settings: Settings) -> Machine:
@@ -269,7 +269,7 @@ def machine_here(settings: Settings) -> Machine:
     cards = len(list(Path(CARDS).glob("*"))) if guess_device(settings.device) == "cuda" else 0
     if visible is not None:
         cards = min(cards, len([each for each in visible.split(",") if each.strip() not in ("", "-1")]))
-    return Machine("", "", cards, threads())
+    return Machine("", "", cards, cores())
 
 
 def _no_place(machines: Iterable[Machine], settings: Settings) -> str:

@@ -64,12 +64,19 @@ def _ask_driver(number: int, attribute: int) -> int | None:
 def threads(siblings: str = SIBLINGS) -> int:
     """The number of threads that torch will most likely compute with: the environment's, or else one for each core.
 
-    Only torch knows for certain. Two hyperthreads of a core count once; `siblings` is the file that lists them, with
-    `{}` for the CPU's number.
+    Only torch knows for certain. `siblings` is as `cores` has it.
     """
     for name in THREAD_COUNTS:
         with contextlib.suppress(ValueError):
             return max(1, int(os.environ.get(name, "").partition(",")[0]))  # a list is for regions inside regions
+    return cores(siblings)
+
+
+def cores(siblings: str = SIBLINGS) -> int:
+    """The cores that this process may use.
+
+    Two hyperthreads of a core count once; `siblings` is the file that lists them, with `{}` for the CPU's number.
+    """
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     with contextlib.suppress(OSError):
         return len({Path(siblings.format(cpu)).read_text(encoding="ascii") for cpu in cpus})
