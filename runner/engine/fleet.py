@@ -119,9 +119,7 @@ class Fleet:
         ray, address = _import(), self.settings.ray.address
         if address is None and not any(places([machine_here(self.settings)], self.settings)):
             raise SettingError(_no_place([machine_here(self.settings)], self.settings))
-        own = (
-            {} if address else {"num_cpus": cores(), "object_store_memory": OBJECT_STORE, "include_dashboard": False}
-        )
+        own = {} if address else {"num_cpus": cores(), "object_store_memory": OBJECT_STORE, "include_dashboard": False}
         with _own_signals(), warnings.catch_warnings(action="ignore"):
             try:
                 if address and address != "auto":
