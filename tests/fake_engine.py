@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from builders import make_execution
 
+from runner.engine.base import Delivery
 from runner.events import Failure, ItemFailed, Rendered, StepDone, WaveDone, WaveEvent, WaveStarted
 from runner.item import Item
 from runner.planning import waves
@@ -43,7 +44,7 @@ class FakeEngine:
     def group(self, items: Iterable[Item]) -> Iterator[Wave]:
         return waves.group(items, self.execution)
 
-    def run(self, waves: Iterable[Wave]) -> Iterator[WaveEvent]:
+    def run(self, waves: Iterable[Wave], delivery: Delivery | None = None) -> Iterator[WaveEvent]:
         for wave in waves:
             self.before_wave()
             yield WaveStarted(items=wave.items)

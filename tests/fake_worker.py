@@ -30,7 +30,7 @@ class WorkerEngine(FakeEngine):
         super().__init__(unet_bs=2, making=MAKING._replace(device_name="iron" if other else "paper"))
         self.machine = machine
 
-    def run(self, waves):
+    def run(self, waves, delivery=None):
         for wave in waves:
             with (self.folder / f"waves-{self.machine}-{os.getpid()}").open("a") as file:
                 file.write(" ".join(str(item.number) for item in wave.items) + "\n")
@@ -54,7 +54,7 @@ def start(settings: Settings, model: Model, sharing: int) -> WorkerEngine:
 class Files(FakeEngine):
     """Paints each picture in the colour that its init's first byte says."""
 
-    def run(self, waves):
+    def run(self, waves, delivery=None):
         for wave in waves:
             for event in super().run([wave]):
                 if isinstance(item := getattr(event, "item", None), Item):

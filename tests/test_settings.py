@@ -84,7 +84,7 @@ def test_sizes(text, size):
         ("hydra.run.dir=x", ["'hydra.run.dir' is not a setting"]),
         ("model.path=", ["names no model"]),
         ("shuffle=abc", ["shuffle", "abc"]),
-        ("engine=rays", ["engine=rays", "local"]),
+        ("engine=rays", ["engine=rays", "'ray'"]),
         ("allow_outside=perhaps", ["allow_outside", "perhaps"]),
         ("steps=4", ["'steps' is not a setting"]),
         ("bench=emojy", ["bench=emojy: no such bench", "did you mean 'emoji'"]),

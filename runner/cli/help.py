@@ -37,8 +37,21 @@ def _settings_lines(keys: Sequence[str]) -> list[str]:
     lines["model"] = "model: emoji          # a file of conf/model/; or model.path= a folder, .safetensors or .ckpt"
     lines["defaults"] = "defaults.KEY: null    # replaces the manifest's default of an item key, e.g. defaults.steps=4"
     lines["bench"] = "bench: emoji          # a file of conf/bench/; the values of emoji:"
-    shown = [lines[key] for key in keys]
+    nested = _nested(conf / "config.yaml")
+    shown = [line for key in keys for line in (nested.get(key) or [lines[key]])]
     return shown + [f"bench.{line}" for line in _lines_with_values(conf / "bench/emoji.yaml") if "bench" in keys]
+
+
+def _nested(file: Path) -> dict[str, list[str]]:
+    """The lines of settings inside settings, by the outer one's key."""
+    found: dict[str, list[str]] = {}
+    outer = ""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if match := re.match(r"(\w+):\s*$", line):
+            outer = match[1]
+        elif outer and (match := re.match(r"  (\w+: *[^ #].*)", line)):
+            found.setdefault(outer, []).append(f"{outer}.{match[1]}")
+    return found
 
 
 def _lines_with_values(file: Path) -> list[str]:
