@@ -136,11 +136,7 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
         ManifestError: the target or a model that it names is wrong.
         ModelError: the model of the settings is wrong.
     """
-    try:
-        if not target.exists():
-            raise ManifestError("there is no such file", Location(target))
-    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
-        raise ManifestError(f"is no path of this system ({error})", Location(target)) from None
+    _check_target(target)
     read = _read_items if target.suffix == ".jsonl" else _read_manifest
     source = read(target, settings)
     found = _find_models(source.asked, settings)
@@ -151,9 +147,7 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
     counts = {asked: vectors[each.sha256] for asked, each in learnt.items()}
     _check_lengths(source.texts, counts, [each for reader in readers.values() for each in reader.tokenizers])
     _check_shard(source, settings)
-    beside = settings.out or f"{OUTPUTS / source.name}{_shard_name(settings)}{'-multirun' if job else ''}"
-    store = store_at(f"{beside}/{job}" if job else beside)
-    kept = _kept_seeds(store) or (_seeds_beside(expanded(beside)) if job else {})
+    store, kept = _folder(source.name, settings, job)
     seeds = _draw_seeds(source.without_seed, kept, {} if drawn is None else drawn)
     items = source.items(seeds, {asked: model for asked, (model, _) in found.items()}, learnt)
     listed, note = _listed(items, target, settings)
@@ -172,6 +166,14 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
     )
 
 
+def _check_target(target: Path) -> None:
+    try:
+        if not target.exists():
+            raise ManifestError("there is no such file", Location(target))
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
+        raise ManifestError(f"is no path of this system ({error})", Location(target)) from None
+
+
 def _check_shard(source: _Source, settings: Settings) -> None:
     """Refuses parts of what has no seeds: each part would draw its own, perhaps on another machine."""
     if settings.shard and source.without_seed:
@@ -180,8 +182,12 @@ def _check_shard(source: _Source, settings: Settings) -> None:
         raise ManifestError(message, job.location)
 
 
-def _shard_name(settings: Settings) -> str:
-    return "-shard-{}-of-{}".format(*parse_shard(settings.shard)) if settings.shard else ""
+def _folder(name: str, settings: Settings, job: str) -> tuple[Store, Mapping[str, int]]:
+    """The run folder, and the seeds that it or another one of the same sweep has kept."""
+    shard = "-shard-{}-of-{}".format(*parse_shard(settings.shard)) if settings.shard else ""
+    beside = settings.out or f"{OUTPUTS / name}{shard}{'-multirun' if job else ''}"
+    store = store_at(f"{beside}/{job}" if job else beside)
+    return store, _kept_seeds(store) or (_seeds_beside(expanded(beside)) if job else {})
 
 
 def _listed(items: Sequence[Item], target: Path, settings: Settings) -> tuple[Sequence[int] | None, str]:

@@ -176,7 +176,7 @@ def parse_size(text: Any, key: str = "memory") -> int:
 
 def parse_shard(text: str) -> tuple[int, int]:
     """`3/16`, the third of sixteen parts, as (3, 16)."""
-    match = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,5})\s*/\s*(\d{1,5})\s*", text)
     part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= part <= parts:
         raise SettingError(f"shard={text}: should be a part and their number, from 1/16 to 16/16 for sixteen parts")

@@ -10,7 +10,8 @@ that of their ledgers. The folders that are joined stay as they are.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import PurePosixPath
@@ -180,24 +181,17 @@ class Merge:
             self._report.notes.append(f"the folders have different manifests; none was written to '{self._target}'")
         elif asked:
             self._target.put(*asked.pop())
-        abouts = [_about(store) for store in self._sources]
-        about = _about(self._target) or next(filter(None, abouts), {})
-        merged = sorted({*map(str, about.get("merged", [])), *map(str, self._sources)})
+        before, abouts = _about(self._target), [_about(store) for store in self._sources]
+        about = before or next(filter(None, abouts), {})
+        merged = {*_texts(before, "merged"), *map(str, self._sources)}
+        shards = {shard for each in (before, *abouts) for shard in _shards(each)}
         settings = part(about, "settings") | {"shard": None}
-        about |= {"settings": settings, "merged": merged}
+        about = about | {"settings": settings, "merged": sorted(merged), "shards": sorted(shards)}
         self._target.put(RUN, orjson.dumps(about, option=orjson.OPT_INDENT_2))
-        self._note_missing_shards([str(part(each, "settings").get("shard")) for each in abouts])
-
-    def _note_missing_shards(self, shards: Sequence[str]) -> None:
-        try:
-            given = [parse_shard(shard) for shard in shards]
-        except SettingError:  # they aren't all shards
-            return
-        for parts in sorted({parts for _, parts in given}):
-            if missing := sorted({*range(1, parts + 1)} - {part for part, of in given if of == parts}):
-                self._report.notes.append(
-                    f"of {parts} shards these are not among the folders: {name_some([str(each) for each in missing])}"
-                )
+        for number in sorted({parts for _, parts in map(parse_shard, shards)}):
+            there = {shard for shard, parts in map(parse_shard, shards) if parts == number}
+            if missing := [str(shard) for shard in range(1, number + 1) if shard not in there]:
+                self._report.notes.append(f"of {number} shards these were not joined yet: {name_some(missing)}")
 
     def _build_report(self) -> None:
         if self._target.size(UNFINISHED) >= 0 and not self._settings.skip_grid:
@@ -220,6 +214,19 @@ def _read(store: Store, name: str) -> bytes:
             return file.read()
     except OSError:
         return b""
+
+
+def _shards(about: Mapping[str, Any]) -> Iterator[str]:
+    """Which shards a folder holds, as its `run.json` says: that of its run, or those that were joined."""
+    for shard in (*_texts(about, "shards"), str(part(about, "settings").get("shard"))):
+        with suppress(SettingError):
+            parse_shard(shard)
+            yield shard
+
+
+def _texts(about: Mapping[str, Any], key: str) -> list[str]:
+    values = about.get(key)
+    return list(map(str, values)) if isinstance(values, list) else []
 
 
 def _about(store: Store) -> dict[str, Any]:
