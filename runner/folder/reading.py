@@ -20,6 +20,7 @@ from runner.folder.store import Store
 from runner.ids import is_id
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+LARGEST = 1 << 30  # bytes of a picture; what says that it is larger was altered
 THREADS, AHEAD = 4, 8  # what is behind a network, or is flushed to a disk, is waited for most of the time
 T = TypeVar("T")
 U = TypeVar("U")
@@ -52,11 +53,11 @@ def read_recorded(store: Store, name: str, size: int, sha256: object) -> bytes:
     """
     try:
         with store.open(name) as file:
-            data = file.read(size + 1)
+            data = file.read(size + 1 if 0 <= size < LARGEST else 0)
     except FileNotFoundError:
         raise Unreadable(f"{store}/{name} is missing") from None
-    except (OSError, ValueError) as error:  # ValueError: a size that none can have
-        raise Unreadable(f"{store}/{name} can't be read: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise Unreadable(f"{store}/{name} can't be read: {error.strerror or error}") from None
     if len(data) != size or (sha256 is not None and hashlib.sha256(data).hexdigest() != sha256):
         raise Unreadable(f"{store}/{name} has changed since it was recorded")
     return data
