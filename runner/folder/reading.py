@@ -36,13 +36,21 @@ def read_picture(store: Store, record: Mapping[str, Any]) -> bytes:
     Raises:
         Unreadable: it has vanished, or isn't the one that was recorded.
     """
-    name = str(record["image"])
-    path = PurePosixPath(name)
+    check_names(store, record)
+    return read_recorded(store, record["image"], record["bytes"], record.get("sha256"))
+
+
+def check_names(store: Store, record: Mapping[str, Any]) -> None:
+    """Whether a record has an id, and a picture where run folders have theirs: what others wrote may name any file.
+
+    Raises:
+        Unreadable: it hasn't.
+    """
+    path = PurePosixPath(record["image"])
     if path.parts[:1] != (IMAGES,) or ".." in path.parts or path.suffix not in SUFFIXES:
-        raise Unreadable(f"{store}/{name} is no picture of a run folder")
+        raise Unreadable(f"{store}/{path} is no picture of a run folder")
     if not is_id(record["id"]):
-        raise Unreadable(f"{store}/{name} has the id '{record['id']}', which is none")
-    return read_recorded(store, name, record["bytes"], record.get("sha256"))
+        raise Unreadable(f"{store}/{path} has the id '{record['id']}', which is none")
 
 
 def read_recorded(store: Store, name: str, size: int, sha256: object) -> bytes:

@@ -22,7 +22,7 @@ import orjson
 from runner.errors import SettingError
 from runner.folder.ledger import Index, Ledger, iterate_records, read_index
 from runner.folder.names import INITS, LINES, MANIFEST, RUN, UNFINISHED
-from runner.folder.reading import Unreadable, in_order, read_picture, read_recorded
+from runner.folder.reading import Unreadable, check_names, in_order, read_picture, read_recorded
 from runner.folder.store import Store
 from runner.folder.ways import Way, changed_versions, differences, lowered
 from runner.item import MASK, MASK_SHA256
@@ -145,10 +145,16 @@ class Merge:
             identity = record["id"]
             if record["status"] != DONE or images.get(identity) != record["image"]:
                 continue
-            if hashes[identity] == str(record.get("sha256")):
-                del images[identity]
-                if not self._ledger.is_done(identity):
-                    yield record
+            if hashes[identity] != str(record.get("sha256")):
+                continue
+            del images[identity]
+            try:
+                check_names(index.store, record)  # before anything is named after them
+            except Unreadable as error:
+                self._problems[identity] = str(error)
+                continue
+            if not self._ledger.is_done(identity):
+                yield record
 
     def _copy(self, source: Store, record: Line, placed: Line) -> str:
         """Copies a picture, and what it was made from; what is wrong where it can't be."""
