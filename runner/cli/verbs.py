@@ -138,7 +138,7 @@ def _merge(call: Call) -> int:
     report = merge.run()
     _note(*report.notes)
     there, failed = report.pictures - report.copied, f", {report.failed} items failed" if report.failed else ""
-    print(f"{many(report.copied, 'picture')} copied, {there} were there already{failed}; see {target}/{GALLERY}")
+    print(f"{many(report.copied, 'picture')} copied, {there:,} were there already{failed}; see {target}/{GALLERY}")
     return _left_out(report.problems)
 
 
@@ -152,7 +152,7 @@ def _export(call: Call) -> int:
     report = Export(store_at(folder), target, call.settings, partial(_tell, shown)).run()
     _note(*report.notes)
     shards = many(report.shards, "shard")
-    print(f"{many(report.pictures, 'picture')} in {shards}, {report.made} of them new; see {target}")
+    print(f"{many(report.pictures, 'picture')} in {shards}, {report.made:,} of them new; see {target}")
     return _left_out(report.problems)
 
 

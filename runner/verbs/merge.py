@@ -70,8 +70,9 @@ class Merge:
         if _place(self._target) in map(_place, self._sources):
             raise SettingError(f"out={self._target} is one of the folders that are joined; choose another one")
         indexes = [read_index(store, must_exist=True, hashes=True) for store in self._sources]
-        self._check_same(indexes)
-        self._check_ways(indexes)
+        there = read_index(self._target, hashes=True)
+        self._check_same(there, indexes)
+        self._check_ways(there, indexes)
         with Ledger(self._target, deep=self._settings.deep, lock=self._settings.lock) as self._ledger:
             if self._target.size(UNFINISHED) >= 0:
                 self._target.sweep()
@@ -84,9 +85,9 @@ class Merge:
         self._report.problems += self._problems.values()
         return self._report
 
-    def _check_same(self, indexes: Sequence[Index]) -> None:
+    def _check_same(self, there: Index, indexes: Sequence[Index]) -> None:
         """Refuses two pictures of one item, unless they may be mixed: then the first one stays."""
-        seen = read_index(self._target, hashes=True).hashes()
+        seen = there.hashes()
         for index in indexes:
             own = index.hashes()
             other = [identity for identity, sha256 in own.items() if seen.get(identity, sha256) != sha256]
@@ -100,9 +101,9 @@ class Merge:
                 self._report.notes.append(f"'{index.store}': {len(other)} pictures were left out; others came before")
             seen = own | seen
 
-    def _check_ways(self, indexes: Sequence[Index]) -> None:
+    def _check_ways(self, there: Index, indexes: Sequence[Index]) -> None:
         """As `run` does it: other rounding is refused, unless it may be mixed; other versions are a note."""
-        before = list(read_index(self._target).ways)
+        before = list(there.ways)
         for index in indexes:
             found, versions = dict[str, None](), dict[str, None]()
             for way in index.ways:
@@ -171,10 +172,11 @@ class Merge:
 
     def _copy_failures(self, indexes: Sequence[Index]) -> None:
         """Carries over, of each item that has only failed, one failure; the target counts one try then."""
+        done = self._ledger.images()
         for index in indexes:
             for record in iterate_records(index.store):
                 identity = record["id"]
-                known = identity in self._ledger.images() or self._ledger.failures(identity)
+                known = identity in done or self._ledger.failures(identity)
                 if record["status"] != DONE and index.failures(identity) and not known:
                     self._ledger.append(record)
                     self._report.failed += 1
