@@ -42,8 +42,8 @@ class Target:
         found = [content for name in (INDEX, UNFINISHED) if (content := self._read(name))]
         if other := next((content["format"] for content in found if content["format"] != self._to), None):
             raise SettingError(f"'{self.store}' is an export to {other}; choose another 'out='")
-        stranger = next((name for name in self.store.list() if not name.startswith(".")), None) if not found else None
-        if stranger:
+        visible = (name for name in self.store.list() if not name.startswith(".") and "/." not in name)
+        if not found and (stranger := next(visible, None)):
             raise SettingError(f"'{self.store}' has files that no export made ({stranger}); choose another 'out='")
 
     def known(self) -> dict[str, Entry]:
