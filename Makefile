@@ -1,12 +1,14 @@
 MANIFEST ?= manifests/quickstart.yaml
 FOLDER ?= outputs/$(basename $(notdir $(MANIFEST)))
+FOLDERS ?= $(FOLDER)-shard-*
 FILES ?= $(FOLDER)
+TO ?= webdataset
 ARGS ?=
 PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run plan verify gallery extract web bench doctor test check schema clean
+.PHONY: help setup run plan verify gallery merge export extract web bench doctor test check schema clean
 
 help: ## show these lines
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +32,12 @@ verify: .venv/ready ## render the pictures of FOLDER again and compare
 
 gallery: .venv/ready ## rebuild the gallery of FOLDER
 	$(BIN)/runner gallery $(FOLDER) $(ARGS)
+
+merge: .venv/ready ## join FOLDERS into FOLDER
+	$(BIN)/runner merge $(FOLDERS) out=$(FOLDER) $(ARGS)
+
+export: .venv/ready ## write FOLDER as a dataset, TO=webdataset, imagefolder or parquet
+	$(BIN)/runner export $(FOLDER) to=$(TO) $(ARGS)
 
 extract: .venv/ready ## print the manifest that makes FILES again
 	@$(BIN)/runner extract $(FILES) $(ARGS)

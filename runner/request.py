@@ -18,7 +18,8 @@ from runner.errors import Location, ManifestError, ModelError, every
 from runner.files import expanded
 from runner.folder.names import RUN
 from runner.folder.store import Store, store_at
-from runner.item import Embedding, Item, Lora, Model
+from runner.ids import read_ids
+from runner.item import Embedding, Item, Lora, Model, item_id
 from runner.keys import LARGEST_SEED
 from runner.manifest import items as manifest_items
 from runner.manifest import job as manifest_job
@@ -30,7 +31,7 @@ from runner.model import find as model_find
 from runner.model.files import ModelFiles
 from runner.model.loras import fit, read_lora
 from runner.model.tokens import ROOM, ClipTokenizer, surely_fits, tokenizers
-from runner.settings import Settings, given_defaults
+from runner.settings import Settings, given_defaults, parse_shard
 from runner.text import shorten
 
 OUTPUTS = Path("outputs")
@@ -44,7 +45,8 @@ class Request:
     """One run's wishes. `drawn_seeds` holds, by job, the seeds that the manifest left open. JSON lines have no `jobs`.
 
     `models` are the models of the items, in the order in which they are loaded. `vectors` says how many vectors each
-    embedding has that an item names, by its SHA-256. `with_loras` says whether any item has LoRAs.
+    embedding has that an item names, by its SHA-256. `with_loras` says whether any item has LoRAs. `listed` are the
+    places of the items that the setting `ids` lists, None where there is none; `note` is about ids of no item.
     """
 
     target: Path
@@ -56,6 +58,8 @@ class Request:
     settings: Settings
     vectors: Mapping[str, int]
     with_loras: bool = False
+    listed: Sequence[int] | None = None
+    note: str = ""
 
     def wanted(self) -> Iterator[Item]:
         """The items in the order in which they are made: model by model, of a model one set of LoRAs after the other.
@@ -77,22 +81,37 @@ class Request:
         )
 
     def chosen(self) -> Iterator[Item]:
-        """The items after the settings `shuffle` and `limit`."""
-        if self.settings.shuffle is None:
-            return itertools.islice(self.items, self.settings.limit)
+        """The items after the settings `ids`, `shuffle`, `limit` and `shard`, in this order."""
+        if self.settings.shuffle is None and self.listed is None:
+            return itertools.islice(self.items, self._part.start, self.settings.limit, self._part.step)
         return (self.items[number] for number in self._numbers())
 
     def _numbers(self) -> Sequence[int]:
         """The places of the items that are `chosen`."""
-        if self.settings.shuffle is None:
-            return range(self.count())
-        order = array("Q", range(len(self.items)))
-        random.Random(self.settings.shuffle).shuffle(order)
-        return order[: self.settings.limit]
+        order = self._places
+        if self.settings.shuffle is not None:
+            order = array("Q", order)
+            random.Random(self.settings.shuffle).shuffle(order)
+        return order[: self.settings.limit][self._part]
+
+    @property
+    def _places(self) -> Sequence[int]:
+        return range(len(self.items)) if self.listed is None else self.listed
+
+    @property
+    def _part(self) -> slice:
+        """Of the items that are left at last, those of the shard: every n-th."""
+        part, parts = parse_shard(self.settings.shard) if self.settings.shard else (1, 1)
+        return slice(part - 1, None, parts)
 
     def count(self) -> int:
         """How many items are wanted."""
-        return min(len(self.items), self.settings.limit or len(self.items))
+        return len(range(len(self._places))[: self.settings.limit][self._part])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every item of the target is wanted."""
+        return self.listed is None and self.settings.limit is None and self.settings.shard is None
 
     def idle_defaults(self) -> list[str]:
         """The item keys whose defaults from the command line reach no item, since each job says its own."""
@@ -117,11 +136,7 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
         ManifestError: the target or a model that it names is wrong.
         ModelError: the model of the settings is wrong.
     """
-    try:
-        if not target.exists():
-            raise ManifestError("there is no such file", Location(target))
-    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
-        raise ManifestError(f"is no path of this system ({error})", Location(target)) from None
+    _check_target(target)
     read = _read_items if target.suffix == ".jsonl" else _read_manifest
     source = read(target, settings)
     found = _find_models(source.asked, settings)
@@ -131,21 +146,56 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
     learnt, vectors = find_embeddings(source.wordings, {asked: readers[model] for asked, (model, _) in found.items()})
     counts = {asked: vectors[each.sha256] for asked, each in learnt.items()}
     _check_lengths(source.texts, counts, [each for reader in readers.values() for each in reader.tokenizers])
-    beside = f"{settings.out or OUTPUTS / source.name}{'' if settings.out or not job else '-multirun'}"
-    store = store_at(f"{beside}/{job}" if job else beside)
-    kept = _kept_seeds(store) or (_seeds_beside(expanded(beside)) if job else {})
+    _check_shard(source, settings)
+    store, kept = _folder(source.name, settings, job)
     seeds = _draw_seeds(source.without_seed, kept, {} if drawn is None else drawn)
+    items = source.items(seeds, {asked: model for asked, (model, _) in found.items()}, learnt)
+    listed, note = _listed(items, target, settings)
     return Request(
         target=target,
         store=store,
-        items=source.items(seeds, {asked: model for asked, (model, _) in found.items()}, learnt),
+        items=items,
         drawn_seeds=seeds,
         jobs=source.jobs,
         models=models,
         settings=settings,
         vectors=vectors,
         with_loras=bool(source.loras),
+        listed=listed,
+        note=note,
     )
+
+
+def _check_target(target: Path) -> None:
+    try:
+        if not target.exists():
+            raise ManifestError("there is no such file", Location(target))
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
+        raise ManifestError(f"is no path of this system ({error})", Location(target)) from None
+
+
+def _check_shard(source: _Source, settings: Settings) -> None:
+    """Refuses parts of what has no seeds: each part would draw its own, perhaps on another machine."""
+    if settings.shard and source.without_seed:
+        job = next(job for job in source.jobs if job.index in source.without_seed)
+        message = "this job has no seeds, so every shard would draw others; give it `seeds:`, or set defaults.seed="
+        raise ManifestError(message, job.location)
+
+
+def _folder(name: str, settings: Settings, job: str) -> tuple[Store, Mapping[str, int]]:
+    """The run folder, and the seeds that it or another one of the same sweep has kept."""
+    shard = "-shard-{}-of-{}".format(*parse_shard(settings.shard)) if settings.shard else ""
+    beside = settings.out or f"{OUTPUTS / name}{shard}{'-multirun' if job else ''}"
+    store = store_at(f"{beside}/{job}" if job else beside)
+    return store, _kept_seeds(store) or (_seeds_beside(expanded(beside)) if job else {})
+
+
+def _listed(items: Sequence[Item], target: Path, settings: Settings) -> tuple[Sequence[int] | None, str]:
+    """The places of the items that `ids` lists, and a note about ids that none of them has."""
+    if settings.ids is None:
+        return None, ""
+    ids = read_ids(settings.ids)
+    return array("Q", (place for place, item in enumerate(items) if ids.take(item_id(item)))), ids.note(str(target))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

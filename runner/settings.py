@@ -18,6 +18,7 @@ from runner.overrides import Override, scalar, split, text_or_null, texts, unquo
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+FORMATS = ("webdataset", "imagefolder", "parquet")  # of an export
 UNET_BS_LIMIT = 1024
 GROUPS = {"model": "For a path write model.path=...", "bench": ""}  # files to choose from, and a hint about others
 REPLACEABLE = tuple(key for key in KEYS if key != "prompt")  # item keys that `defaults.KEY=` may set
@@ -94,7 +95,7 @@ class RaySettings:
 
 @dataclass(slots=True, kw_only=True)
 class Settings:
-    """How pictures are made. `turbo`, `compile`, `unet_bs` and `memory` are None for `auto`; `memory` is in bytes.
+    """How pictures are made. `turbo`, `compile`, `unet_bs` and `memory` are None for `auto`; sizes are in bytes.
 
     `defaults` replace the manifest's defaults by item key, where they are not None; the manifest's rules check them.
 
@@ -115,6 +116,10 @@ class Settings:
     out: str | None
     limit: int | None
     shuffle: int | None
+    shard: str | None
+    ids: str | None
+    to: str | None
+    shard_size: Any
     sample: int | None
     skip_grid: bool
     skip_save: bool
@@ -140,6 +145,11 @@ class Settings:
         self.compile = _parse_switch("compile", self.compile, "openvino")
         self.unet_bs = _parse_unet_bs(self.unet_bs)
         self.memory = None if self.memory in (None, "auto") else parse_size(self.memory)
+        self.shard_size = parse_size(self.shard_size, "shard_size")
+        if self.shard is not None:
+            parse_shard(self.shard)
+        if self.to is not None:
+            _check_choice("to", self.to, FORMATS)
         counts = {"limit": self.limit, "sample": self.sample, "n_rows": self.n_rows, "attempts": self.attempts}
         for key, number in counts.items():
             if number is not None and number < 1:
@@ -162,6 +172,15 @@ def parse_size(text: Any, key: str = "memory") -> int:
         auto = "auto, or " if key == "memory" else ""
         raise SettingError(f"{key}={text}: should be {auto}a size such as 2GiB, 1.2GB or 1200MB")
     return size
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`3/16`, the third of sixteen parts, as (3, 16)."""
+    match = re.fullmatch(r"\s*(\d{1,5})\s*/\s*(\d{1,5})\s*", text)
+    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= part <= parts:
+        raise SettingError(f"shard={text}: should be a part and their number, from 1/16 to 16/16 for sixteen parts")
+    return part, parts
 
 
 def conf_folder() -> Path:

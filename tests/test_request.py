@@ -253,3 +253,61 @@ def test_a_long_prompt_in_automatic1111s_syntax_is_no_error(ask):
     assert ask(json.dumps(line), name="items.jsonl").items[0].a1111
     with pytest.raises(ManifestError, match="more than 75 tokens"):
         ask(jobs.replace("prompt_syntax: a1111", "matrix: {prompt_syntax: [plain, a1111]}"))
+
+
+def numbers(request):
+    return [item.number for item in request.wanted()]
+
+
+def test_shards_are_every_nth_item_and_together_all_of_them(ask):
+    shards = [ask(MANIFEST, f"shard={part}/3") for part in (1, 2, 3)]
+    assert list(map(numbers, shards)) == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+    assert [shard.count() for shard in shards] == [4, 3, 3]
+    assert numbers(ask(MANIFEST, "shard=1/1")) == list(range(10))
+    assert not shards[0].is_whole and ask(MANIFEST).is_whole
+    beyond = ask(MANIFEST, "shard=11/12")
+    assert numbers(beyond) == [] and beyond.count() == 0
+
+
+def test_shards_are_of_what_shuffle_and_limit_leave(ask):
+    whole = numbers(ask(MANIFEST, "shuffle=5", "limit=7"))
+    shards = [ask(MANIFEST, "shuffle=5", "limit=7", f"shard={part}/2") for part in (1, 2)]
+    assert list(map(numbers, shards)) == [whole[0::2], whole[1::2]]
+    assert [shard.count() for shard in shards] == [4, 3]
+    assert numbers(ask(MANIFEST, "limit=7", "shard=2/2")) == [1, 3, 5]
+
+
+def test_a_shard_has_a_folder_of_its_own(ask):
+    assert str(ask(MANIFEST, "out=null", "shard=3/16").store) == "outputs/alps-shard-3-of-16"
+    assert str(ask(MANIFEST, "out=elsewhere", "shard=3/16").store) == "elsewhere"
+
+
+def test_shards_of_what_has_no_seeds_are_refused(ask):
+    text = "version: 1\njobs:\n- {prompts: [dog], seeds: 1, width: 64, height: 64}\n- {prompts: [cat]}\n"
+    with pytest.raises(ManifestError, match=r"m.yaml:4:3: this job has no seeds, so every shard would draw others"):
+        ask(text, "shard=1/2")
+    assert ask(text, "shard=1/2", "defaults.seed=4").count() == 1
+
+
+def test_the_order_of_loras_and_models_holds_within_a_shard(ask, tmp_path, model):
+    shutil.copytree(model, tmp_path / "tiny")
+    tiny.save_model(tmp_path / "two", seed=1)
+    request = ask(SWEEP, "shard=1/2")
+    found = [item.model.name for item in request.wanted()]
+    assert found == sorted(found, key=list(dict.fromkeys(found)).index) and len(found) == request.count()
+
+
+def test_ids_choose_items_before_all_else(ask, tmp_path):
+    ids = [item_id(item) for item in ask(MANIFEST).wanted()]
+    (tmp_path / "ids.txt").write_text("\n".join([ids[7], ids[2][:8], ids[3], ids[9], "f" * 64]))
+    given = f"ids={tmp_path / 'ids.txt'}"
+    request = ask(MANIFEST, given)
+    assert numbers(request) == [2, 3, 7, 9] and request.count() == 4 and not request.is_whole
+    assert request.note.endswith(f"1 ids are of no item of {tmp_path / 'm.yaml'}: {'f' * 64}")
+    assert numbers(ask(MANIFEST, given, "limit=3")) == [2, 3, 7]
+    assert numbers(ask(MANIFEST, given, "limit=3", "shard=2/2")) == [3]
+    shuffled = numbers(ask(MANIFEST, given, "shuffle=1"))
+    assert sorted(shuffled) == [2, 3, 7, 9] and shuffled == numbers(ask(MANIFEST, given, "shuffle=1"))
+    (tmp_path / "ids.txt").write_text("f" * 64)
+    with pytest.raises(ManifestError, match="none of its 1 ids"):
+        ask(MANIFEST, given)

@@ -10,12 +10,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from fake_engine import FakeEngine
+from forker import KILLS, forker
 
 import runner
 from runner import settings
@@ -26,7 +26,6 @@ from runner.folder.store import LocalStore
 from runner.request import read_request
 from runner.verbs.run import run as running
 
-KILLS = int(os.environ.get("RUNNER_KILLS", "10"))
 TRACES = {".lock", "runner.log", "records.torn", "records.jsonl"}  # what may tell of a disturbance
 MANIFEST = """
 version: 1
@@ -160,47 +159,6 @@ def fails(request):
     return False
 
 
-# Forks a run for each delay that it is told, so that torch is imported once; says how the run ended.
-FORKER = """
-import os, signal, sys, time
-sys.argv[0] = "runner"
-import runner.verbs.run.run, runner.engine.start, runner.request, runner.report.progress, rich.console
-from runner import cli
-for line in sys.stdin:
-    folder, delay, *words = line.rstrip("\\n").split("\\t")
-    child = os.fork()
-    if not child:
-        os.chdir(folder)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        os._exit(cli.main(words))
-    begun = time.monotonic()
-    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() - begun < float(delay):
-        time.sleep(0.002)
-    if not ended[0]:
-        os.kill(child, signal.SIGKILL)
-        ended = os.waitpid(child, 0)
-    print(os.waitstatus_to_exitcode(ended[1]), time.monotonic() - begun, flush=True)
-"""
-
-
-@contextmanager
-def forker(model):
-    """A function that runs the manifest in a folder and kills it after some seconds: exit code and seconds it took."""
-    environment = {**os.environ, "PYTHONPATH": str(Path(runner.__file__).parents[1])}
-    command = [sys.executable, "-c", FORKER]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    with subprocess.Popen(command, env=environment, **pipes) as process:
-
-        def run(folder, delay):
-            words = ["run", "m.yaml", f"model.path={model}", "out=out", "unet_bs=4", "allow_outside=true"]
-            process.stdin.write("\t".join([str(folder), str(delay), *words]) + "\n")
-            code, seconds = process.stdout.readline().split()
-            return int(code), float(seconds)
-
-        yield run
-        process.stdin.close()
-
-
 @pytest.mark.parametrize("models", [1, 2])
 def test_a_run_may_be_killed_at_any_moment(ask, tmp_path, model, models):
     other = shutil.copytree(model, tmp_path / "other") if models == 2 else None
@@ -210,7 +168,9 @@ def test_a_run_may_be_killed_at_any_moment(ask, tmp_path, model, models):
     text = TURNS.format(one=model, two=other) if other else MANIFEST
     ask("undisturbed", text=text)
     delays, kills, folder = random.Random(20), Counter(), tmp_path / "0"
-    with forker(model) as run:
+    words = ["run", "m.yaml", f"model.path={model}", "out=out", "unet_bs=4", "allow_outside=true"]
+    imports = "runner.verbs.run.run, runner.engine.start, runner.request, runner.report.progress, rich.console"
+    with forker(words, imports) as run:
         code, whole = run(tmp_path / "undisturbed", 600)
         assert code == 0
         while sum(kills.values()) < KILLS:
@@ -345,6 +305,7 @@ ALONE = """
 import sys
 from pathlib import Path
 from fake_engine import FakeEngine
+from forker import KILLS, forker
 from runner import settings
 from runner.request import read_request
 from runner.verbs.run import run

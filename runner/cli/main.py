@@ -25,6 +25,7 @@ from runner.errors import EXIT_FAULT, RunnerError, SettingError, did_you_mean
 from runner.files import expanded
 from runner.terminal import screens
 
+OPTIONS = ("--to",)  # settings that may be written as options
 NO_MEMORY = ("failed to map segment", "annot allocate memory", "can't allocate memory", "can't start new thread")
 
 
@@ -121,7 +122,7 @@ def parse(words: Sequence[str]) -> Command:
     Raises:
         SettingError: it has two targets or an unknown flag.
     """
-    verb, rest = words[0], list(words[1:])
+    verb, rest = words[0], _with_options(words[1:])
     multirun = any(flag in rest for flag in ("-m", "--multirun"))
     show_config = any(rest[i : i + 2] in (["--cfg", "job"], ["-c", "job"]) for i in range(len(rest)))
     rest = [word for word in rest if word not in ("-m", "--multirun", "--cfg", "-c")]
@@ -130,7 +131,7 @@ def parse(words: Sequence[str]) -> Command:
     for word in rest:
         if word.startswith("-") and "=" not in word:
             raise SettingError(
-                f"'{word}' is not an option: {did_you_mean(word, ('--help', '--multirun', '--cfg job'))}"
+                f"'{word}' is not an option: {did_you_mean(word, ('--help', '--multirun', '--cfg job', *OPTIONS))}"
             )
     many = VERBS[verb].takes_many
     targets = [word for word in rest if _is_target(word)]
@@ -143,6 +144,17 @@ def parse(words: Sequence[str]) -> Command:
         multirun=multirun,
         show_config=show_config,
     )
+
+
+def _with_options(words: Sequence[str]) -> list[str]:
+    """The words with `--to webdataset` and `--to=webdataset` as the setting that they are."""
+    found = list[str]()
+    for word in words:
+        if found and found[-1] in OPTIONS:
+            found[-1] = f"{found[-1][2:]}={word}"
+        else:
+            found.append(word[2:] if word.startswith(tuple(f"{option}=" for option in OPTIONS)) else word)
+    return found
 
 
 def _is_target(word: str) -> bool:

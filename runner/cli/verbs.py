@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,14 @@ from runner.errors import EXIT_ITEMS_FAILED, ManifestError, SettingError
 from runner.machine import threads
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from runner.settings import Settings
 
+SHOWN = 20  # problems
 ENGINE = "model device precision turbo compile unet_bs memory"  # settings of every verb that calls the model
-RUN = (
-    f"{ENGINE} engine ray defaults out limit shuffle skip_grid skip_save n_rows attempts deep mixed lock allow_outside"
-)
+PART = "limit shuffle shard ids"  # which of the items
+RUN = f"{ENGINE} engine ray defaults out {PART} skip_grid skip_save n_rows attempts deep mixed lock allow_outside"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +74,7 @@ def _run(call: Call) -> int:
     from runner.verbs.run import run
 
     asked = request.read_request(call.target, call.settings, job=call.job, drawn=call.drawn)
+    _note(asked.note)
     for key in asked.idle_defaults():
         print(f"runner: note: defaults.{key} has no effect: {request.IDLE}", file=sys.stderr)
     try:
@@ -88,6 +92,7 @@ def _plan(call: Call) -> int:
     from runner.verbs.plan import text as plan_text
 
     asked = request.read_request(call.target, call.settings, job=call.job, drawn=call.drawn)
+    _note(asked.note)
     found = survey.make_survey(asked)
     if call.settings.json:
         terminal.print_json(found.to_dict())
@@ -118,6 +123,55 @@ def _gallery(call: Call) -> int:
     gallery.build(store, call.settings.n_rows)
     print(f"{store}/{GALLERY}", f"{store}/{GRID}", sep="\n")
     return 0
+
+
+def _merge(call: Call) -> int:
+    from runner.folder.names import GALLERY
+    from runner.folder.store import store_at
+    from runner.report.table import many
+    from runner.verbs.merge import Merge
+
+    if not call.settings.out:
+        raise SettingError("into which folder? give it as out=")
+    target, shown = store_at(call.settings.out), terminal.console()
+    merge = Merge([store_at(each) for each in call.targets], target, call.settings, partial(_tell, shown))
+    report = merge.run()
+    _note(*report.notes)
+    there, failed = report.pictures - report.copied, f", {report.failed} items failed" if report.failed else ""
+    print(f"{many(report.copied, 'picture')} copied, {there:,} were there already{failed}; see {target}/{GALLERY}")
+    return _left_out(report.problems)
+
+
+def _export(call: Call) -> int:
+    from runner.folder.store import store_at
+    from runner.report.table import many
+    from runner.verbs.export.export import Export
+
+    folder = call.target if call.target.name not in ("", "..") else call.target.resolve()
+    target, shown = store_at(call.settings.out or f"{folder}-{call.settings.to}"), terminal.console()
+    report = Export(store_at(folder), target, call.settings, partial(_tell, shown)).run()
+    _note(*report.notes)
+    shards = many(report.shards, "shard")
+    print(f"{many(report.pictures, 'picture')} in {shards}, {report.made:,} of them new; see {target}")
+    return _left_out(report.problems)
+
+
+def _tell(shown: Console, line: str) -> None:
+    terminal.say(shown, [line])
+
+
+def _note(*notes: str) -> None:
+    for note in filter(None, notes):
+        print(f"runner: note: {note}", file=sys.stderr)
+
+
+def _left_out(problems: Sequence[str]) -> int:
+    """The exit code of a verb that had to leave out pictures; names the first of them."""
+    for problem in problems[:SHOWN]:
+        print(f"runner: left out: {problem}", file=sys.stderr)
+    if len(problems) > SHOWN:
+        print(f"runner: and {len(problems) - SHOWN} more", file=sys.stderr)
+    return EXIT_ITEMS_FAILED if problems else 0
 
 
 def _extract(call: Call) -> int:
@@ -222,6 +276,30 @@ Exit code 5: a picture differs, is damaged, missing or altered. 3: some items ca
 """,
         uses="n_rows",
         run=_gallery,
+        once=True,
+    ),
+    "merge": Verb(
+        target="FOLDER...",
+        summary="join run folders, such as shards, into one",
+        help="""
+Joins run folders, such as those of shard=1/4 to shard=4/4, into out=: copies each picture whose bytes are those of its
+record, with its record, then builds the gallery. Run it again to go on. The folders that are joined stay as they are.
+Exit code 3: some pictures are lost or damaged; they are named, and left out.
+""",
+        uses="out mixed deep lock skip_grid n_rows",
+        run=_merge,
+        once=True,
+    ),
+    "export": Verb(
+        target="FOLDER",
+        summary="the pictures of a run folder as a dataset: webdataset, imagefolder, parquet",
+        help="""
+Writes the finished pictures of a run folder, with their captions and records, as a dataset in shards: --to webdataset
+(tar files), imagefolder or parquet, which is the same as to=webdataset and so on. Into out=, or beside the folder. Run
+it again to go on, or after more pictures were made. Exit code 3: some pictures are lost or damaged; they are left out.
+""",
+        uses="to out shard_size ids deep lock",
+        run=_export,
         once=True,
     ),
     "extract": Verb(

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
@@ -35,13 +35,14 @@ class Index:
     """What the records of a run folder say is finished; `read_index` makes one from the file.
 
     `ways` are those in which its pictures were made. If it is `deep`, a picture counts only if its SHA-256 is right.
+    `hashes` keeps each picture's SHA-256 without that.
     """
 
-    def __init__(self, store: Store, *, deep: bool = False) -> None:
+    def __init__(self, store: Store, *, deep: bool = False, hashes: bool = False) -> None:
         self.store = store
         self.ways: set[Way] = set()
-        self._deep = deep
-        # For a million records, so no objects of their own: id -> (path, bytes, SHA-256 if deep) of the newest record
+        self._deep, self._hashes = deep, deep or hashes
+        # For a million records, so no objects of their own: id -> (path, bytes, SHA-256 if kept) of the newest record
         # that is done, and path -> id of the newest record that wrote it.
         self._images: dict[str, tuple[str, int, str]] = {}
         self._owners: dict[str, str] = {}
@@ -73,6 +74,10 @@ class Index:
         """The path of each id whose newest record is done, whatever has become of its file."""
         return {identity: path for identity, (path, *_) in self._images.items()}
 
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of the picture of each of these ids, where an index keeps them."""
+        return {identity: sha256 for identity, (*_, sha256) in self._images.items()}
+
     def lost(self, newest: int) -> Iterator[str]:
         """The paths among those of the newest so many pictures that are not there any more."""
         for identity in islice(reversed(self._images), newest):
@@ -83,6 +88,13 @@ class Index:
     def owner(self, path: str) -> str | None:
         """The id of the newest item that wrote this path, or one that is the same file on this disk."""
         return self._owners.get(self._key(path))
+
+    def claim(self, path: str, identity: str) -> str:
+        """Where an item's picture may be written: the path, or one with its id where another item's picture stands."""
+        if self.owner(path) not in (None, identity):
+            path = str((own := PurePosixPath(path)).with_stem(f"{own.stem}_{identity[:12]}"))
+        self._owners[self._key(path)] = identity
+        return path
 
     def _key(self, path: str) -> str:
         return path.casefold() if self._folds else path
@@ -101,7 +113,8 @@ class Index:
             self._failures[identity] = self.failures(identity) + 1
             return
         self._failures.pop(identity, None)
-        self._images[identity] = (record["image"], record["bytes"], str(record.get("sha256")) if self._deep else "")
+        sha256 = str(record.get("sha256")) if self._hashes else ""
+        self._images[identity] = (record["image"], record["bytes"], sha256)
         self._owners[self._key(record["image"])] = identity
         self._note_way(record)
 
@@ -170,10 +183,14 @@ class Ledger(Index):
             log.warning("%s/%s: the last line was torn (%d bytes); it was moved to %s", self.store, RECORDS, size, TORN)
 
 
-def read_index(store: Store) -> Index:
-    """What is finished in a folder, which needn't be there; it takes no lock and mends nothing."""
-    index = Index(store)
-    if store.size(RECORDS) >= 0:
+def read_index(store: Store, *, hashes: bool = False, must_exist: bool = False) -> Index:
+    """What is finished in a folder, which needn't be there but if it must; it takes no lock and mends nothing.
+
+    Raises:
+        NoRunFolder: it is not there, but must.
+    """
+    index = Index(store, hashes=hashes)
+    if must_exist or store.size(RECORDS) >= 0:
         for record in iterate_records(store):
             index.note(record)
     return index

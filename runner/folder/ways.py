@@ -45,7 +45,7 @@ def differences(recorded: Collection[Way], now: Callable[[int, int], Making]) ->
             old, value = {getattr(making, factor) for making in there} - UNKNOWN, getattr(new, factor)
             if factor == "unet_bs" and value in {making.lowered_from for making in there}:
                 continue  # a run that was planned like this one made them
-            if old and value is not None and value not in old:
+            if old and value not in UNKNOWN and value not in old:
                 found[f"{factor} was {' or '.join(sorted(map(_as_text, old)))} and is now {_as_text(value)}"] = None
     return list(found)
 

@@ -17,7 +17,7 @@ from builders import finished_ids
 
 import runner
 from runner.errors import FolderUnwritable, NoRunFolder, RunFolderHeld
-from runner.folder.ledger import Ledger, iterate_records, numbered_records
+from runner.folder.ledger import Ledger, iterate_records, numbered_records, read_index
 from runner.folder.names import RECORDS, TORN
 from runner.folder.store import LocalStore
 
@@ -321,3 +321,21 @@ def test_a_ledger_that_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / RECORDS)
     with pytest.raises(FolderUnwritable, match="is not a file"), Ledger(LocalStore(tmp_path)):
         pass
+
+
+def test_a_claimed_path_is_taken_before_its_record_is_there(tmp_path):
+    one, two = "a" * 64, "b" * 64
+    with Ledger(LocalStore(tmp_path / "out")) as ledger:
+        assert ledger.claim("images/x.png", one) == "images/x.png" == ledger.claim("images/x.png", one)
+        assert ledger.claim("images/x.png", two) == f"images/x_{two[:12]}.png" == ledger.claim("images/x.png", two)
+        assert not ledger.images() and ledger.owner("images/x.png") == one
+
+
+def test_an_index_keeps_hashes_if_it_is_asked_to(tmp_path):
+    store = LocalStore(tmp_path / "out")
+    with pytest.raises(NoRunFolder):
+        read_index(store, must_exist=True)
+    with Ledger(store) as ledger:
+        ledger.append({"id": "a", "status": "done", "image": "images/x.png", "bytes": 1, "sha256": "f" * 64})
+    assert read_index(store, hashes=True, must_exist=True).hashes() == {"a": "f" * 64}
+    assert read_index(store).hashes() == {"a": ""}

@@ -221,6 +221,8 @@ def make_survey(request: Request) -> Survey:
     Raises:
         SettingError: there are too many items, or no layout keeps the ceiling of memory.
     """
+    if not request.count():
+        raise SettingError(f"shard={request.settings.shard} has no items: there are fewer than shards")
     if request.count() > MOST_READ:
         raise SettingError(
             f"plan reads up to {MOST_READ} items, and these are {request.count()}; set limit={MOST_READ}"

@@ -48,7 +48,7 @@ class Backlog:
 
     def unwanted(self) -> list[str]:
         """Paths of pictures that no item asks for, once all items were walked past; none where these are limited."""
-        return list(self._unmet.values()) if self._ended and self._request.settings.limit is None else []
+        return list(self._unmet.values()) if self._ended and self._request.is_whole else []
 
     def _walk(self) -> Iterator[Item | None]:
         """For each wanted item itself if it has to be made, else None."""

@@ -53,7 +53,7 @@ def _run(
         yield from render_only(request, loader, stop)
         return
     store = request.store
-    if not store.exists():  # nothing is written where nothing can be rendered
+    if not store.exists() and request.count():  # nothing is written where nothing can be rendered
         loader.load(next(request.wanted()).model)
     with Ledger(store, deep=request.settings.deep, lock=request.settings.lock) as ledger:
         with stop.harmless():

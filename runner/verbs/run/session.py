@@ -37,7 +37,7 @@ from runner.events import (
     WaveDone,
 )
 from runner.folder.ledger import Index, Ledger
-from runner.folder.names import INITS, LINES, MANIFEST, RUN, UNFINISHED, image_path
+from runner.folder.names import INITS, LINES, MANIFEST, RUN, UNFINISHED, image_name
 from runner.folder.store import Store
 from runner.folder.ways import changed_versions, differences, lowered
 from runner.folder.writer import Finish, Writer
@@ -132,7 +132,7 @@ class Session:
             place = os.path.abspath(place)
 
         def address(item: Item) -> tuple[Item, str]:
-            return self._keep_pictures(item), str(self._free_path(item))
+            return self._keep_pictures(item), str(self._claim(item))
 
         return Delivery(address=address, finish=Finish(place if reached else None))
 
@@ -143,7 +143,10 @@ class Session:
             return there
         picture = event.pixels if event.finished is None else event.finished
         assert picture is not None
-        return self._writer.submit(picture, self._keep_pictures(event.item), self._free_path(event.item))
+        return self._writer.submit(picture, self._keep_pictures(event.item), self._claim(event.item))
+
+    def _claim(self, item: Item) -> PurePosixPath:
+        return PurePosixPath(self.ledger.claim(image_name(item), item_id(item)))
 
     def _keep_pictures(self, item: Item) -> Item:
         """The item with its init picture and its mask as copies in the run folder, which is whole on its own then."""
@@ -162,13 +165,6 @@ class Session:
                 return path  # the record says where it was
             self.request.store.put(name, data)
         return name
-
-    def _free_path(self, item: Item) -> PurePosixPath:
-        """The item's path; where the picture of another item stands (of an earlier manifest, say), one with its id."""
-        path, identity = image_path(item), item_id(item)
-        if self.ledger.owner(str(path)) in (None, identity):
-            return path
-        return path.with_stem(f"{path.stem}_{identity[:12]}")
 
     def _collect(self, *, wait: bool) -> Iterator[ItemDone | ItemFailed]:
         """Appends the records of pictures that are in their files; those that remain stay noted, whatever happens."""

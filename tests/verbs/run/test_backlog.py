@@ -38,7 +38,8 @@ def ask(seeds, limit=None, attempts=3):
     return SimpleNamespace(
         wanted=lambda: iter(items[:limit]),
         count=lambda: len(items[:limit]),
-        settings=SimpleNamespace(limit=limit, attempts=attempts),
+        is_whole=limit is None,
+        settings=SimpleNamespace(attempts=attempts),
     )
 
 
