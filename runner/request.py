@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.errors import Location, ManifestError, ModelError, every
-from runner.files import expanded
+from runner.files import is_url
 from runner.folder.names import RUN
 from runner.folder.store import Store, store_at
 from runner.item import Embedding, Item, Lora, Model
@@ -117,6 +117,10 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
         ManifestError: the target or a model that it names is wrong.
         ModelError: the model of the settings is wrong.
     """
+    if is_url(target):
+        raise ManifestError(
+            "is a URL; a manifest is read from this machine's disk, out= may be a URL", Location(target)
+        )
     try:
         if not target.exists():
             raise ManifestError("there is no such file", Location(target))
@@ -133,7 +137,7 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
     _check_lengths(source.texts, counts, [each for reader in readers.values() for each in reader.tokenizers])
     beside = f"{settings.out or OUTPUTS / source.name}{'' if settings.out or not job else '-multirun'}"
     store = store_at(f"{beside}/{job}" if job else beside)
-    kept = _kept_seeds(store) or (_seeds_beside(expanded(beside)) if job else {})
+    kept = _kept_seeds(store) or (_seeds_beside(beside) if job else {})
     seeds = _draw_seeds(source.without_seed, kept, {} if drawn is None else drawn)
     return Request(
         target=target,
@@ -264,9 +268,9 @@ def _draw_seeds(jobs: Sequence[int], kept: Mapping[str, int], drawn: dict[int, i
     return {job: drawn[job] for job in jobs}
 
 
-def _seeds_beside(folder: Path) -> Mapping[str, int]:
+def _seeds_beside(place: str) -> Mapping[str, int]:
     """The seeds that another run of the same sweep has kept."""
-    found = (_kept_seeds(store_at(file.parent)) for file in sorted(folder.glob(f"*/{RUN}")))
+    found = (_kept_seeds(store_at(f"{place}/{name}")) for name in store_at(place).folders())
     return next((kept for kept in found if kept), {})
 
 

@@ -80,6 +80,7 @@ class Session:
         self._written: deque[tuple[Rendered, futures.Future[Written]]] = deque()
         # A picture is written when others are long rendered, so each stage has failures in a row of its own.
         self._unrendered, self._unwritten = Streak(), Streak()
+        self._kept: set[str] = set()  # copies of init pictures that are in the store, where each look is a request
 
     def run(self, make_writer: Callable[[Store], Writer] = Writer) -> Iterator[RunEvent]:
         """Renders all that is missing; whatever happens, what is in a file gets its record."""
@@ -155,12 +156,16 @@ class Session:
     def _keep(self, path: str, sha256: str | None) -> str:
         """The path of a picture's copy; its own where it has vanished."""
         name = f"{INITS}/{sha256}{Path(path).suffix.lower()}"
-        if self.request.store.size(name) < 0:
+        store = self.request.store
+        if store.remote and name in self._kept:
+            return name
+        if store.size(name) < 0:
             try:
                 data = Path(path).read_bytes()
             except OSError:
                 return path  # the record says where it was
-            self.request.store.put(name, data)
+            store.put(name, data)
+        self._kept.add(name)
         return name
 
     def _free_path(self, item: Item) -> PurePosixPath:
