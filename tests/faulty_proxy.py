@@ -11,6 +11,7 @@ from typing import Any
 
 DROPPED, CUT, HALF, HUNG = "dropped", "cut", "half", "hung"
 STATUS = {403: "AccessDenied", 409: "ConditionalRequestConflict", 412: "PreconditionFailed", 503: "SlowDown"}
+CONDITIONS = ("if-match", "if-none-match")
 Fault = str | int | None
 
 
@@ -25,6 +26,7 @@ class Proxy:
     def __init__(self, upstream: int, fault: Callable[[str, str], Fault] = lambda method, path: None) -> None:
         self.fault, self.requests = fault, list[tuple[str, str]]()
         self.over = threading.Event()
+        self.conditions = True  # whether the store is told what a put depends on
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -42,7 +44,12 @@ class Proxy:
                     code = f"<Error><Code>{STATUS.get(fault, 'Other')}</Code></Error>".encode()
                     return self.send(fault, {"Content-Type": "application/xml"}, code, len(code))
                 store = http.client.HTTPConnection("127.0.0.1", upstream)
-                store.request(self.command, self.path, body, dict(self.headers))
+                told = {
+                    key: value
+                    for key, value in self.headers.items()
+                    if proxy.conditions or key.lower() not in CONDITIONS
+                }
+                store.request(self.command, self.path, body, told)
                 answer = store.getresponse()
                 data, headers = answer.read(), dict(answer.getheaders())
                 store.close()

@@ -80,6 +80,7 @@ class Session:
         self._written: deque[tuple[Rendered, futures.Future[Written]]] = deque()
         # A picture is written when others are long rendered, so each stage has failures in a row of its own.
         self._unrendered, self._unwritten = Streak(), Streak()
+        self._due = False  # a wave has ended, and its records aren't flushed yet
         self._kept: set[str] = set()  # copies of init pictures that are in the store, where each look is a request
 
     def run(self, make_writer: Callable[[Store], Writer] = Writer) -> Iterator[RunEvent]:
@@ -113,10 +114,18 @@ class Session:
                 case _:
                     yield event
             yield from self._collect(wait=False)
-            if isinstance(event, WaveDone):
-                self.ledger.flush()
+            self._flush(ended=isinstance(event, WaveDone))
             if self.outcome.hopeless:
                 return
+
+    def _flush(self, *, ended: bool) -> None:
+        """Once a wave: when its pictures are in their files, at the latest when the next one has `ended`."""
+        if self._due and (ended or not self._written):
+            self.ledger.flush()
+            self._due = False
+        if ended:
+            self._due = True
+            self._flush(ended=False)
 
     def _settle(self) -> None:
         """Records what is still being written; after an interruption as well."""
