@@ -117,15 +117,7 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
         ManifestError: the target or a model that it names is wrong.
         ModelError: the model of the settings is wrong.
     """
-    if is_url(target):
-        raise ManifestError(
-            "is a URL; a manifest is read from this machine's disk, out= may be a URL", Location(target)
-        )
-    try:
-        if not target.exists():
-            raise ManifestError("there is no such file", Location(target))
-    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
-        raise ManifestError(f"is no path of this system ({error})", Location(target)) from None
+    _check_target(target)
     read = _read_items if target.suffix == ".jsonl" else _read_manifest
     source = read(target, settings)
     found = _find_models(source.asked, settings)
@@ -150,6 +142,18 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
         vectors=vectors,
         with_loras=bool(source.loras),
     )
+
+
+def _check_target(target: Path) -> None:
+    if is_url(target):
+        raise ManifestError(
+            "is a URL; a manifest is read from this machine's disk, out= may be a URL", Location(target)
+        )
+    try:
+        if not target.exists():
+            raise ManifestError("there is no such file", Location(target))
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL
+        raise ManifestError(f"is no path of this system ({error})", Location(target)) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
