@@ -136,10 +136,9 @@ class Session:
 
     def _delivery(self) -> Delivery:
         """How pictures come from other processes: as bytes, or put into a folder that those reach as well."""
-        place = str(self.request.store)
-        reached = self.request.settings.ray.shared or "://" in place
-        if "://" not in place:
-            place = os.path.abspath(place)
+        store = self.request.store
+        place = str(store) if store.remote else os.path.abspath(str(store))
+        reached = self.request.settings.ray.shared or store.remote
 
         def address(item: Item) -> tuple[Item, str]:
             return self._keep_pictures(item), str(self._free_path(item))
