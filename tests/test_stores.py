@@ -124,7 +124,7 @@ from runner.request import read_request
 from runner.verbs.run.run import run
 def one(url):
     request = read_request(Path("m.yaml"), settings.compose([f"out={url}"]))
-    request = dataclasses.replace(request, store=ObjectStore(read_url(url), lock_seconds=0.5))
+    request = dataclasses.replace(request, store=ObjectStore(read_url(url), lock_seconds=2))
     try:
         list(run(request, FakeEngine(before_wave=lambda: time.sleep(0.05))))
     except RunFolderHeld as held:

@@ -93,10 +93,12 @@ class Patience:
     answer: float = 120.0
     all: float = 60.0
     first_pause: float = 0.1
-    tries: int = 12
+    tries: int = 1000
 
 
 PATIENT = Patience()
+# obstore draws a pause between the first one and the last one times the base: with its own base of 2 they don't grow.
+BASE, LONGEST_PAUSE = 4, timedelta(seconds=8)
 
 
 def reason_of(text: str) -> str:
@@ -129,7 +131,11 @@ def client_at(place: Place, patience: Patience) -> Any:
         "retry_config": {
             "max_retries": patience.tries,
             "retry_timeout": timedelta(seconds=patience.all),
-            "backoff": {"init_backoff": timedelta(seconds=patience.first_pause), "max_backoff": timedelta(seconds=15)},
+            "backoff": {
+                "init_backoff": timedelta(seconds=patience.first_pause),
+                "base": BASE,
+                "max_backoff": LONGEST_PAUSE,
+            },
         },
     }
     kinds: Mapping[str, Any] = {AMAZON: store.S3Store, GOOGLE: store.GCSStore, MICROSOFT: store.AzureStore}
