@@ -12,16 +12,18 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import jsonlines
 import orjson
 
-from runner.errors import FolderUnwritable
+from runner.errors import FolderUnwritable, SettingError
 
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(s3|gs|az):/", re.IGNORECASE)
 PART = ".part"  # ends the name of a file that isn't whole yet
 REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -109,8 +111,29 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+class Address(PosixPath):
+    """A URL in the place of a path, with both its slashes. No file can be opened by it; `folder.store` can."""
+
+    def __str__(self) -> str:
+        return super().__str__().replace(":/", "://", 1)
+
+
+def is_url(place: object) -> bool:
+    """Whether a text is a URL and no path."""
+    return URL.match(str(place)) is not None
+
+
+def on_disk(place: str, whose: str) -> Path:
+    """A path of this machine. Raises `SettingError`: it is a URL."""
+    if is_url(place):
+        raise SettingError(f"out={place}: {whose} writes to a folder of this machine, not to a URL")
+    return Path(place)
+
+
 def expanded(path: Path | str) -> Path:
-    """A path with its `~` replaced by the home folder, where there is one."""
+    """A path with its `~` replaced by the home folder, where there is one; a URL is an `Address`."""
+    if is_url(path):
+        return Address(path)
     try:
         return Path(path).expanduser()
     except RuntimeError:  # ~name of nobody

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runner.errors import Location, ManifestError, ModelError, every
-from runner.files import expanded
+from runner.files import is_url
 from runner.folder.names import RUN
 from runner.folder.store import Store, store_at
 from runner.ids import read_ids
@@ -167,6 +167,10 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
 
 
 def _check_target(target: Path) -> None:
+    if is_url(target):
+        raise ManifestError(
+            "is a URL; a manifest is read from this machine's disk, out= may be a URL", Location(target)
+        )
     try:
         if not target.exists():
             raise ManifestError("there is no such file", Location(target))
@@ -187,7 +191,7 @@ def _folder(name: str, settings: Settings, job: str) -> tuple[Store, Mapping[str
     shard = "-shard-{}-of-{}".format(*parse_shard(settings.shard)) if settings.shard else ""
     beside = settings.out or f"{OUTPUTS / name}{shard}{'-multirun' if job else ''}"
     store = store_at(f"{beside}/{job}" if job else beside)
-    return store, _kept_seeds(store) or (_seeds_beside(expanded(beside)) if job else {})
+    return store, _kept_seeds(store) or (_seeds_beside(beside) if job else {})
 
 
 def _listed(items: Sequence[Item], target: Path, settings: Settings) -> tuple[Sequence[int] | None, str]:
@@ -314,9 +318,9 @@ def _draw_seeds(jobs: Sequence[int], kept: Mapping[str, int], drawn: dict[int, i
     return {job: drawn[job] for job in jobs}
 
 
-def _seeds_beside(folder: Path) -> Mapping[str, int]:
+def _seeds_beside(place: str) -> Mapping[str, int]:
     """The seeds that another run of the same sweep has kept."""
-    found = (_kept_seeds(store_at(file.parent)) for file in sorted(folder.glob(f"*/{RUN}")))
+    found = (_kept_seeds(store_at(f"{place}/{name}")) for name in store_at(place).folders())
     return next((kept for kept in found if kept), {})
 
 

@@ -1,13 +1,16 @@
 """Settings that every test shares: one thread, no network, no file outside the test's own folders."""
 
 import atexit
+import http.client
 import importlib.machinery
+import logging
 import os
 import shutil
 import signal
 import sys
 import tempfile
 import types
+import uuid
 
 import hypothesis
 import pytest
@@ -83,3 +86,32 @@ def no_noise(monkeypatch):
         monkeypatch.setattr(denoise, "draw_noise", fail)
 
     return replace
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """The port of a server that speaks S3; nothing is kept when the tests end."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()[1]
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3, monkeypatch):
+    """The name of a new bucket, and an environment in which it is found."""
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    told = {"ACCESS_KEY_ID": "AKIATEST", "SECRET_ACCESS_KEY": "verysecret", "ENDPOINT_URL": f"http://127.0.0.1:{s3}"}
+    for name, value in told.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    name = f"bucket-{uuid.uuid4().hex}"
+    connection = http.client.HTTPConnection("127.0.0.1", s3)
+    connection.request("PUT", f"/{name}")
+    assert connection.getresponse().status == 200
+    connection.close()
+    return name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from runner.errors import RunFolderHeld
 
@@ -12,7 +12,7 @@ from runner.errors import RunFolderHeld
 class FakeStore:
     """Files by their names. `before` is called with each writing call's method and name, and may raise."""
 
-    name = "fake"
+    name, remote = "fake", False
 
     def __init__(self, before: Callable[[str, str], None] = lambda method, name: None) -> None:
         self.files: dict[str, bytes] = {}
@@ -37,6 +37,12 @@ class FakeStore:
 
     def size(self, name: str) -> int:
         return len(self.files[name]) if name in self.files else -1
+
+    def folders(self) -> Iterator[str]:
+        return iter(sorted({name.partition("/")[0] for name in self.files if "/" in name}))
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int]:
+        return {name: self.size(name) for name in names}
 
     def list(self) -> Iterator[str]:
         return iter(sorted(self.files))

@@ -41,7 +41,7 @@ from PIL import Image
 
 from runner.bench.worker import FIND_BATCH, ITEMS, OFFLOADS, WARM_UP, Job, Stock
 from runner.errors import ModelError, SettingError, did_you_mean
-from runner.files import atomic_write, write_lines, writing_to
+from runner.files import atomic_write, on_disk, write_lines, writing_to
 from runner.images.distance import psnr
 from runner.machine import describe
 from runner.machine.cache import cache_folder
@@ -125,7 +125,7 @@ def bench(
 
 def folder_of(settings: Settings) -> Path:
     """Where the report is written."""
-    return Path(settings.out or f"outputs/bench-{settings.bench.name}")
+    return on_disk(settings.out or f"outputs/bench-{settings.bench.name}", "runner bench")
 
 
 class Turns:

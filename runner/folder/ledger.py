@@ -16,13 +16,14 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
 import orjson
 
 from runner.errors import Location, ManifestError, NoRunFolder
+from runner.files import expanded
 from runner.folder.names import RECORDS, TORN
 from runner.folder.store import Store
 from runner.folder.ways import Way, way_of
@@ -56,7 +57,10 @@ class Index:
         if image is None:
             return False
         path, size, sha256 = image
-        if self.owner(path) != identity or self.store.size(path) != size:
+        if self.owner(path) != identity:
+            return False
+        # A remote store puts a picture whole, and its record after it, so only a deep look asks for the file.
+        if not self.store.remote and self.store.size(path) != size:
             return False
         if not self._deep:
             return True
@@ -80,10 +84,13 @@ class Index:
 
     def lost(self, newest: int) -> Iterator[str]:
         """The paths among those of the newest so many pictures that are not there any more."""
-        for identity in islice(reversed(self._images), newest):
-            path, size, _ = self._images[identity]
-            if self.owner(path) == identity and self.store.size(path) != size:
-                yield path
+        expected = {
+            path: size
+            for identity, (path, size, _) in islice(reversed(self._images.items()), newest)
+            if self.owner(path) == identity
+        }
+        found = self.store.sizes(expected)
+        return (path for path, size in expected.items() if found[path] != size)
 
     def owner(self, path: str) -> str | None:
         """The id of the newest item that wrote this path, or one that is the same file on this disk."""
@@ -180,7 +187,8 @@ class Ledger(Index):
                 end = line_end
         if end < self.store.size(RECORDS):
             size = self.store.cut(RECORDS, end, TORN)
-            log.warning("%s/%s: the last line was torn (%d bytes); it was moved to %s", self.store, RECORDS, size, TORN)
+            now = f"({size} bytes); it was moved to {TORN}" if size else "and is skipped"
+            log.warning("%s/%s: the last line was torn %s", self.store, RECORDS, now)
 
 
 def read_index(store: Store, *, hashes: bool = False, must_exist: bool = False) -> Index:
@@ -247,6 +255,6 @@ def _parse(text: bytes, store: Store, number: int) -> dict[str, Any] | None:
         return None
     if is_newer(record):
         message = f"the record is of version {record['version']}; this runner reads version {VERSION}, take a newer one"
-        raise ManifestError(message, Location(Path(f"{store}/{RECORDS}"), number, 1))
+        raise ManifestError(message, Location(expanded(f"{store}/{RECORDS}"), number, 1))
     found: dict[str, Any] = record
     return found

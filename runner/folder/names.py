@@ -13,7 +13,7 @@ from runner.item import Item
 MANIFEST, LINES = "manifest.yaml", "manifest.jsonl"  # what was asked, as it was asked
 RUN = "run.json"  # the resolved settings and the machine
 RECORDS, TORN = "records.jsonl", "records.torn"  # the ledger, and what a crash left of a last line
-LOCK = ".lock"
+LOCK, CLOCK = ".lock", ".clock"  # who holds the folder; in an object store, whose write tells the store's time
 UNFINISHED = ".unfinished"  # as long as the gallery may be behind the records, and files half-written
 IMAGES, INITS = "images", "inits"
 GALLERY, GRID, LOG = "gallery.html", "grid.png", "runner.log"

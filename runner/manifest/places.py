@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from runner.errors import Location, did_you_mean, every
+from runner.files import is_url
 from runner.images import inits, masks
 from runner.images.inits import Init
 from runner.item import Embedding, Lora, Model
@@ -78,6 +79,8 @@ def find_picture(key: str, node: Node, folder: Path, allow_outside: bool) -> Ini
 
 def find_inside(node: Node, folder: Path, allow_outside: bool) -> Path:
     """The path of a file that is named relative to `folder`, and may not leave it unless that is allowed."""
+    if is_url(node.text()):
+        raise node.error(f"{node} is a URL; what a manifest names is read from this machine's disk")
     path = folder / node.text()
     try:
         inside = path.resolve().is_relative_to(folder.resolve())

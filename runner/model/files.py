@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import ModelError
-from runner.files import expanded
+from runner.files import expanded, is_url
 from runner.model import configs as model_configs
 from runner.model import torch_file
 from runner.model.architecture import LATENT_DIFFUSION, V1, XL, Family, family_of
@@ -105,6 +105,9 @@ def find_model(path: str, prediction: str = AUTO, vae: str = "") -> ModelFiles:
     Raises:
         ModelError: nothing is there, or it isn't a model, or a file of it is damaged.
     """
+    for key, given in (("path", path), ("vae", vae)):
+        if is_url(given):
+            raise ModelError(f"model.{key}={given}: a model is read from this machine's disk, not from a URL")
     place = place_of(path)
     if not _exists(place):
         raise ModelError(

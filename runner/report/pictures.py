@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BufferedReader
@@ -60,8 +60,10 @@ class Picture:
 
 def read_pictures(store: Store) -> list[Picture]:
     """The newest record of each item, in the order of the manifest."""
-    newest = {record["id"]: _picture(store, record) for record in iterate_records(store)}
-    return sorted(newest.values(), key=lambda picture: _number(picture.item))
+    newest = {record["id"]: record for record in iterate_records(store)}
+    sizes = store.sizes(_path(record) for record in newest.values() if record["status"] != FAILED)
+    pictures = [_picture(store, record, sizes) for record in newest.values()]
+    return sorted(pictures, key=lambda picture: _number(picture.item))
 
 
 def common_settings(pictures: Sequence[Picture]) -> dict[str, str]:
@@ -83,10 +85,14 @@ def as_text(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _picture(store: Store, record: dict[str, Any]) -> Picture:
+def _path(record: Mapping[str, Any]) -> str:
+    return str(record.get("image") or "")
+
+
+def _picture(store: Store, record: Mapping[str, Any], sizes: Mapping[str, int]) -> Picture:
     item, model, error = (part(record, key) for key in ("item", "model", "error"))
-    path, failed = str(record.get("image") or ""), record["status"] == FAILED
-    there = not failed and store.size(path) >= 0
+    path, failed = _path(record), record["status"] == FAILED
+    there = not failed and sizes[path] >= 0
     problem = "" if there else "missing: " + (path or "no file was recorded")
     if failed:
         problem = f"failed: {error.get('class', 'error')}: {error.get('message', 'unknown')}"

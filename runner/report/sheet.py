@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
+from runner.errors import RunnerError
 from runner.report.pictures import LARGE_SHOWN, SMALL, Picture, as_text, common_settings
 
 MAX_PIXELS, MAX_SIDE, MAX_PICTURES = 64_000_000, 400, 10_000
@@ -252,6 +253,8 @@ def _thumb(picture: Picture, box: tuple[int, int]) -> Image.Image | None:
             size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
             whole = factor >= 1 and factor == int(factor)
             return image.convert("RGB").resize(size, Image.Resampling.NEAREST if whole else Image.Resampling.LANCZOS)
+    except RunnerError:  # a store that is down
+        raise
     except Exception:  # a broken picture raises almost anything, and must not cost the whole sheet
         return None
 

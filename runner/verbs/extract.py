@@ -14,16 +14,19 @@ import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from io import BufferedReader
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from runner.a1111.tags import read_tags
-from runner.errors import Location, ManifestError
-from runner.files import sha256_of
+from runner.errors import Location, ManifestError, NoRunFolder
+from runner.files import is_url, sha256_of
+from runner.folder.local import LocalStore
 from runner.folder.names import INITS, RECORDS
-from runner.folder.store import LocalStore
+from runner.folder.store import store_at
 from runner.images import foreign, infotext, metadata
 from runner.item import MASK, MASK_BLUR, MASK_SHA256, Embedding, Item, Lora, Model
 from runner.keys import read_strength
@@ -41,6 +44,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif")
 OF_IMG2IMG = ("init", "init_sha256", "crop", "strength", MASK, MASK_SHA256, MASK_BLUR)
 WEIGHTS, LORAS, EMBEDDINGS = "weights", "loras", "embeddings"  # where files are to be put
 UNSAFE = r"[^\w.-]"
+Opening = Callable[[], BufferedReader]
 MARK = 8  # digits of a fingerprint, behind a name that several models have
 
 
@@ -67,9 +71,9 @@ def extract(targets: Sequence[Path]) -> Extraction:
     """The manifest of these pictures, and of all in these folders; its paths are relative to the current folder."""
     sources, problems = list[_Source](), list[str]()
     named: dict[str, tuple[Embedding | None, Path]] = {}
-    for path in _files(targets):
+    for path, opening in _files(targets):
         try:
-            source = _read(path)
+            source = _read(path, opening)
             _check_words(source, named)
             sources.append(source)
         except ManifestError as error:
@@ -88,24 +92,47 @@ def _check_words(source: _Source, named: dict[str, tuple[Embedding | None, Path]
             raise ManifestError(message, Location(source.path))
 
 
-def _files(targets: Sequence[Path]) -> Iterator[Path]:
+def _files(targets: Sequence[Path]) -> Iterator[tuple[Path, Opening]]:
+    """The pictures' files, each with what opens it."""
     for target in targets:
+        if is_url(target):
+            yield from _in_store(target)
+            continue
         with contextlib.suppress(OSError, ValueError):  # a name that this system can't have; it is told when it is read
             if target.is_dir():
-                yield from _within(target)
+                yield from ((path, partial(_open, path)) for path in _within(target))
                 continue
-        yield target
+        yield target, partial(_open, target)
+
+
+def _in_store(target: Path) -> Iterator[tuple[Path, Opening]]:
+    """The picture at a URL, or those in the folder there."""
+    if target.suffix.lower() in SUFFIXES:
+        store = store_at(target.parent)
+        yield target, partial(store.open, target.name)
+        return
+    store = store_at(target)
+    names = list(store.list())
+    runs = {str(PurePosixPath(name).parent) for name in names if PurePosixPath(name).name == RECORDS}
+    found = [name for name in _pictures(names) if not {_run_of(PurePosixPath(name))} & runs]
+    if not found:
+        raise NoRunFolder(f"there are no {metadata.KINDS} pictures in '{store}'")
+    yield from ((target / name, partial(store.open, name)) for name in found)
 
 
 def _within(folder: Path) -> list[Path]:
-    found = [folder / name for name in LocalStore(folder).list() if PurePath(name).suffix.lower() in SUFFIXES]
     # In a run folder the contact sheet and the init pictures aren't results.
-    return [path for path in found if not _is_aside(path)] or [folder]
+    found = (folder / name for name in _pictures(LocalStore(folder).list()))
+    return [path for path in found if not Path(_run_of(path), RECORDS).exists()] or [folder]
 
 
-def _is_aside(path: Path) -> bool:
-    run = path.parent.parent if path.parent.name == INITS else path.parent
-    return (run / RECORDS).exists()
+def _pictures(names: Iterable[str]) -> Iterator[str]:
+    return (name for name in names if PurePath(name).suffix.lower() in SUFFIXES)
+
+
+def _run_of(path: PurePath) -> str:
+    """The run folder that a picture would be an aside of."""
+    return str(path.parent.parent if path.parent.name == INITS else path.parent)
 
 
 def _wish(item: Item, **changes: Any) -> Item:
@@ -116,12 +143,17 @@ def _wish(item: Item, **changes: Any) -> Item:
 # ---- one file
 
 
-def _read(path: Path) -> _Source:
+def _open(path: Path) -> BufferedReader:
+    if path.is_dir() or (path.exists() and not path.is_file()):
+        reason = f"holds no {metadata.KINDS} pictures" if path.is_dir() else "is not a file"
+        raise ManifestError(reason, Location(path))
+    return path.open("rb")
+
+
+def _read(path: Path, opening: Opening) -> _Source:
     place = Location(path)
     try:
-        if path.is_dir() or (path.exists() and not path.is_file()):
-            raise ManifestError(f"holds no {metadata.KINDS} pictures" if path.is_dir() else "is not a file", place)
-        with path.open("rb") as file:
+        with opening() as file:
             found = metadata.read_metadata(file)
         if found.item is not None:
             return _read_own(path, found.item, found.model or {}, place)
@@ -199,6 +231,9 @@ def _find_picture(what: str, path: Path, recorded: object, sha256: str, notes: l
     """The run folder's copy, relative to the current folder; where it is gone, a path that says what is missing."""
     suffix = PurePosixPath(str(recorded)).suffix
     name = f"inits/{sha256}{suffix if suffix.isprintable() else ''}"
+    if is_url(path):
+        notes.append(f"the {what} isn't on this machine; copy it from the run folder's {name} to {name}")
+        return name
     copy = path.resolve().parent.parent.parent / name
     if not copy.is_file() or sha256_of(copy) != sha256:
         notes.append(f"the {what} isn't in the run folder; put the file with this SHA-256 at {name}")

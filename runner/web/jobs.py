@@ -46,7 +46,7 @@ from runner.events import (
     StepDone,
     WaveStarted,
 )
-from runner.files import atomic_write, writing_to
+from runner.files import atomic_write, on_disk, writing_to
 from runner.folder.names import MANIFEST
 from runner.images.inits import flatten
 from runner.item import EXTRA, MASK, Item, Model
@@ -145,7 +145,7 @@ class Studio:
     def __init__(self, settings: Settings, start: Start = start) -> None:
         self.settings, self._start = settings, start
         self.model = files.find_model(settings.model.path)
-        self.folder = Path(settings.out or OUTPUTS).resolve()
+        self.folder = on_disk(settings.out or str(OUTPUTS), "runner web").resolve()
         self._engine: Engine | None = None
         self._made_for: dict[str, str] = {}
         self._jobs: list[Job] = []

@@ -269,7 +269,8 @@ def _make_turn(
     rows = {size: layout.unet_bs for size, layout in layouts.items()}
     shares = {kind: samples[model, kind].rows / layouts[kind.size].wave_rows for kind in kinds}
     own = Path(str(request.store))
-    folders = [own, *_folders(own.parent), *_folders(OUTPUTS)]
+    near = [] if request.store.remote else [own, *_folders(own.parent)]
+    folders = [*near, *_folders(OUTPUTS)]
     return Turn(
         model=model,
         execution=execution,

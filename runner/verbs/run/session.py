@@ -80,6 +80,8 @@ class Session:
         self._written: deque[tuple[Rendered, futures.Future[Written]]] = deque()
         # A picture is written when others are long rendered, so each stage has failures in a row of its own.
         self._unrendered, self._unwritten = Streak(), Streak()
+        self._due = False  # a wave has ended, and its records aren't flushed yet
+        self._kept: set[str] = set()  # copies of init pictures that are in the store, where each look is a request
 
     def run(self, make_writer: Callable[[Store], Writer] = Writer) -> Iterator[RunEvent]:
         """Renders all that is missing; whatever happens, what is in a file gets its record."""
@@ -112,10 +114,18 @@ class Session:
                 case _:
                     yield event
             yield from self._collect(wait=False)
-            if isinstance(event, WaveDone):
-                self.ledger.flush()
+            self._flush(ended=isinstance(event, WaveDone))
             if self.outcome.hopeless:
                 return
+
+    def _flush(self, *, ended: bool) -> None:
+        """Once a wave: when its pictures are in their files, at the latest when the next one has `ended`."""
+        if self._due and (ended or not self._written):
+            self.ledger.flush()
+            self._due = False
+        if ended:
+            self._due = True
+            self._flush(ended=False)
 
     def _settle(self) -> None:
         """Records what is still being written; after an interruption as well."""
@@ -126,10 +136,9 @@ class Session:
 
     def _delivery(self) -> Delivery:
         """How pictures come from other processes: as bytes, or put into a folder that those reach as well."""
-        place = str(self.request.store)
-        reached = self.request.settings.ray.shared or "://" in place
-        if "://" not in place:
-            place = os.path.abspath(place)
+        store = self.request.store
+        place = str(store) if store.remote else os.path.abspath(str(store))
+        reached = self.request.settings.ray.shared or store.remote
 
         def address(item: Item) -> tuple[Item, str]:
             return self._keep_pictures(item), str(self._claim(item))
@@ -158,12 +167,16 @@ class Session:
     def _keep(self, path: str, sha256: str | None) -> str:
         """The path of a picture's copy; its own where it has vanished."""
         name = f"{INITS}/{sha256}{Path(path).suffix.lower()}"
-        if self.request.store.size(name) < 0:
+        store = self.request.store
+        if store.remote and name in self._kept:
+            return name
+        if store.size(name) < 0:
             try:
                 data = Path(path).read_bytes()
             except OSError:
                 return path  # the record says where it was
-            self.request.store.put(name, data)
+            store.put(name, data)
+        self._kept.add(name)
         return name
 
     def _collect(self, *, wait: bool) -> Iterator[ItemDone | ItemFailed]:

@@ -12,11 +12,11 @@ import hashlib
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from runner.errors import Location, ManifestError
 from runner.events import Failure
+from runner.files import expanded
 from runner.folder.names import RECORDS
 from runner.folder.store import Store
 from runner.images import codec, metadata
@@ -60,7 +60,7 @@ def read_back(store: Store, line: int, record: Mapping[str, Any]) -> Item | Find
         ):
             return replace(finding, state=state, message=f"{what}, {path}")
     try:
-        place = Location(Path(f"{store}/{RECORDS}"), line, 1)
+        place = Location(expanded(f"{store}/{RECORDS}"), line, 1)
         item = read_item(wish, number=line, location=place, model=read_model(record, place))
     except ManifestError as error:
         return replace(finding, message=error.message)
