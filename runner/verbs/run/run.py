@@ -42,7 +42,8 @@ def run(
     """
     begun, stop = time.monotonic(), stop or Stop()
     with contextlib.ExitStack() as held:
-        start = start or held.enter_context(turns.starting(request))
+        if start is None:
+            start = held.enter_context(turns.starting(request))
         yield from _run(request, Loader(request, stop, engine, start), stop, make_writer, begun)
 
 
