@@ -82,8 +82,8 @@ class Request:
 
     def chosen(self) -> Iterator[Item]:
         """The items after the settings `ids`, `shuffle`, `limit` and `shard`, in this order."""
-        if self.settings.shuffle is None and self.listed is None:
-            return itertools.islice(self.items, self._part.start, self.settings.limit, self._part.step)
+        if self.settings.shuffle is None and self.listed is None and self.settings.shard is None:
+            return itertools.islice(self.items, self.settings.limit)
         return (self.items[number] for number in self._numbers())
 
     def _numbers(self) -> Sequence[int]:
