@@ -235,3 +235,24 @@ def test_what_is_refused_says_so(ask, bucket, capsys, words, code, says):
     Path("init.yaml").write_text("version: 1\njobs: [{prompts: [cat], init: 's3://b/x.png', strength: 0.5}]\n")
     assert cli.main(words) == code
     assert says in capsys.readouterr().err
+
+
+def test_shards_in_a_store_are_joined_and_exported_as_in_folders(bucket, ask, capsys):
+    url = f"s3://{bucket}/runs"
+    for part in (1, 2):
+        paint(ask(f"{url}/s{part}", f"shard={part}/2", "skip_grid=true"))
+    for place, copied in ((url, 16), ("runs", 16), (url, 0)):
+        assert cli.main(["merge", f"{url}/s1", f"{url}/s2", f"out={place}/all", "skip_grid=true"]) == 0
+        assert f"{copied} pictures copied" in capsys.readouterr().out
+    assert paint(ask(f"{url}/all", "skip_grid=true")).done == 0
+    assert content(f"{url}/all") == content("runs/all")
+    for to in ("webdataset", "imagefolder"):
+        for place, made in ((url, 2), ("runs", 2), (url, 0)):
+            assert cli.main(["export", f"{place}/all", "--to", to, "shard_size=120kB"]) == 0
+            assert f"16 pictures in 2 shards, {made} of them new" in capsys.readouterr().out
+        made = [store_at(f"{place}/all-{to}") for place in (url, "runs")]
+        there, here = ({name: read(each, name) for name in each.list() if name != ".lock"} for each in made)
+        assert there == here and "index.json" in here
+    for out in (f"{url}/all/x", f"{url}/all", url):
+        assert cli.main(["export", f"{url}/all", "--to", "webdataset", f"out={out}"]) == 2
+    assert cli.main(["merge", f"{url}/s1", f"out={url}/s1/"]) == 2
