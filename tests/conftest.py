@@ -33,6 +33,22 @@ def pytest_configure(config):
             signal.signal(number, handler)
 
 
+def pytest_collection_modifyitems(config, items):
+    """Of a test that is marked `some(N)`, N of its cases are run, spread over all; RUNNER_THOROUGH=1 runs every one."""
+    if os.environ.get("RUNNER_THOROUGH") == "1":
+        return
+    cases = {}
+    for item in items:
+        if mark := item.get_closest_marker("some"):
+            cases.setdefault((item.path, item.originalname, mark.args[0]), []).append(item)
+    left_out = set()
+    for (*_, count), found in cases.items():
+        kept = {round(place * (len(found) - 1) / max(1, count - 1)) for place in range(count)}
+        left_out |= {id(item) for place, item in enumerate(found) if place not in kept}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) in left_out])
+    items[:] = [item for item in items if id(item) not in left_out]
+
+
 @pytest.fixture
 def limit(monkeypatch):
     """Gives constants of a module, its limits and measured numbers, another value for one test; never a function."""

@@ -155,6 +155,7 @@ STEPS_OF_CALLS = {  # written out, as the samplers make them
 }
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_change_comes_at_its_step_with_every_sampler(model, sampler):
     steps = STEPS_OF_CALLS[sampler]
@@ -164,6 +165,7 @@ def test_a_change_comes_at_its_step_with_every_sampler(model, sampler):
     assert said(calls, model, ["cat", "dog"]) == ["cat" if step <= 3 else "dog" for step in steps]
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("sampler", ["heun", "dpm2", "dpmpp_sde", "plms", "euler"])
 def test_a_step_of_two_calls_has_both_at_its_own_noise(model, sampler):
     """The first call of a step is less noisy than the first one of the step before."""

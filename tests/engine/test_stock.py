@@ -73,6 +73,7 @@ ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "pre
 BETAS = torch.linspace(0.0005, 0.02, 1000, dtype=torch.float64).tolist()
 
 
+@pytest.mark.some(7)
 @pytest.mark.parametrize("sampler", ["ddim", "euler"])
 @pytest.mark.parametrize(
     "said",
@@ -97,6 +98,7 @@ def test_the_last_step_ends_where_the_configuration_says(folder):
     assert (ours != plain).any()
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("sampler", ["plms", "heun", "lms", "dpm2", "dpmpp_sde", "dpmpp_2m_karras", "unipc", "euler_a"])
 def test_zero_snr_is_in_the_pictures_of_every_sampler(folder, sampler):
     change(folder / "scheduler/scheduler_config.json", prediction_type="v_prediction")

@@ -90,11 +90,13 @@ def close(found, wanted, plain=None):
     return psnr(found, wanted.round()) >= LEAST and (plain is None or psnr(found, plain) < LEAST)
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("sampler", list(SCHEDULERS))
 def test_every_scheduler_gives_the_stock_pictures(folder, sampler):
     assert close(ours(folder, sampler=sampler), stock(folder, sampler))
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("sampler", ["euler", "ddim"])
 def test_the_spacing_is_the_pictures(folder, sampler, spacing):
@@ -177,6 +179,7 @@ def test_long_prompts_in_pieces_on_both_encoders_alike(folder):
     assert close(found, stock(folder, prompt=None, guidance_scale=1.0, **how))
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("strength", [0.3, 0.75, 1.0])
 def test_img2img(folder, tmp_path, strength):
     picture = Image.fromarray(np.random.default_rng(3).integers(0, 255, (SIZE, SIZE, 3), np.uint8).repeat(1, 0))
