@@ -236,6 +236,7 @@ def test_a_streamed_model_draws_the_same(model, whole):
     assert render(make_executor(model, turbo=False), mixed_items()) == whole
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("turbo", [True, False])
 def test_xl_draws_them_too(xl, turbo):
     items = [each._replace(width=64, height=64) for each in mixed_items()[:3]]

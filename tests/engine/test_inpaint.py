@@ -186,6 +186,7 @@ def test_a_model_for_inpainting_gives_the_stock_picture(nine, pictures, strength
     check_same(ours(nine, **given(pictures, strength=strength)), stock(nine, pictures, strength), pictures)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_one_of_stable_diffusion_xl_gives_the_stock_picture(nine_xl, pictures, strength):
     wanted = stock(nine_xl, pictures, strength, kind=StableDiffusionXLInpaintPipeline)
@@ -257,6 +258,7 @@ def many(pictures):
     ]
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("kind", ["plain", "nine"])
 def test_a_picture_is_the_same_bytes_alone_streamed_and_among_others(kind, pictures, request):
     folder, items = request.getfixturevalue(kind), many(pictures)
@@ -286,6 +288,7 @@ def test_the_device_path_gives_the_same_bytes_in_both_modes_without_a_race(nine,
     assert all(np.array_equal(found[0][number], found[1][number]) for number in (1, 2, 3))
 
 
+@pytest.mark.some(0)
 def test_openvino_draws_the_same(nine, pictures, tmp_path, monkeypatch):
     pytest.importorskip("openvino")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -143,6 +143,7 @@ def test_a_picture_is_that_of_the_merged_model(folder: Path, ink: Path, sharp: P
     assert are_same(found, render(make_executor(plain), items_with(both[::-1])))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("changes", [{"turbo": False}, {"turbo": False, "dtype": "bfloat16"}, {"dtype": "bfloat16"}])
 def test_sets_change_and_each_picture_is_that_of_a_run_alone(folder: Path, ink: Path, sharp: Path, changes) -> None:
     model = find_model(str(folder))
@@ -222,6 +223,7 @@ def test_a_file_that_changes_during_the_run_fails_its_pictures_alone(folder: Pat
     assert are_same(render(executor, items_with()), render(make_executor(model), items_with()))
 
 
+@pytest.mark.some(0)
 @pytest.mark.parametrize("compiler", [OPENVINO, pytest.param(INDUCTOR, marks=builds)])
 def test_a_compiled_unet_has_them_too(folder: Path, ink: Path, tmp_path: Path, monkeypatch, compiler: str) -> None:
     pytest.importorskip("openvino")

@@ -222,6 +222,7 @@ def test_the_embedding_is_that_of_a_table_with_more_rows(folders, learnt, family
         assert not torch.allclose(made.pooled, other.pooled, atol=1e-3)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("family", WIDTHS)
 @torch.inference_mode()
 def test_weights_that_walk_give_the_same(folders, learnt, family):
@@ -273,6 +274,7 @@ def many_items(learnt, family):
     ]
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("family", WIDTHS)
 def test_items_of_a_wave_may_name_different_words(folders, learnt, family):
     items = many_items(learnt, family)
