@@ -198,14 +198,14 @@ def test_a_run_may_be_killed_at_any_moment(ask, tmp_path, model, models):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 128 KiB, and a function that mounts it anew with other options."""
+    """A disk of 192 KiB, and a function that mounts it anew with other options."""
     place = tmp_path / "disk"
     place.mkdir()
 
     def mount(options):
         return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", place], capture_output=True, text=True)
 
-    if sys.platform != "linux" or os.geteuid() or (tried := mount("size=128k")).returncode:
+    if sys.platform != "linux" or os.geteuid() or (tried := mount("size=192k")).returncode:
         pytest.skip("a disk can't be mounted here: " + (tried.stderr.strip() if not os.geteuid() else "not root"))
     yield SimpleNamespace(path=place, mount=mount)
     subprocess.run(["umount", "--lazy", place], check=True)

@@ -24,6 +24,7 @@ from runner.keys import KEYS
 from runner.manifest.loras import ONE
 from runner.record import part
 
+MOST_BLANK = 4  # cells for each item of a grid that is worth it
 MOST_NAMED = 40  # keys that items name, beyond what any manifest has
 LONGEST = 10_000  # characters of a value
 DIRECT = ("prompt", "seed")  # an axis each, in whatever way they came
@@ -119,6 +120,28 @@ class Table:
         return Table(columns, self.named, len(rows))
 
 
+def usual_axes(columns: Sequence[Column], wanted: int) -> tuple[str, ...]:
+    """The two axes that a grid begins with, its rows and its columns; none where it would be nearly empty.
+
+    Rows are the slowest axis. Columns are the next one, but for those that show few items beside the others: jobs may
+    sweep over different axes. All other axes have their first values then.
+    """
+    axes = [column for column in columns if column.swept]
+    if len(axes) < 2:
+        return ()
+    rows, *others = axes
+    firsts = {column.name: column.codes[:wanted] == column.codes[0] for column in others}
+    shown = {
+        name: np.logical_and.reduce([np.ones(wanted, bool), *(firsts[each] for each in firsts if each != name)])
+        for name in firsts
+    }
+    most = max(int(mask.sum()) for mask in shown.values())
+    column = next(each for each in others if 2 * int(shown[each.name].sum()) >= most)
+    mask = shown[column.name]
+    sides = [len(np.unique(axis.codes[:wanted][mask])) for axis in (rows, column)]
+    return (rows.name, column.name) if sides[0] * sides[1] <= MOST_BLANK * int(mask.sum()) else ()
+
+
 def coordinates(item: Mapping[str, Any], model: str) -> dict[str, str]:
     """The values of an item, as a record has it, by key; those of its axes as the manifest names them."""
     found = {key: as_text(item[key]) for key in KEYS if item.get(key) is not None}
@@ -143,6 +166,8 @@ def as_text(value: object) -> str:
     """A value of an item as people write it."""
     if isinstance(value, str):
         return value
+    if type(value) is int:
+        return str(value)
     if isinstance(value, float):
         short = f"{value:g}"
         return short if float(short) == value else repr(value)

@@ -29,14 +29,14 @@ from runner.folder.names import PIECES
 from runner.folder.store import Store
 from runner.record import FAILED as FAILED_STATUS
 from runner.record import part
-from runner.report.axes import Column
+from runner.report.axes import Column, usual_axes
 from runner.report.wanted import Wanted, size_of, told
 
 ITEMS, RECORDS = 2000, 200  # in a piece
 MISSING, DONE, FAILED, GONE = range(4)  # not made yet, made, failed, made but its file is not there
 LONGEST_REASON = 500  # characters
 SHARED = ("model", "run", "env")  # of a record, alike in nearly all
-LONG_NUMBER = re.compile(rb"\d{16}")
+LONG_NUMBER = re.compile(rb"[:,\[]-?\d{16}")
 LARGEST_NUMBER = 2**53 - 1  # that a browser keeps exact
 ESCAPES = {b"<": b"\\u003c", b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029"}
 FIGURE = "\x01"  # in front of a number that a browser would round, as a text
@@ -100,8 +100,9 @@ class Catalog:
         for number in sorted(self._changed):
             self._put(name_of("items", number), self._items_piece(number, columns))
         self._changed.clear()
+        usual = usual_axes(columns, self.wanted) if self.wanted else ()
         said = [{"name": each.name, "values": each.values, "swept": each.swept} for each in columns]
-        self._put("axes", script("axes", 0, {"columns": said, "common": self._table.common()}))
+        self._put("axes", script("axes", 0, {"columns": said, "common": self._table.common(), "usual": usual}))
         state = {
             "title": as_unicode(self.store.name),
             "folder": as_unicode(str(self.store)),

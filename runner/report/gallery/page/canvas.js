@@ -26,6 +26,7 @@ function redraw() {
   if (header) canvas.append(header);
   if (active >= 0 && !placeOf(active)) active = -1;
   draw();
+  pool.forEach(release);
   pool.clear();
   if (keep && active >= 0) focusCell(active);
 }
@@ -64,9 +65,16 @@ function draw() {
     }
     if (block.kind === "row") drawRow(block, drawn.get(place), sight);
   }
-  for (const [place, made] of drawn) if (!shown.has(place)) { made.remove(); drawn.delete(place); }
+  for (const [place, made] of drawn) {
+    if (shown.has(place)) continue;
+    made.remove();
+    made.querySelectorAll(".cell").forEach(release);
+    drawn.delete(place);
+  }
   if (header) drawHeader(sight);
-  for (const cell of canvas.querySelectorAll(".cell")) cell.tabIndex = +cell.dataset.row === active ? 0 : -1;
+  for (const cell of canvas.querySelectorAll(".cell[tabindex='0']")) cell.tabIndex = -1;
+  const cell = active >= 0 && cellOf(active);
+  if (cell) cell.tabIndex = 0;
 }
 
 function firstRow() {
@@ -110,12 +118,9 @@ function makeBlock(block, place) {
 }
 
 function reused(row, box, more) {
-  const key = cellKey(row, box), kept = pool.get(key);
-  if (kept && !kept.isConnected) {
-    pool.delete(key);
-    return kept;
-  }
-  return makeCell(row, box, more);
+  const key = cellKey(row, box, more), kept = pool.get(key);
+  pool.delete(key);
+  return kept || makeCell(row, box, more);
 }
 
 function card(row) {
@@ -123,8 +128,8 @@ function card(row) {
   made.removeAttribute("style");
   made.style.width = `${layout.cell[0]}px`;
   made.setAttribute("role", view.as === "grid" ? "gridcell" : "listitem");
-  made.querySelector(".caption")?.remove();
-  made.append(caption(row));
+  for (const name of ["data-place", "aria-colindex"]) made.removeAttribute(name);
+  showCaption(made, row);
   return made;
 }
 
@@ -139,14 +144,16 @@ function drawRow(block, made, sight) {
   const [first, end] = columnsIn(sight), there = new Map();
   for (const cell of made.querySelectorAll("[data-place]")) {
     const place = +cell.dataset.place;
-    if (place < first || place >= end) cell.remove();
-    else there.set(place, cell);
+    if (place < first || place >= end) {
+      cell.remove();
+      if (cell.className === "cell") release(cell);
+    } else there.set(place, cell);
   }
   for (let place = first; place < end; place++) {
     if (there.has(place)) continue;
     const rows = cellRows(block.code, layout.grid.columns[place]);
     const cell = rows.length ? reused(rows[0], layout.cell, rows.length) : element("div", "blank");
-    cell.querySelector(".caption")?.remove();
+    if (rows.length) cell.lastChild.textContent = "";
     cell.dataset.place = place;
     cell.setAttribute("role", "gridcell");
     cell.setAttribute("aria-colindex", place + 2);
@@ -166,13 +173,16 @@ function drawHeader(sight) {
     while (own > 0 && layout.blocks[own]?.kind !== "heading") own -= 1;
     const block = layout.blocks[own];
     header.hidden = !block || block.kind !== "heading" || block.y >= scroller.scrollTop;
-    if (header.hidden) return;
+    if (header.hidden || header.dataset.shown === String(own)) return;
+    header.dataset.shown = own;
     header.replaceChildren(element("h2", "", block.text), element("span", "count", block.count.toLocaleString()));
     header.style.width = `${scroller.clientWidth}px`;
     header.setAttribute("aria-hidden", "true");
     return;
   }
   const [first, end] = columnsIn(sight), { across, columns, levels } = layout.grid;
+  if (header.dataset.shown === `${first} ${end}`) return;
+  header.dataset.shown = `${first} ${end}`;
   header.style.height = `${layout.top}px`;
   header.setAttribute("role", "row");
   const corner = element("div", "corner");

@@ -18,25 +18,31 @@ function fitted([width, height], [boxWidth, boxHeight]) {
 }
 
 // The picture in a box; its thumbnail where it is large, and itself where that isn't there.
-function picture(row, box, large) {
-  const path = pathOf(row), size = sizeOf(row), own = address(path), image = new Image();
+function picture(image, row, box, large) {
+  const path = pathOf(row), size = sizeOf(row), own = address(path), scale = fitted(size, box);
   image.alt = `${promptOf(row)} (${describe(row)})`;
-  image.decoding = "async";
-  image.draggable = false;
-  if (isSmall(size)) image.className = "pixels";
-  const scale = fitted(size, box);
+  image.className = isSmall(size) ? "pixels" : "";
   image.width = Math.max(1, Math.round(size[0] * scale));
   image.height = Math.max(1, Math.round(size[1] * scale));
   const small = !large && Math.max(...size) > THUMBNAIL;
+  let whole = !small;
   image.onerror = () => {
-    if (small && !image.dataset.whole) {
-      image.dataset.whole = "true";
-      image.src = own;
+    if (whole) {
+      image.hidden = true;
+      image.parentNode?.append(element("span", "why", "missing: its file can't be read"));
     } else {
-      image.replaceWith(element("span", "why", "missing: its file can't be read"));
+      whole = true;
+      image.src = own;
     }
   };
   image.src = small ? `thumbs/${own}.webp` : own;
+  return image;
+}
+
+function newImage() {
+  const image = new Image();
+  image.decoding = "async";
+  image.draggable = false;
   return image;
 }
 
@@ -50,28 +56,42 @@ function why(row) {
 
 const classOf = row => (data.states[row] === FAILED ? "failed" : data.states[row] === MISSING ? "waiting" : "gone");
 
-const cellKey = (row, box) => `${row} ${data.states[row]} ${pathOf(row)} ${box}`;
+const cellKey = (row, box, more) => `${row} ${data.states[row]} ${more} ${pathOf(row)} ${box}`;
 
-// A button with the picture; beside it its marks.
-function makeCell(row, box, more) {
-  const cell = element("div", "cell"), button = element("div", "shot"), reason = why(row);
-  cell.dataset.row = row;
-  cell.dataset.key = cellKey(row, box);
-  button.style.width = `${box[0]}px`;
-  button.style.height = `${box[1]}px`;
-  if (reason) {
-    button.classList.add(classOf(row));
-    button.append(element("span", "why", reason));
-    button.title = reason;
-  } else {
-    button.append(picture(row, box, false));
-  }
-  cell.append(button);
-  if (more > 1) cell.append(element("span", "more", `1 of ${more}`));
-  const star = element("button", "star", "☆");
+// Cells are used again: a browser keeps those that were thrown away, with their pictures, for a long time.
+const free = [];
+
+function newCell() {
+  const cell = element("div", "cell"), shot = element("div", "shot"), star = element("button", "star");
+  shot.append(newImage());
   star.type = "button";
   star.tabIndex = -1;
-  cell.append(star, element("span", "rated"));
+  cell.append(shot, element("span", "more"), star, element("span", "rated"), element("p", "caption"));
+  return cell;
+}
+
+function release(cell) {
+  const image = cell.querySelector("img");
+  image.onerror = null;
+  image.removeAttribute("src"); // or the old picture would stand until the new one is there
+  free.push(cell);
+}
+
+// The picture of a row, or why there is none, and its marks; `more` is how many rows share the cell.
+function makeCell(row, box, more) {
+  const cell = free.pop() || newCell(), shot = cell.firstChild, image = shot.firstChild, reason = why(row);
+  cell.dataset.row = row;
+  cell.dataset.key = cellKey(row, box, more);
+  cell.tabIndex = -1;
+  shot.className = reason ? `shot ${classOf(row)}` : "shot";
+  shot.style.width = `${box[0]}px`;
+  shot.style.height = `${box[1]}px`;
+  shot.title = reason;
+  while (shot.childNodes.length > 1) shot.lastChild.remove();
+  image.hidden = reason !== "";
+  if (reason) shot.append(element("span", "why", reason));
+  else picture(image, row, box, false);
+  cell.querySelector(".more").textContent = more > 1 ? `1 of ${more}` : "";
   showMarks(cell);
   return cell;
 }
@@ -88,10 +108,9 @@ function showMarks(cell) {
 }
 
 // What tells a card from the others below its heading.
-function caption(row) {
+function showCaption(cell, row) {
   const shown = data.columns.filter(column => column.name !== "prompt" && (column.swept || row >= data.wanted) && valueOf(row, column));
-  const text = shown.map(column => `${column.short} ${valueOf(row, column)}`).join(" · ");
-  const made = element("p", "caption", text || why(row) || "made");
-  made.title = text;
-  return made;
+  const text = shown.map(column => `${column.short} ${valueOf(row, column)}`).join(" · "), caption = cell.lastChild;
+  caption.textContent = text || why(row) || "made";
+  caption.title = text;
 }

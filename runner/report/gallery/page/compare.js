@@ -2,7 +2,7 @@
 
 function shot(row, box, letter, other) {
   const made = element("div", "view"), reason = why(row);
-  made.append(reason ? element("p", "why", reason) : picture(row, box, true));
+  made.append(reason ? element("p", "why", reason) : picture(newImage(), row, box, true));
   if (letter) made.append(element("span", "letter", `${letter}: ${different(row, other)}`));
   return made;
 }

@@ -6,7 +6,7 @@ const PIECE = 2000, RECORDS = 200, AT_ONCE = 4, KEPT_RECORDS = 40;
 const PICTURE = /\.(png|jpe?g|webp|avif)$/i;
 
 const data = {
-  state: null, columns: [], common: {}, rows: 0, wanted: 0,
+  state: null, columns: [], common: {}, usual: [], rows: 0, wanted: 0,
   pieces: [], marks: [], axesMark: "", states: new Uint8Array(0), codes: [],
 };
 const arrived = {}, records = new Map();
@@ -65,6 +65,7 @@ function takeAxes(axes, state) {
     lower: column.values.map(value => value.toLowerCase()),
   }));
   data.common = axes.common;
+  data.usual = axes.usual;
   data.axesMark = state.axes;
   data.codes = data.columns.map(() => new Uint32Array(state.rows));
   data.rows = state.rows;

@@ -38,19 +38,12 @@ function writeHash() {
   if (written !== location.hash.slice(1)) history.replaceState(null, "", written ? `#${written}` : location.pathname + location.search);
 }
 
-// The first two axes, slow ones before fast ones.
 function usualAxes() {
   const names = swept().map(column => column.name);
-  return [names[0] || "", names[1] || ""];
+  return data.usual.length ? data.usual : [names[0] || "", names[1] || ""];
 }
 
-// Many combinations that no item has make a poor grid.
-function usualView() {
-  const axes = swept();
-  if (axes.length < 2) return "list";
-  const cells = axes[0].values.length * axes[1].values.length;
-  return cells <= 4 * Math.max(data.wanted, 1) ? "grid" : "list";
-}
+const usualView = () => (data.usual.length ? "grid" : "list");
 
 const usualSize = () => (PHONE.matches ? 104 : 168);
 
