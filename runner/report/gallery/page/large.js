@@ -15,6 +15,9 @@ function openLarge(row) {
   by("compare").textContent = large.other >= 0 ? "Compare with this one" : "Compare";
   preload(row);
   writeHash();
+  // A button that had the focus may be gone or disabled now.
+  const focused = document.activeElement;
+  if (!dialog.contains(focused) || focused.disabled) dialog.focus();
 }
 
 const MOVES = [["left", -1, 0], ["right", 1, 0], ["up", 0, -1], ["down", 0, 1]];

@@ -69,7 +69,6 @@ async function look() {
       if (large.row >= 0 && by("large").open) { drawStage(); showFacts(large.row); }
     }
     drawCounts();
-    by("note").classList.remove("bad");
   } catch (error) {
     if (!data.state) {
       by("counts").textContent = "no data";
@@ -133,8 +132,8 @@ new ResizeObserver(() => {
 
 // ---- the large picture
 
-by("large").addEventListener("keydown", event => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select, pre")) return;
+document.addEventListener("keydown", event => {
+  if (!by("large").open || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select, pre")) return;
   if (ARROWS[event.key]) move(...ARROWS[event.key]);
   else if (event.key === "c" || event.key === "C") (large.other >= 0 ? endComparison : compare)();
   else if (!markByKey(event.key, large.row)) return;

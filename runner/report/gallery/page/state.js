@@ -51,7 +51,7 @@ const usualSize = () => (PHONE.matches ? 104 : 168);
 function settleView() {
   const names = swept().map(column => column.name), [rows, columns] = usualAxes();
   if (!names.includes(view.rows)) view.rows = view.columns === rows ? columns : rows;
-  if (!names.includes(view.columns) || view.columns === view.rows) view.columns = [rows, columns].find(name => name !== view.rows) || "";
+  if (!names.includes(view.columns) || view.columns === view.rows) view.columns = [columns, rows].find(name => name !== view.rows) || "";
   view.side = view.side.filter(name => names.includes(name) && name !== view.rows && name !== view.columns);
   view.only = Object.fromEntries(Object.entries(view.only).filter(([name, value]) => columnOf(name)?.values.includes(value)));
   view.as = view.as || usualView();
