@@ -53,7 +53,7 @@ function yaml(value) {
   });
 }
 
-const yamlKey = key => (/^[A-Za-z][A-Za-z0-9_]*$/.test(key) && !/^(y|n|yes|no|on|off|true|false|null)$/i.test(key) ? key : JSON.stringify(key));
+const yamlKey = key => (/^[A-Za-z][A-Za-z0-9_]*$/.test(key) && !/^(y|n|yes|no|on|off|true|false|null)$/i.test(key) ? key : yaml(key));
 
 // The prompt as a text that is read as the item's parts.
 function promptItem(item) {
