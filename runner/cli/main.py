@@ -132,9 +132,7 @@ def parse(words: Sequence[str]) -> Command:
         rest.remove("job")
     for word in rest:
         if word.startswith("-") and "=" not in word:
-            raise SettingError(
-                f"'{word}' is not an option: {did_you_mean(word, (*SHOWN, *OPTIONS, *FLAGS))}"
-            )
+            raise SettingError(f"'{word}' is not an option: {did_you_mean(word, (*SHOWN, *OPTIONS, *FLAGS))}")
     many = VERBS[verb].takes_many
     targets = [word for word in rest if _is_target(word)]
     if len(targets) > 1 and not many:

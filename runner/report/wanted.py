@@ -4,8 +4,9 @@ A run writes it into the folder when the manifest has changed, so that the repor
 or no longer asked for. Of a folder without it, or of more items than `MOST`, the records alone say it.
 
     wanted = Wanted.of(request.items)
-    if wanted and not wanted.is_saved(store):
+    if wanted:
         wanted.save(store)
+    Wanted.load(store).ids
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ WIDTH = Item._fields.index("width")
 
 
 class Wanted:
-    """The ids in the manifest's order, their values, and their sizes in pixels."""
+    """The ids in the manifest's order, their values, their sizes in pixels, and a hash of ids and values."""
 
     def __init__(self, ids: Sequence[str], table: Table, sizes: Sequence[tuple[int, int]]) -> None:
         self.ids, self.table, self.sizes = ids, table, sizes
@@ -95,11 +96,6 @@ class Wanted:
             return cls(ids, table, [size_of({"width": w, "height": h}) for w, h in sizes])
         except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError):
             return None
-
-    def is_saved(self, store: Store) -> bool:
-        """Whether the folder has it already."""
-        saved = Wanted.load(store)
-        return saved is not None and saved.mark == self.mark
 
     def save(self, store: Store) -> None:
         """Writes it into the folder."""

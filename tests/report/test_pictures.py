@@ -8,8 +8,8 @@ import pytest
 from builders import failure, make_item, matrix, record, run_folder
 
 from runner.errors import NoRunFolder
+from runner.folder.local import LocalStore
 from runner.folder.names import image_path
-from runner.folder.store import LocalStore
 from runner.item import item_id
 from runner.report.pictures import common_settings, read_pictures
 from runner.report.wanted import Wanted

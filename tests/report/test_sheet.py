@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from builders import make_item, matrix, run_folder
 
-from runner.folder.store import LocalStore
+from runner.folder.local import LocalStore
 from runner.report import sheet
 from runner.report.pictures import read_pictures
 from runner.report.sheet import render_grid

@@ -68,6 +68,7 @@ def build_page(store: Store, *, running: bool, thumbnails: bool = False) -> Cata
     catalog = Catalog(store, wanted)
     for record in iterate_records(store):
         catalog.add(record)
+    catalog.look()
     if thumbnails:
         done = (row for row, state in enumerate(catalog.states) if state == DONE)
         make_missing(store, ((catalog.paths[row], catalog.sizes[row]) for row in done))

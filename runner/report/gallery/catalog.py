@@ -67,17 +67,15 @@ class Catalog:
         """How many rows are in each state."""
         return [self.states.count(state) for state in range(4)]
 
-    def add(self, record: Mapping[str, Any], there: bool | None = None) -> None:
-        """The next line of the ledger; `there` says whether its picture is, None has it looked for."""
+    def add(self, record: Mapping[str, Any]) -> None:
+        """The next line of the ledger; a picture that it says was made is believed to be there."""
         rows = self._rows.get(record["id"])
         if rows is None:
             rows = self._rows[record["id"]] = [self._append(record)]
         path = str(record.get("image") or "")
         failed = record["status"] == FAILED_STATUS
-        if there is None:
-            there = not failed and self.store.size(path) >= 0
         for row in rows:
-            self.states[row] = FAILED if failed else DONE if there else GONE
+            self.states[row] = FAILED if failed else DONE
             self.paths[row], self._places[row] = "" if failed else path, self._records
             self._problems.pop(row, None)
             if failed:
@@ -88,6 +86,14 @@ class Catalog:
         if len(self._waiting) == RECORDS:
             self._put_records()
             self._waiting = []
+
+    def look(self) -> None:
+        """Sees which pictures are not there any more."""
+        done = [row for row, state in enumerate(self.states) if state == DONE]
+        sizes = self.store.sizes(self.paths[row] for row in done)
+        for row in done:
+            if sizes[self.paths[row]] < 0:
+                self.states[row] = GONE
 
     def write(self, *, running: bool) -> None:
         """Puts every piece that has changed, and last the state, which names them; `running`: there will be more."""
@@ -152,7 +158,7 @@ class Catalog:
 
     def _has(self, name: str, data: bytes) -> bool:
         """Whether a file is this already: to read it is faster than to flush it to a disk."""
-        if self.store.size(name) != len(data):
+        if self.store.remote or self.store.size(name) != len(data):
             return False
         try:
             with self.store.open(name) as file:

@@ -49,7 +49,7 @@ class Growth:
         store = self._ledger.store
         catalog = Catalog(store, wanted)
         for record in iterate_records(store):
-            catalog.add(record, there=True)
-        self._ledger.heard = lambda record: catalog.add(record, there=True)
+            catalog.add(record)
+        self._ledger.heard = catalog.add
         store.put(GALLERY, render_page(store.name))
         return catalog

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
+from runner.errors import RunnerError
 from runner.folder.names import thumbnail_name
 from runner.folder.store import Store
 from runner.images.codec import THUMBNAIL, thumbnail
@@ -21,15 +22,18 @@ log = logging.getLogger(__name__)
 
 def make_missing(store: Store, pictures: Iterable[tuple[str, tuple[int, int]]]) -> int:
     """Makes what is missing for pictures, each a path with its width and height; how many that were."""
-    large = [path for path, size in pictures if max(size) > THUMBNAIL and store.size(thumbnail_name(path)) < 0]
+    large = {thumbnail_name(path): path for path, size in pictures if max(size) > THUMBNAIL}
+    missing = [large[name] for name, size in store.sizes(large).items() if size < 0]
     with ThreadPoolExecutor(THREADS) as pool:
-        return sum(pool.map(lambda path: _make(store, path), large))
+        return sum(pool.map(lambda path: _make(store, path), missing))
 
 
 def _make(store: Store, path: str) -> bool:
     try:
         with store.open(path) as file, Image.open(file, formats=("PNG", "JPEG")) as picture:
             small = thumbnail(picture)
+    except RunnerError:  # a store that is down
+        raise
     except Exception as error:  # the parsers raise almost anything on garbage
         log.debug("no thumbnail of %s: %r", path, error)
         return False

@@ -18,7 +18,7 @@ from runner.folder.store import Store
 from runner.folder.writer import Writer
 from runner.report import gallery
 from runner.report.gallery.growth import Growth
-from runner.report.wanted import Wanted
+from runner.report.wanted import MOST, Wanted
 from runner.request import Request
 from runner.verbs.run import turns
 from runner.verbs.run.backlog import Backlog
@@ -100,12 +100,17 @@ def _growing(events: Generator[RunEvent, None, None], request: Request, ledger: 
 
 def _ask(request: Request) -> Wanted | None:
     """Writes into the folder what the manifest asks for, if that has changed, and that the gallery is behind it."""
-    wanted, store = Wanted.of(request.items), request.store
-    if wanted and not wanted.is_saved(store):
+    store, listed = request.store, request.listed is not None
+    # A folder of a shard or of listed items has this part alone, and is whole with it.
+    part = (request.settings.shard or listed) and request.count() <= MOST
+    wanted, saved = Wanted.of(sorted(request.chosen()) if part else request.items), Wanted.load(store)
+    if wanted is None:
+        store.remove(WANTED)  # of an earlier, smaller manifest
+    elif saved and (saved.mark == wanted.mark or (listed and set(wanted.ids) <= set(saved.ids))):
+        return saved
+    else:
         store.put(UNFINISHED, b"")
         wanted.save(store)
-    elif wanted is None:
-        store.remove(WANTED)  # of an earlier, smaller manifest
     return wanted
 
 

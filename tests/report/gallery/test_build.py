@@ -12,8 +12,8 @@ from gallery_data import pieces, shown
 from PIL import Image
 
 from runner.errors import FolderUnwritable, NoRunFolder
+from runner.folder.local import LocalStore
 from runner.folder.names import image_path, thumbnail_name
-from runner.folder.store import LocalStore
 from runner.item import Item, item_id
 from runner.report.gallery import build, watch
 from runner.report.gallery.catalog import DONE, FAILED, GONE, MISSING

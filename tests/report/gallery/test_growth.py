@@ -11,6 +11,7 @@ from gallery_data import pieces, shown
 from runner import settings
 from runner.events import ItemDone
 from runner.folder.ledger import Ledger
+from runner.item import item_id
 from runner.report.gallery.catalog import DONE, FAILED, MISSING
 from runner.report.gallery.growth import SHARE, Growth
 from runner.report.wanted import Wanted
@@ -27,9 +28,9 @@ jobs: [{prompts: [cat, dog], seeds: 1-4, matrix: {scale: [3, 1]}}]
 
 @pytest.fixture
 def ask(tmp_path: Path):
-    def read(*overrides: str, text: str = MANIFEST) -> Request:
+    def read(*overrides: str, text: str = MANIFEST, out: str = "out") -> Request:
         (tmp_path / "m.yaml").write_text(text)
-        return read_request(tmp_path / "m.yaml", settings.compose([f"out={tmp_path / 'out'}", *overrides]))
+        return read_request(tmp_path / "m.yaml", settings.compose([f"out={tmp_path / out}", *overrides]))
 
     return read
 
@@ -103,6 +104,18 @@ def test_a_limit_leaves_the_rest_to_come(ask) -> None:
     request = ask("limit=4")
     list(run(request, FakeEngine()))
     assert [row["state"] for row in shown(request.store.folder)] == [DONE] * 4 + [MISSING] * 12
+
+
+def test_a_folder_of_listed_items_or_of_a_shard_is_whole_with_them(ask, tmp_path) -> None:
+    request, ids = ask(), tmp_path / "ids.txt"
+    list(run(request, FakeEngine()))
+    ids.write_text("".join(f"{item_id(request.items[number])}\n" for number in (9, 2)))
+    for overrides, count in (([f"ids={ids}"], 2), (["shard=2/4"], 4)):
+        part = ask(*overrides, out=str(count))
+        list(run(part, FakeEngine()))
+        assert [row["state"] for row in shown(part.store.folder)] == [DONE] * count
+    list(run(ask(f"ids={ids}"), FakeEngine()))
+    assert pieces(request.store.folder)["state"]["wanted"] == 16  # a list of ids takes nothing from a whole folder
 
 
 def test_a_manifest_that_asks_for_less_or_in_another_order_is_shown_so_though_nothing_is_rendered(ask) -> None:

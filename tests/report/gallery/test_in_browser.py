@@ -12,8 +12,8 @@ from builders import MODEL, failure, make_item, matrix, record, run_folder
 from gallery_data import large_folder
 from playwright.sync_api import expect
 
+from runner.folder.local import LocalStore
 from runner.folder.names import image_path, thumbnail_name
-from runner.folder.store import LocalStore
 from runner.item import Item, item_id
 from runner.report.gallery import build
 from runner.report.gallery.build import build_page

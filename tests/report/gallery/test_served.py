@@ -16,7 +16,7 @@ from playwright.sync_api import expect
 from runner import cli, settings
 from runner.events import ItemDone
 from runner.folder.ledger import Ledger, iterate_records
-from runner.folder.store import LocalStore
+from runner.folder.local import LocalStore
 from runner.item import item_id
 from runner.report.gallery.growth import Growth
 from runner.report.wanted import Wanted
