@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,16 @@ def value_of(script: bytes) -> Any:
     found = CALL.fullmatch(script)
     assert found is not None, script[:80]
     return json.loads(found[3])
+
+
+def without_traces(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The files of a run folder by name; of the gallery's pieces without how the ledger came to be, and where it is."""
+    found: dict[str, Any] = dict(files)
+    for name in [name for name in files if name.startswith("gallery/") and name.endswith(".js")]:
+        said = value_of(found.pop(name))
+        if "/records-" not in name:
+            found[name] = {key: value for key, value in said.items() if key not in ("records", "items", "folder")}
+    return found
 
 
 def shown(folder: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 from fake_engine import FakeEngine
 from forker import KILLS, forker
+from gallery_data import without_traces
 
 import runner
 from runner import settings
@@ -74,17 +74,8 @@ def paint(request):
 
 def files(folder):
     """Every file's content, but for those that are traces of how the folder came to be."""
-    return {
-        str(path.relative_to(folder)): told(path) if path.suffix == ".js" else path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in TRACES and not path.name.startswith("records-")
-    }
-
-
-def told(piece):
-    """What a piece of the gallery says, without where in the ledger it stands."""
-    said = json.loads(re.fullmatch(r'gallery\("\w+",\d+,(.*)\)\n', piece.read_text())[1])
-    return {key: value for key, value in said.items() if key not in ("records", "items")}
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in TRACES)
+    return without_traces({str(path.relative_to(folder)): path.read_bytes() for path in paths})
 
 
 def newest_records(folder):
@@ -314,6 +305,7 @@ import sys
 from pathlib import Path
 from fake_engine import FakeEngine
 from forker import KILLS, forker
+from gallery_data import without_traces
 from runner import settings
 from runner.request import read_request
 from runner.verbs.run import run

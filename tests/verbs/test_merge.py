@@ -95,7 +95,7 @@ def pictures(folder):
 
 
 def files(folder):
-    """Every file's content but those that tell of the folder itself: the gallery has its name and its ledger's order."""
+    """Every file's content but those that tell of the folder itself: the gallery has its name and its order."""
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     return {
         name: data
