@@ -99,11 +99,12 @@ KINDS: Mapping[str, tuple[type, ...]] = {  # of the values of a record's `run`
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """A picture's file as bytes, with the hashes of these and of its pixels."""
+    """A picture's file as bytes, with the hashes of these and of its pixels, and its thumbnail if it is large."""
 
     data: bytes
     sha256: str
     pixels_sha256: str
+    thumbnail: bytes | None = None
 
     def written(self, path: str) -> Written:
         """The same, once it is in its place."""

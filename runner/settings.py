@@ -124,6 +124,7 @@ class Settings:
     skip_grid: bool
     skip_save: bool
     n_rows: int | None
+    watch: bool
     attempts: int
     deep: bool
     mixed: bool

@@ -14,6 +14,7 @@ import pytest
 import tiny
 from fake_engine import FakeEngine
 from faulty_proxy import CUT, DROPPED, Proxy
+from gallery_data import without_traces
 
 import runner
 from runner import cli, settings
@@ -66,7 +67,7 @@ def read(store, name):
 def content(place):
     """All files and the newest records, without traces and measurements."""
     store = store_at(place)
-    files = {name: read(store, name) for name in store.list() if name not in TRACES}
+    files = without_traces({name: read(store, name) for name in store.list() if name not in TRACES})
     files["run.json"] = {**json.loads(files["run.json"]), "settings": None}
     measured = {"seconds", "peak_bytes", "made"}
     records = {each["id"]: {k: v for k, v in each.items() if k not in measured} for each in iterate_records(store)}

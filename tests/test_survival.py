@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 from fake_engine import FakeEngine
 from forker import KILLS, forker
+from gallery_data import without_traces
 
 import runner
 from runner import settings
@@ -73,11 +74,8 @@ def paint(request):
 
 def files(folder):
     """Every file's content, but for those that are traces of how the folder came to be."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in TRACES
-    }
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in TRACES)
+    return without_traces({str(path.relative_to(folder)): path.read_bytes() for path in paths})
 
 
 def newest_records(folder):
@@ -191,14 +189,14 @@ def test_a_run_may_be_killed_at_any_moment(ask, tmp_path, model, models):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 128 KiB, and a function that mounts it anew with other options."""
+    """A disk of 192 KiB, and a function that mounts it anew with other options."""
     place = tmp_path / "disk"
     place.mkdir()
 
     def mount(options):
         return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", place], capture_output=True, text=True)
 
-    if sys.platform != "linux" or os.geteuid() or (tried := mount("size=128k")).returncode:
+    if sys.platform != "linux" or os.geteuid() or (tried := mount("size=192k")).returncode:
         pytest.skip("a disk can't be mounted here: " + (tried.stderr.strip() if not os.geteuid() else "not root"))
     yield SimpleNamespace(path=place, mount=mount)
     subprocess.run(["umount", "--lazy", place], check=True)
@@ -307,6 +305,7 @@ import sys
 from pathlib import Path
 from fake_engine import FakeEngine
 from forker import KILLS, forker
+from gallery_data import without_traces
 from runner import settings
 from runner.request import read_request
 from runner.verbs.run import run

@@ -26,6 +26,8 @@ from runner.files import expanded
 from runner.terminal import screens
 
 OPTIONS = ("--to",)  # settings that may be written as options
+SHOWN = ("--help", "--multirun", "--cfg job")
+FLAGS = {"--watch": "watch=true"}  # settings that may be written as flags
 NO_MEMORY = ("failed to map segment", "annot allocate memory", "can't allocate memory", "can't start new thread")
 
 
@@ -125,14 +127,12 @@ def parse(words: Sequence[str]) -> Command:
     verb, rest = words[0], _with_options(words[1:])
     multirun = any(flag in rest for flag in ("-m", "--multirun"))
     show_config = any(rest[i : i + 2] in (["--cfg", "job"], ["-c", "job"]) for i in range(len(rest)))
-    rest = [word for word in rest if word not in ("-m", "--multirun", "--cfg", "-c")]
+    rest = [FLAGS.get(word, word) for word in rest if word not in ("-m", "--multirun", "--cfg", "-c")]
     if show_config:
         rest.remove("job")
     for word in rest:
         if word.startswith("-") and "=" not in word:
-            raise SettingError(
-                f"'{word}' is not an option: {did_you_mean(word, ('--help', '--multirun', '--cfg job', *OPTIONS))}"
-            )
+            raise SettingError(f"'{word}' is not an option: {did_you_mean(word, (*SHOWN, *OPTIONS, *FLAGS))}")
     many = VERBS[verb].takes_many
     targets = [word for word in rest if _is_target(word)]
     if len(targets) > 1 and not many:

@@ -120,8 +120,10 @@ def _gallery(call: Call) -> int:
     from runner.report import gallery
 
     store = store_at(call.target)
-    gallery.build(store, call.settings.n_rows)
-    print(f"{store}/{GALLERY}", f"{store}/{GRID}", sep="\n")
+    gallery.build(store, call.settings.n_rows, thumbnails=True)
+    print(f"{store}/{GALLERY}", f"{store}/{GRID}", sep="\n", flush=True)
+    if call.settings.watch:
+        gallery.watch(store)
     return 0
 
 
@@ -272,9 +274,10 @@ Exit code 5: a picture differs, is damaged, missing or altered. 3: some items ca
         target="FOLDER",
         summary="(re)build gallery.html and grid.png of a run folder",
         help="""
-(Re)builds gallery.html and grid.png of a run folder from its records and pictures.
+(Re)builds gallery.html and grid.png of a run folder from its records and pictures, and thumbnails that are missing.
+With --watch it goes on to build the page again whenever there are new records, until Ctrl-C.
 """,
-        uses="n_rows",
+        uses="n_rows watch",
         run=_gallery,
         once=True,
     ),

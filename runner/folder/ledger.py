@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import PurePosixPath
@@ -106,6 +106,11 @@ class Index:
     def _key(self, path: str) -> str:
         return path.casefold() if self._folds else path
 
+    @property
+    def count(self) -> int:
+        """How many ids have been recorded."""
+        return len(self._images) + len(self._failures)
+
     def image_paths(self) -> Mapping[str, str]:
         """For each path that a finished item wrote, the id of the newest that did: two must not meet in a file."""
         return MappingProxyType(self._owners)
@@ -143,6 +148,7 @@ class Ledger(Index):
         super().__init__(store, deep=deep)
         self._locks = lock
         self._held: AbstractContextManager[None] | None = None
+        self.heard: Callable[[Mapping[str, Any]], object] | None = None  # is told of each record that is appended
 
     def __enter__(self) -> Self:
         held = self.store.hold(lock=self._locks)
@@ -169,6 +175,8 @@ class Ledger(Index):
             raise ValueError(f"not a record: {dict(record)}")
         self.store.append(RECORDS, orjson.dumps(record) + b"\n")
         self.note(record)
+        if self.heard:
+            self.heard(record)
 
     def flush(self) -> None:
         """Wait until the disk has every record; once a wave, since for each record it would be the bottleneck."""

@@ -17,6 +17,8 @@ LOCK, CLOCK = ".lock", ".clock"  # who holds the folder; in an object store, who
 UNFINISHED = ".unfinished"  # as long as the gallery may be behind the records, and files half-written
 IMAGES, INITS = "images", "inits"
 GALLERY, GRID, LOG = "gallery.html", "grid.png", "runner.log"
+PIECES, THUMBS = "gallery", "thumbs"  # the gallery's data, and its small pictures
+WANTED = f"{PIECES}/wanted.json"  # what the manifest asks for, in its order
 
 FOLDER_BYTES = 100
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³]|conin\$|conout\$)(\..*)?", re.IGNORECASE | re.DOTALL)
@@ -33,6 +35,11 @@ def image_path(item: Item) -> PurePosixPath:
 def image_name(item: Item) -> str:
     """The same as a text, which is made much faster."""
     return f"{IMAGES}/{folder_name(item.prompt)}/seed_{item.seed}_{item.number:05d}.{item.format}"
+
+
+def thumbnail_name(path: str) -> str:
+    """Where the thumbnail of a picture lies."""
+    return f"{THUMBS}/{path}.webp"
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,9 +1,10 @@
-"""A few threads that encode, hash and write pictures while the next ones are made."""
+"""A few threads that encode, hash and write pictures and their thumbnails while the next ones are made."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,16 +13,23 @@ from pathlib import PurePosixPath
 from types import TracebackType
 from typing import Self
 
+from PIL import Image
+
+from runner.errors import FolderUnwritable
+from runner.folder.names import thumbnail_name
 from runner.folder.store import Store, store_at
-from runner.images.codec import Pixels, encode, pixels_hash
+from runner.images.codec import Pixels, encode, pixels_hash, thumbnail
 from runner.item import Item
 from runner.record import Encoded, Written
 
+log = logging.getLogger(__name__)
+
 
 def finished(pixels: Pixels, item: Item, encode: Callable[[Pixels, Item], bytes] = encode) -> Encoded:
-    """A picture's file, from uint8 [H, W, 3]."""
+    """A picture's file and its thumbnail, from uint8 [H, W, 3]."""
     data = encode(pixels, item)
-    return Encoded(data=data, sha256=hashlib.sha256(data).hexdigest(), pixels_sha256=pixels_hash(pixels))
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Encoded(data=data, sha256=sha256, pixels_sha256=pixels_hash(pixels), thumbnail=_thumbnail(pixels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +45,7 @@ class Finish:
         made = finished(pixels, item)
         if self.place is None:
             return made
-        _store(self.place).put(path, made.data)
-        return made.written(path)
+        return _put(_store(self.place), path, made)
 
 
 _store = functools.cache(store_at)  # a store has connections that the next picture uses again
@@ -87,5 +94,23 @@ class Writer:
 
     def _write(self, picture: Pixels | Encoded, item: Item, path: PurePosixPath) -> Written:
         made = picture if isinstance(picture, Encoded) else finished(picture, item, self._encode)
-        self._store.put(str(path), made.data)
-        return made.written(str(path))
+        return _put(self._store, str(path), made)
+
+
+def _put(store: Store, path: str, made: Encoded) -> Written:
+    """Puts a picture into its place, and its thumbnail. A picture without one is whole: nothing fails for it."""
+    store.put(path, made.data)
+    if made.thumbnail:
+        try:
+            store.put(thumbnail_name(path), made.thumbnail)
+        except FolderUnwritable as error:
+            log.debug("no thumbnail of %s: %s", path, error)
+    return made.written(path)
+
+
+def _thumbnail(pixels: Pixels) -> bytes | None:
+    try:
+        return thumbnail(Image.fromarray(pixels))
+    except Exception as error:
+        log.debug("no thumbnail: %r", error)
+        return None

@@ -24,6 +24,9 @@ from runner.item import Item
 # Level 9 takes up to ten times as long as level 1 and saves a tenth of the bytes: pictures are noisy.
 PNG_LEVEL = 1
 JPEG_QUALITY = 95
+THUMBNAIL = 256  # pixels of the longer side; a picture up to it needs none
+THUMBNAIL_QUALITY, THUMBNAIL_EFFORT = 82, 2
+MOST_PIXELS = 1 << 26  # of a picture that a thumbnail is made of
 log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]  # [H, W, 3], RGB
@@ -48,6 +51,18 @@ def encode(pixels: Pixels, item: Item) -> bytes:
         image.save(file, "JPEG", quality=JPEG_QUALITY, subsampling="4:4:4", exif=exif_bytes(parameters, wish))
     else:
         raise ValueError(f"unknown format '{item.format}', known are: jpg, png")
+    return file.getvalue()
+
+
+def thumbnail(picture: Image.Image) -> bytes | None:
+    """The bytes of a small WebP file of a picture; None where that is small enough itself, or too large to be read."""
+    if max(picture.size) <= THUMBNAIL or picture.width * picture.height > MOST_PIXELS:
+        return None
+    picture.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))  # of a JPEG no more is decoded than is needed
+    small = picture.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    small.save(file, "WEBP", quality=THUMBNAIL_QUALITY, method=THUMBNAIL_EFFORT)
     return file.getvalue()
 
 

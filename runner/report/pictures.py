@@ -1,7 +1,7 @@
 """A run's items as its reports show them: each with its picture, or with the reason why there is none.
 
-Everything is read from the records, and nothing is changed; no picture is opened, only looked for. Here is what all
-reports share: the sizes in which they show pictures, and how they write a value.
+Everything is read from the records, and nothing is changed; no picture is opened, only looked for. Here are the sizes
+in which pictures are shown.
 
     for picture in read_pictures(store_at("outputs/alps")):
         print(picture.path if picture.open else picture.problem, picture.settings())
@@ -9,7 +9,6 @@ reports share: the sizes in which they show pictures, and how they write a value
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from typing import Any
 from runner.folder.ledger import iterate_records
 from runner.folder.store import Store
 from runner.record import FAILED, part
+from runner.report.axes import as_text
+from runner.report.wanted import Wanted
 
 SMALL = 128  # pixels; up to it a picture is enlarged in whole multiples, each of its pixels a square
 LARGE_SHOWN = 224  # pixels of the longer side of any other
@@ -58,12 +59,16 @@ class Picture:
         return {"model": self.model, "size": f"{width}x{height}", **{key: as_text(values[key]) for key in values}}
 
 
-def read_pictures(store: Store) -> list[Picture]:
-    """The newest record of each item, in the order of the manifest."""
-    newest = {record["id"]: record for record in iterate_records(store)}
+def read_pictures(store: Store, most: int | None = None) -> list[Picture]:
+    """The newest record of each item that the manifest asks for, in its order; the first `most` of them."""
+    wanted = Wanted.load(store) or Wanted.of_records(store)
+    places = {identity: place for place, identity in enumerate(dict.fromkeys(wanted.ids))}
+    newest: dict[str, Mapping[str, Any]] = {}
+    for record in iterate_records(store):
+        if places.get(record["id"], math.inf) < (most or math.inf):
+            newest[record["id"]] = record
     sizes = store.sizes(_path(record) for record in newest.values() if record["status"] != FAILED)
-    pictures = [_picture(store, record, sizes) for record in newest.values()]
-    return sorted(pictures, key=lambda picture: _number(picture.item))
+    return [_picture(store, newest[identity], sizes) for identity in sorted(newest, key=places.__getitem__)]
 
 
 def common_settings(pictures: Sequence[Picture]) -> dict[str, str]:
@@ -72,17 +77,6 @@ def common_settings(pictures: Sequence[Picture]) -> dict[str, str]:
         return {}
     settings = [picture.settings() for picture in pictures]
     return {key: value for key, value in settings[0].items() if all(other.get(key) == value for other in settings)}
-
-
-def as_text(value: object) -> str:
-    """A value of an item as people write it."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(as_text(part) for part in value)
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _path(record: Mapping[str, Any]) -> str:
@@ -99,8 +93,3 @@ def _picture(store: Store, record: Mapping[str, Any], sizes: Mapping[str, int]) 
     model_name = str(model.get("name", "?"))
     opening = partial(store.open, path) if there else None
     return Picture(item=item, model=model_name, path=path, open=opening, problem=problem, failed=failed)
-
-
-def _number(item: dict[str, Any]) -> float:
-    number = item.get("number")
-    return number if isinstance(number, int) else math.inf

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from runner.errors import RunnerError
-from runner.report.pictures import LARGE_SHOWN, SMALL, Picture, as_text, common_settings
+from runner.report.axes import as_text
+from runner.report.pictures import LARGE_SHOWN, SMALL, Picture, common_settings
 
 MAX_PIXELS, MAX_SIDE, MAX_PICTURES = 64_000_000, 400, 10_000
 MOST_PIXELS = 1 << 26  # of a picture that is shown
@@ -59,10 +60,11 @@ class Measures:
         return _line_height(self.label)
 
 
-def render_grid(pictures: Sequence[Picture], per_row: int | None = None) -> Image.Image:
+def render_grid(pictures: Sequence[Picture], per_row: int | None = None, *, total: int | None = None) -> Image.Image:
     """The contact sheet: rows are the first axis, columns all the others; without two axes a plain square.
 
-    With `per_row` it is plain as well; that is the number of pictures in a row.
+    With `per_row` it is plain as well; that is the number of pictures in a row. `total` is the number of all items, of
+    which these are the first; None: these are all.
     """
     sheet = _arrange(pictures, per_row)
     measures = _fit(sheet, pictures)
@@ -78,7 +80,7 @@ def render_grid(pictures: Sequence[Picture], per_row: int | None = None) -> Imag
         thumbs = pool.map(lambda each: _thumb(each[0], measures.box), placed)
         for (picture, corner), thumb in zip(placed, thumbs, strict=True):
             _draw_picture(image, draw, picture, thumb, corner, measures)
-    footer = _footer(pictures, len(placed))
+    footer = _footer(pictures, len(placed), max(total or 0, len(pictures)))
     _write(draw, (MARGIN, image.height - MARGIN - 30), footer, _font(12), image.width - 2 * MARGIN, 2, SOFT)
     return image
 
@@ -276,8 +278,8 @@ def _draw_picture(
     _write(draw, (x + 4, y + 4), problem, measures.label, width - 8, (height - 8) // measures.line, SOFT)
 
 
-def _footer(pictures: Sequence[Picture], shown: int) -> str:
-    count = f"{shown:,} items" if shown == len(pictures) else f"the first {shown:,} of {len(pictures):,} items"
+def _footer(pictures: Sequence[Picture], shown: int, total: int) -> str:
+    count = f"{shown:,} items" if shown == total else f"the first {shown:,} of {total:,} items"
     common = common_settings(pictures)
     return " · ".join([count, *(f"{key} {value}" for key, value in common.items())])
 

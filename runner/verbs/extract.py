@@ -25,7 +25,7 @@ from runner.a1111.tags import read_tags
 from runner.errors import Location, ManifestError, NoRunFolder
 from runner.files import is_url, sha256_of
 from runner.folder.local import LocalStore
-from runner.folder.names import INITS, RECORDS
+from runner.folder.names import INITS, RECORDS, THUMBS
 from runner.folder.store import store_at
 from runner.images import foreign, infotext, metadata
 from runner.item import MASK, MASK_BLUR, MASK_SHA256, Embedding, Item, Lora, Model
@@ -114,25 +114,25 @@ def _in_store(target: Path) -> Iterator[tuple[Path, Opening]]:
     store = store_at(target)
     names = list(store.list())
     runs = {str(PurePosixPath(name).parent) for name in names if PurePosixPath(name).name == RECORDS}
-    found = [name for name in _pictures(names) if not {_run_of(PurePosixPath(name))} & runs]
+    found = [name for name in _pictures(names) if not _runs_of(PurePosixPath(name)) & runs]
     if not found:
         raise NoRunFolder(f"there are no {metadata.KINDS} pictures in '{store}'")
     yield from ((target / name, partial(store.open, name)) for name in found)
 
 
 def _within(folder: Path) -> list[Path]:
-    # In a run folder the contact sheet and the init pictures aren't results.
+    # In a run folder the contact sheet, the init pictures and the thumbnails aren't results.
     found = (folder / name for name in _pictures(LocalStore(folder).list()))
-    return [path for path in found if not Path(_run_of(path), RECORDS).exists()] or [folder]
+    return [path for path in found if not any(Path(run, RECORDS).exists() for run in _runs_of(path))] or [folder]
 
 
 def _pictures(names: Iterable[str]) -> Iterator[str]:
     return (name for name in names if PurePath(name).suffix.lower() in SUFFIXES)
 
 
-def _run_of(path: PurePath) -> str:
-    """The run folder that a picture would be an aside of."""
-    return str(path.parent.parent if path.parent.name == INITS else path.parent)
+def _runs_of(path: PurePath) -> set[str]:
+    """The run folders that a picture may be an aside of."""
+    return {str(path.parent), *(str(place.parent) for place in path.parents if place.name in (INITS, THUMBS))}
 
 
 def _wish(item: Item, **changes: Any) -> Item:

@@ -21,7 +21,7 @@ import orjson
 
 from runner.errors import SettingError
 from runner.folder.ledger import Index, Ledger, iterate_records, read_index
-from runner.folder.names import INITS, LINES, MANIFEST, RUN, UNFINISHED
+from runner.folder.names import INITS, LINES, MANIFEST, RUN, UNFINISHED, WANTED
 from runner.folder.reading import Unreadable, check_names, in_order, read_picture, read_recorded
 from runner.folder.store import Store
 from runner.folder.ways import Way, changed_versions, differences, lowered
@@ -203,6 +203,7 @@ class Merge:
 
     def _build_report(self) -> None:
         if self._target.size(UNFINISHED) >= 0 and not self._settings.skip_grid:
+            self._target.remove(WANTED)  # of a run that asked for a part of what is here now
             gallery.build(self._target, self._settings.n_rows)
             self._target.remove(UNFINISHED)
 

@@ -235,6 +235,29 @@ def test_signals_stop_a_run_and_keep_what_is_finished(manifest, model, tmp_path,
         assert (tmp_path / "outputs/small" / record["image"]).stat().st_size == record["bytes"]
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_gallery_is_watched_until_a_signal(tmp_path, number, code):
+    items = [builders.make_item(number=place, seed=place) for place in range(2)]
+    folder = builders.run_folder(tmp_path / "run", items[:1])
+    command = [sys.executable, "-m", "runner", "gallery", str(folder), "--watch"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
+
+    def wait_for(said):
+        deadline = time.monotonic() + 60
+        while said not in (folder / "gallery/state.js").read_text():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+
+    assert process.stdout.readline().decode() == f"{folder}/gallery.html\n"
+    wait_for('"running":true')
+    builders.run_folder(folder, items)
+    wait_for('"rows":2')
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == code and error == ""
+    assert '"running":false' in (folder / "gallery/state.js").read_text()
+
+
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
@@ -277,6 +300,7 @@ def test_a_value_may_be_any_text(key, text, value):
         (["run", "m.yaml", "bench.steps=3"], "'bench.steps' is a setting of bench; runner run doesn't use it"),
         (["run", "m.yaml", "sample=1"], "'sample' is a setting of verify"),
         (["gallery", "x", "limit=3"], "'limit' is a setting of run, plan"),
+        (["run", "m.yaml", "--watch"], "'watch' is a setting of gallery"),
         (["verify", "x", "defaults.steps=3"], "'defaults.steps' is a setting of run, plan, web"),
     ],
 )

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from builders import MODEL, make_item
 from fake_store import FakeStore
+from PIL import Image
 
 from runner.errors import FolderUnwritable
-from runner.folder.names import image_path
+from runner.folder.names import image_path, thumbnail_name
 from runner.folder.store import LocalStore
 from runner.folder.writer import Writer
 from runner.images.codec import Pixels, encode, pixels_hash
@@ -92,3 +93,32 @@ def test_an_error_around_a_writer_gives_up_what_is_waiting(tmp_path: Path) -> No
         raise KeyboardInterrupt
     assert futures[0].result().bytes == 1
     assert all(future.cancelled() for future in futures[1:])
+
+
+def large_noise() -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (320, 640, 3), dtype=np.uint8)
+
+
+def test_a_large_picture_has_a_thumbnail_and_a_small_one_none(tmp_path: Path) -> None:
+    with Writer(LocalStore(tmp_path)) as writer:
+        small, large = make_item(number=0, model=MODEL), make_item(number=1, model=MODEL)
+        written = [
+            writer.submit(pixels, item, image_path(item)).result()
+            for pixels, item in ((noise(), small), (large_noise(), large))
+        ]
+    (thumbnail,) = (path for path in (tmp_path / "thumbs").rglob("*") if path.is_file())
+    assert thumbnail == tmp_path / thumbnail_name(written[1].path)
+    with Image.open(thumbnail) as picture:
+        assert (picture.format, picture.size) == ("WEBP", (256, 128))
+    assert written[1].sha256 == hashlib.sha256(encode(large_noise(), large)).hexdigest()
+
+
+def test_a_thumbnail_that_cannot_be_written_fails_nothing() -> None:
+    def refuse(method: str, name: str) -> None:
+        if name.startswith("thumbs/"):
+            raise FolderUnwritable("the disk is full")
+
+    store, item = FakeStore(refuse), make_item(model=MODEL)
+    with Writer(store) as writer:
+        written = writer.submit(large_noise(), item, image_path(item)).result()
+    assert list(store.files) == [written.path] and written.bytes == len(store.files[written.path])

@@ -8,9 +8,11 @@ import pytest
 from builders import failure, make_item, matrix, record, run_folder
 
 from runner.errors import NoRunFolder
+from runner.folder.local import LocalStore
 from runner.folder.names import image_path
-from runner.folder.store import LocalStore
-from runner.report.pictures import as_text, common_settings, read_pictures
+from runner.item import item_id
+from runner.report.pictures import common_settings, read_pictures
+from runner.report.wanted import Wanted
 
 
 def read(folder):
@@ -72,12 +74,13 @@ def test_settings_are_what_is_said_of_a_picture(tmp_path: Path) -> None:
     assert common_settings([]) == {}
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [("a", "a"), (7.5, "7.5"), (5.0, "5"), ([1, "b", 0.5], "1, b, 0.5"), (True, "true"), (None, "null")],
-)
-def test_values_are_written_as_people_write_them(value: object, text: str) -> None:
-    assert as_text(value) == text
+def test_pictures_stand_as_the_manifest_asks_for_them(tmp_path: Path) -> None:
+    items = matrix(1, 4)
+    folder = run_folder(tmp_path, [], *(record(item, id=item_id(item)) for item in items))
+    wanted = Wanted.of([items[3], items[1], items[0]])
+    wanted.save(LocalStore(folder))
+    assert [picture.item["seed"] for picture in read(folder)] == [3, 1, 0]
+    assert [picture.item["seed"] for picture in read_pictures(LocalStore(folder), 2)] == [3, 1]
 
 
 def test_no_run_folder_is_said(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from runner.errors import FolderUnwritable
 from runner.events import Failure, ItemDone, ItemFailed, ModelLoaded, RunFinished, RunStarted
-from runner.folder.store import LocalStore
+from runner.folder.local import LocalStore
 from runner.item import Model
 from runner.report import progress
 

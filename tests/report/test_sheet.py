@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from builders import make_item, matrix, run_folder
 
-from runner.folder.store import LocalStore
+from runner.folder.local import LocalStore
 from runner.report import sheet
 from runner.report.pictures import read_pictures
 from runner.report.sheet import render_grid
@@ -96,7 +96,7 @@ def test_a_sheet_too_large_shows_the_first_and_says_so(tmp_path: Path, limit) ->
     pictures = read(run_folder(tmp_path, matrix(4, 5)))
     found = sheet._arrange(pictures)
     assert (len(found.rows), len(found.columns), len(found.cells), len(found.loose)) == (3, 3, 9, 0)
-    assert sheet._footer(pictures, 9).startswith("the first 9 of 20 items")
+    assert sheet._footer(pictures, 9, 20).startswith("the first 9 of 20 items")
     limit(sheet, MAX_PICTURES=4)
     assert len(sheet._arrange(pictures).cells) == 3
     assert len(sheet._arrange(read(run_folder(tmp_path / "one", matrix(1, 9)))).loose) == 4

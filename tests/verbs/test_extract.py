@@ -16,7 +16,7 @@ from builders import MODEL, make_item, matrix, run_folder
 from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
-from runner.folder.names import image_path
+from runner.folder.names import image_path, thumbnail_name
 from runner.images.codec import encode
 from runner.item import Item, Model, Part, item_id
 from runner.manifest import items as manifest_items
@@ -110,6 +110,9 @@ def test_a_run_folder_becomes_its_manifest_again(here: Path) -> None:
     items = matrix(2, 20)
     folder = run_folder(here / "run", items)
     Image.new("RGB", (8, 8)).save(folder / "grid.png")
+    thumbnail = folder / thumbnail_name(str(image_path(items[0])))
+    thumbnail.parent.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(thumbnail)
     found = extract([folder])
     assert found == Extraction(
         manifest="# from 40 pictures\n# model: emoji, unet_encode 0123456789ab, vae ffffffffffff\n"

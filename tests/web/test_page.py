@@ -119,8 +119,8 @@ def test_a_picture_is_made_and_shown_with_its_seed_and_manifest(page, folder, tm
     expect(part.get_by_role("button", name="Cancel")).to_be_disabled()
     with page.context.expect_page() as opened:
         part.get_by_role("link", name="gallery.html").click()
-    expect(opened.value.locator("figure")).to_have_count(2)
-    source = opened.value.locator("figure img").first
+    expect(opened.value.locator(".cell")).to_have_count(2)
+    source = opened.value.locator(".cell img").first
     assert source.evaluate("it => it.decode().then(() => it.naturalWidth)") == 64
 
 

@@ -16,7 +16,7 @@ from runner.folder.names import image_path
 from runner.item import MASK_SHA256, Item
 from runner.machine.describe import device_name
 from runner.manifest.loras import show_set
-from runner.report.pictures import as_text
+from runner.report.axes import as_text
 from runner.report.table import Row, duration, many, print_plainly, section
 from runner.text import shorten, show_size
 from runner.verbs.plan.lint import Example

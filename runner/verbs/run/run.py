@@ -11,12 +11,14 @@ from collections.abc import Callable, Generator, Iterator
 
 from runner.engine.base import Engine
 from runner.engine.stops import Stop
-from runner.events import Outcome, RunEvent, RunFinished, RunStarted
+from runner.events import ModelLoaded, Outcome, RunEvent, RunFinished, RunStarted
 from runner.folder.ledger import Ledger
-from runner.folder.names import UNFINISHED
+from runner.folder.names import UNFINISHED, WANTED
 from runner.folder.store import Store
 from runner.folder.writer import Writer
 from runner.report import gallery
+from runner.report.gallery.growth import Growth
+from runner.report.wanted import MOST, Wanted
 from runner.request import Request
 from runner.verbs.run import turns
 from runner.verbs.run.backlog import Backlog
@@ -64,8 +66,9 @@ def _run(
         outcome = Outcome()
         yield RunStarted(wanted=request.count(), missing=backlog.missing)
         if backlog.missing:
-            yield from Session(request, loader, ledger, backlog, stop, outcome).run(make_writer)
-        _report(request, stop)
+            session = Session(request, loader, ledger, backlog, stop, outcome)
+            yield from _growing(session.run(make_writer), request, ledger)
+        _report(request, stop, asked=backlog.missing > 0)
         lost = tuple(ledger.lost(outcome.done))
         yield _finished(outcome, backlog, time.monotonic() - begun, lost)
 
@@ -83,9 +86,41 @@ def _finished(outcome: Outcome, backlog: Backlog, seconds: float, lost: tuple[st
     )
 
 
-def _report(request: Request, stop: Stop) -> None:
-    """Builds the gallery, if something was rendered since it was built the last time."""
-    if request.store.size(UNFINISHED) >= 0 and not request.settings.skip_grid:
-        with stop.harmless():
+def _growing(events: Generator[RunEvent, None, None], request: Request, ledger: Ledger) -> Iterator[RunEvent]:
+    """The same events; the gallery follows them as soon as the folder is prepared."""
+    growth: Growth | None = None
+    with contextlib.closing(events):
+        for event in events:
+            if isinstance(event, ModelLoaded) and growth is None and not request.settings.skip_grid:
+                growth = Growth(_ask(request), ledger)
+            yield event
+            if growth:
+                growth.update()
+
+
+def _ask(request: Request) -> Wanted | None:
+    """Writes into the folder what the manifest asks for, if that has changed, and that the gallery is behind it."""
+    store, listed = request.store, request.listed is not None
+    # A folder of a shard or of listed items has this part alone, and is whole with it.
+    part = (request.settings.shard or listed) and request.count() <= MOST
+    wanted, saved = Wanted.of(sorted(request.chosen()) if part else request.items), Wanted.load(store)
+    if wanted is None:
+        store.remove(WANTED)  # of an earlier, smaller manifest
+    elif saved and (saved.mark == wanted.mark or (listed and set(wanted.ids) <= set(saved.ids))):
+        return saved
+    else:
+        store.put(UNFINISHED, b"")
+        wanted.save(store)
+    return wanted
+
+
+def _report(request: Request, stop: Stop, *, asked: bool) -> None:
+    """Builds the gallery, if something was rendered since it was built the last time, or the manifest has changed."""
+    if request.settings.skip_grid:
+        return
+    with stop.harmless():
+        if not asked:
+            _ask(request)
+        if request.store.size(UNFINISHED) >= 0:
             gallery.build(request.store, request.settings.n_rows)
-        request.store.remove(UNFINISHED)
+            request.store.remove(UNFINISHED)

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent import futures
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -83,7 +83,7 @@ class Session:
         self._due = False  # a wave has ended, and its records aren't flushed yet
         self._kept: set[str] = set()  # copies of init pictures that are in the store, where each look is a request
 
-    def run(self, make_writer: Callable[[Store], Writer] = Writer) -> Iterator[RunEvent]:
+    def run(self, make_writer: Callable[[Store], Writer] = Writer) -> Generator[RunEvent, None, None]:
         """Renders all that is missing; whatever happens, what is in a file gets its record."""
         with make_writer(self.request.store) as writer:
             self._writer = writer
