@@ -8,9 +8,10 @@ from fake_store import FakeStore
 from rich.console import Console
 
 from runner.errors import FolderUnwritable
-from runner.events import Failure, ItemDone, ItemFailed, ModelLoaded, RunFinished, RunStarted
+from runner.events import Failure, ItemDone, ItemFailed, ModelLoaded, RunFinished, RunStarted, WorkersChanged
 from runner.folder.local import LocalStore
 from runner.item import Model
+from runner.record import Making, Record
 from runner.report import progress
 
 ITEMS = tuple(make_item(number=number, seed=number) for number in range(14))
@@ -72,3 +73,25 @@ def test_a_log_that_cannot_be_opened_is_the_folders_error(tmp_path):
     (tmp_path / "runner.log").mkdir()
     with pytest.raises(FolderUnwritable, match="is not a file"):
         list(progress.logged([RunStarted(wanted=1, missing=1), finished()], LocalStore(tmp_path)))
+
+
+def test_the_pace_of_several_machines_is_told_for_each(tmp_path, capsys, limit):
+    limit(progress, LINE_SECONDS=-1.0)
+    record = Record(id="0", item={}, model={}, making=Making())
+    made = [ItemDone(item=item, record=record, worker=f"node-{item.number % 2}") for item in ITEMS]
+    events = [RunStarted(wanted=14, missing=14), *made, finished(done=14)]
+    progress.watch(events, LocalStore(tmp_path), Console(width=200))
+    last = capsys.readouterr().out.splitlines()[-2]
+    assert last.startswith("14/14 images, ")
+    assert "(node-0 " in last and ", node-1 " in last
+
+
+def test_workers_that_come_and_go_are_told_and_logged(tmp_path, capsys):
+    events = [
+        RunStarted(wanted=1, missing=1),
+        WorkersChanged(message="a worker of \x1b[31mnode died", working=3),
+        finished(done=1),
+    ]
+    progress.watch(events, LocalStore(tmp_path), Console(width=200))
+    assert "a worker of" in (out := capsys.readouterr().out) and "\x1b[31m" not in out
+    assert "; 3 at work" in (tmp_path / "runner.log").read_text()
