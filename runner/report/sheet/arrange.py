@@ -1,8 +1,8 @@
 """Which picture stands where on a contact sheet: two axes make rows and columns, the others blocks of these.
 
-The two axes are chosen so that blocks are well filled, neither long nor small, and prompts are rows. A sweep without
-two axes, or one that such blocks would leave nearly empty, is a plain sheet with captions. Nothing is measured here
-beyond a block's rough size, and nothing is drawn.
+The two axes are chosen so that blocks are well filled, neither long nor small, and prompts are rows. Jobs that sweep
+over different axes are parts with axes of their own. What has no two axes, or would leave blocks nearly empty, is a
+plain block with captions. Nothing is measured here beyond a block's rough size, and nothing is drawn.
 
     arrangement = arrange(items)
     for block in arrangement.blocks: ...
@@ -28,7 +28,10 @@ MOST_AXES = 8  # that are tried as rows and columns
 CELL, LABEL, LINES = 134, 120, 90  # pixels, of a usual block: a cell, the labels at one side, those above and below
 LONGEST = 2400  # pixels of a block; a longer one is cut in the end
 TEXTS = ("prompt", "negative")
+MOST_PARTS = 6
+WORTH = 0.75  # of the paper of one part; several ones that take more are not worth it
 Places = NDArray[np.intp]
+Said = tuple[tuple[str, str], ...]  # names of axes with values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +51,15 @@ class Items:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A matrix of rows of items. A plain one has captions, and neither labels nor a heading."""
+    """A matrix of rows of items, which two axes name; a plain one has captions instead."""
 
-    heading: tuple[tuple[str, str], ...] = ()
+    part: int = 0
+    heading: Said = ()
+    axes: tuple[str, str] = ("", "")  # of the rows, and of the columns
     rows: Sequence[str]
     columns: Sequence[str]
     cells: Mapping[tuple[int, int], int]
-    captions: Mapping[tuple[int, int], tuple[tuple[str, str], ...]] | None = None
+    captions: Mapping[tuple[int, int], Said] | None = None
 
     def cut(self, most_rows: int, most_columns: int) -> list[Block]:
         """The block in pieces of at most so many rows and columns, all of about one size."""
@@ -63,8 +68,8 @@ class Block:
             inside = [place for place in self.cells if place[0] in rows and place[1] in columns]
             moved = {place: (place[0] - rows.start, place[1] - columns.start) for place in inside}
             pieces.append(
-                Block(
-                    heading=self.heading,
+                replace(
+                    self,
                     rows=self.rows[rows.start : rows.stop],
                     columns=self.columns[columns.start : columns.stop],
                     cells={moved[place]: self.cells[place] for place in inside},
@@ -76,13 +81,11 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrangement:
-    """All blocks, the names of the axes in them, and how many blocks stand side by side by their own axes."""
+    """All blocks; `side_by_side` is how many of them one axis makes."""
 
-    row_axis: str = ""
-    column_axis: str = ""
     blocks: Sequence[Block]
     side_by_side: int = 1
-    alike: Sequence[tuple[str, str]] = ()  # what all that was made has, though not all that is asked for
+    alike: Said = ()  # what all that was made has, though not all that is asked for
     shown: int  # items
     total: int
 
@@ -90,56 +93,96 @@ class Arrangement:
 def arrange(items: Items, per_row: int | None = None) -> Arrangement:
     """The blocks of a sheet; with `per_row` a plain one with so many pictures in a row."""
     made = np.asarray(items.made, dtype=bool)
-    alike = _alike(items.columns, np.flatnonzero(made))
     swept = [column for column in items.columns if column.swept]
-    if not per_row:
-        rows = np.flatnonzero(made | _among(swept, made))
-        axes = [axis for axis in (_of_rows(column, rows) for column in swept) if len(axis.values) > 1]
-        if plane := choose_plane(axes, len(rows)):
-            return replace(_in_blocks(items, rows, axes, plane), alike=alike)
-    rows = np.flatnonzero(made)
-    block = _plain(items, rows[:MOST_PICTURES], swept or items.columns, per_row)
-    shown = min(len(rows), MOST_PICTURES)
-    return Arrangement(blocks=[block] if shown else [], alike=alike, shown=shown, total=len(rows))
+    rows = np.flatnonzero(made if per_row else made | _among(swept, made))
+    axes = _differing(swept, rows)
+    parts = [np.arange(len(rows))] if per_row else choose_parts(axes, len(rows))
+    planes = [None if per_row else _plane_of(axes, part) for part in parts]
+    if planes == [None]:
+        rows = np.flatnonzero(made)
+        parts = [np.arange(len(rows))]
+    blocks: list[Block] = []
+    shown = 0
+    for number, (part, plane) in enumerate(zip(parts, planes, strict=True)):
+        kept = rows[part]
+        if plane:
+            said = _differing(swept, kept) if len(parts) == 1 else [_of_rows(axis, kept) for axis in swept]
+            found = _in_blocks(items, kept, said, plane, MOST_PICTURES - shown)
+        else:
+            found = [_plain(items, kept[: MOST_PICTURES - shown], swept, per_row, aside=len(parts) > 1)]
+        blocks += (replace(block, part=number) for block in found if block.cells)
+        shown += sum(len(block.cells) for block in found)
+    alike = tuple((column.name, column.values[0]) for column in _alike(items.columns, np.flatnonzero(made)))
+    side_by_side = max((_last_values(block_of) for block_of in _by_part(blocks)), default=1)
+    return Arrangement(blocks=blocks, side_by_side=side_by_side, alike=alike, shown=shown, total=len(rows))
 
 
-def choose_plane(axes: Sequence[Column], items: int) -> tuple[int, int] | None:
-    """The places of the axes that are rows and columns; None where a plain sheet is better."""
+def choose_parts(axes: Sequence[Column], items: int) -> list[Places]:
+    """The places of items that are arranged together: all, or by what varies beside one of the axes."""
+    best = WORTH * _paper(axes, np.arange(items)), [np.arange(items)]
+    for axis in axes[:MOST_AXES]:
+        parts = _by_what_varies(axis, axes)
+        if 1 < len(parts) <= MOST_PARTS:
+            paper = sum(_paper(axes, part) for part in parts)
+            if paper < best[0]:
+                best = paper, parts
+    return best[1]
+
+
+def choose_plane(axes: Sequence[Column], items: int) -> tuple[float, str, str] | None:
+    """What a choice costs in paper, and the axes of rows and columns; None where captions are better."""
     largest = sorted(sorted(range(len(axes)), key=lambda place: -len(axes[place].values))[:MOST_AXES])
-    best: tuple[float, int, int] | None = None
-    for rows, columns in itertools.permutations(largest, 2):
-        others = [axes[place] for place in range(len(axes)) if place not in (rows, columns)]
-        high, wide = _sides(_combined(others, items), axes[rows].codes, axes[columns].codes)
-        cells = int((high * wide).sum())
-        if cells > MOST_BLANK * items or items < LEAST_FILLED * len(high):
+    best: tuple[float, float, str, str] | None = None
+    for pair in itertools.combinations(largest, 2):
+        others = [axes[place] for place in range(len(axes)) if place not in pair]
+        sides = _sides(_combined(others, items), *(axes[place].codes for place in pair))
+        if int((sides[0] * sides[1]).sum()) > MOST_BLANK * items or items < LEAST_FILLED * len(sides[0]):
             continue
-        cost = _cost(axes[rows], axes[columns], high, wide, items)
-        if best is None or cost < best[0] - 1e-9:
-            best = cost, rows, columns
-    return best[1:] if best else None
+        for (rows, columns), (high, wide) in ((pair, sides), (pair[::-1], sides[::-1])):
+            paper = float(((wide * CELL + 2 * LABEL) * (high * CELL + LINES)).sum())
+            cost = math.log2(paper) + _cost(axes[rows].name, axes[columns].name, high, wide)
+            if best is None or cost < best[0] - 1e-9:
+                best = cost, paper, axes[rows].name, axes[columns].name
+    return best and best[1:]
 
 
-def _cost(rows: Column, columns: Column, high: Places, wide: Places, items: int) -> float:
-    """How bad a choice is: how much paper it takes, how long its blocks are, and what people look for elsewhere."""
-    area = float(((wide * CELL + 2 * LABEL) * (high * CELL + LINES)).sum()) / (items * CELL * CELL)
+def _cost(rows: str, columns: str, high: Places, wide: Places) -> float:
+    """How bad a choice is beside its paper: how long its blocks are, and what people look for elsewhere."""
     across, down = float(wide.mean()) * CELL + 2 * LABEL, float(high.mean()) * CELL + LINES
     shape = abs(math.log2(across / down))
     long = math.log2(max(1.0, across / LONGEST, down / LONGEST))
-    wishes = 0.0 if rows.name == "prompt" else 1.0
-    wishes += 2.0 * (columns.name in TEXTS) + 0.5 * ("seed" in (rows.name, columns.name))
-    wishes += 0.1 * (rows.name == "seed")
-    return math.log2(area) + 0.5 * max(0.0, shape - 1) + long + wishes
+    wishes = (rows != "prompt") + 2.0 * (columns in TEXTS) + 0.5 * ("seed" in (rows, columns)) + 0.1 * (rows == "seed")
+    return 0.5 * max(0.0, shape - 1) + long + wishes
+
+
+def _plane_of(axes: Sequence[Column], part: Places) -> tuple[float, str, str] | None:
+    return choose_plane(_differing(axes, part), len(part))
+
+
+def _paper(axes: Sequence[Column], part: Places) -> float:
+    plane = _plane_of(axes, part)
+    return plane[0] if plane else len(part) * CELL * (CELL + LINES)
+
+
+def _by_what_varies(axis: Column, axes: Sequence[Column]) -> list[Places]:
+    """Items whose values of an axis have the same other axes vary."""
+    marks = np.zeros(len(axis.values), dtype=np.intp)
+    for place, other in enumerate(each for each in axes[:MOST_AXES] if each.name != axis.name):
+        least, most = np.full(len(marks), len(other.values)), np.full(len(marks), -1)
+        np.minimum.at(least, axis.codes, other.codes)
+        np.maximum.at(most, axis.codes, other.codes)
+        marks |= (least != most).astype(np.intp) << place
+    return sorted(_groups(marks[axis.codes]), key=lambda part: int(part[0]))
 
 
 def apart(texts: Sequence[str], fits: int) -> list[str]:
     """Texts of about so many letters, each with its beginning and with where it begins to differ from all others."""
-    order = sorted(range(len(texts)), key=texts.__getitem__)
-    alike = [0] * len(texts)
-    for one, next_ in itertools.pairwise(order):
-        if texts[one] != texts[next_]:
-            same = _same_letters(texts[one], texts[next_])
-            alike[one], alike[next_] = max(alike[one], same), max(alike[next_], same)
-    return [_from_difference(text, same, fits) for text, same in zip(texts, alike, strict=True)]
+    order = sorted(set(texts))
+    alike = dict.fromkeys(order, 0)
+    for one, other in itertools.pairwise(order):
+        same = _same_letters(one, other)
+        alike[one], alike[other] = max(alike[one], same), same
+    return [_from_difference(text, alike[text], fits) for text in texts]
 
 
 def _from_difference(text: str, same: int, fits: int) -> str:
@@ -156,49 +199,32 @@ def _same_letters(one: str, other: str) -> int:
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
 
 
-def _in_blocks(items: Items, rows: Places, axes: Sequence[Column], plane: tuple[int, int]) -> Arrangement:
-    row_axis, column_axis = (axes[place] for place in plane)
-    others = [axis for place, axis in enumerate(axes) if place not in plane]
-    block_of = _combined(others, len(rows))
+def _in_blocks(
+    items: Items, rows: Places, axes: Sequence[Column], plane: tuple[float, str, str], most: int
+) -> list[Block]:
+    by_name = {axis.name: axis for axis in axes}
+    row_axis, column_axis = (by_name.pop(name) for name in plane[1:])
     made = np.asarray(items.made, dtype=bool)
     blocks: list[Block] = []
-    loose: list[int] = []
-    shown = 0
-    for inside in _groups(block_of):
-        kept = inside[: MOST_PICTURES - shown]
-        if made[rows[kept]].any():
-            heading = tuple((axis.name, axis.values[axis.codes[kept[0]]]) for axis in others)
-            block, doubles = _block(heading, row_axis, column_axis, kept, rows)
-            blocks.append(block)
-            loose += doubles
-            shown += len(kept)
-    if loose:
-        blocks.append(_plain(items, np.asarray(loose), items.columns, None))
-    return Arrangement(
-        row_axis=row_axis.name,
-        column_axis=column_axis.name,
-        blocks=blocks,
-        side_by_side=len(others[-1].values) if others else 1,
-        shown=shown,
-        total=len(rows),
-    )
+    doubles: list[int] = []
+    for inside in _groups(_combined(by_name.values(), len(rows))):
+        kept = inside[:most]
+        if not made[rows[kept]].any():
+            continue
+        most -= len(kept)
+        heading = tuple((axis.name, axis.values[axis.codes[kept[0]]]) for axis in by_name.values())
+        down, up = (_of_rows(axis, kept) for axis in (row_axis, column_axis))
+        cells: dict[tuple[int, int], int] = {}
+        for row, column, item in zip(down.codes.tolist(), up.codes.tolist(), rows[kept].tolist(), strict=True):
+            if cells.setdefault((row, column), item) != item:
+                doubles.append(item)
+        blocks.append(Block(heading=heading, axes=plane[1:], rows=down.values, columns=up.values, cells=cells))
+    return [*blocks, _plain(items, np.asarray(doubles, dtype=np.intp), items.columns, None)]
 
 
-def _block(
-    heading: tuple[tuple[str, str], ...], row_axis: Column, column_axis: Column, inside: Places, rows: Places
-) -> tuple[Block, list[int]]:
-    """The block of some places in `rows`, with the rows and columns that it needs, and items whose cell is taken."""
-    down, up = (_of_rows(axis, inside) for axis in (row_axis, column_axis))
-    cells: dict[tuple[int, int], int] = {}
-    doubles = []
-    for row, column, item in zip(down.codes.tolist(), up.codes.tolist(), rows[inside].tolist(), strict=True):
-        if cells.setdefault((row, column), item) != item:
-            doubles.append(item)
-    return Block(heading=heading, rows=down.values, columns=up.values, cells=cells), doubles
-
-
-def _plain(items: Items, rows: Places, columns: Sequence[Column], per_row: int | None) -> Block:
-    differing = [axis for axis in (_of_rows(column, rows) for column in columns) if len(axis.values) > 1]
+def _plain(items: Items, rows: Places, axes: Sequence[Column], per_row: int | None, *, aside: bool = False) -> Block:
+    """A block with captions; one that is `aside` of others has a heading of what its items share."""
+    differing = _differing(axes, rows) or _differing(items.columns, rows)
     wide = min(per_row, MOST_PER_ROW) if per_row else min(math.ceil(math.sqrt(len(rows))), PLAIN)
     places = [divmod(number, wide) for number in range(len(rows))]
     captions = {
@@ -206,11 +232,22 @@ def _plain(items: Items, rows: Places, columns: Sequence[Column], per_row: int |
         for number, place in enumerate(places)
     }
     return Block(
+        heading=tuple((axis.name, axis.values[0]) for axis in _alike(axes, rows)) if aside else (),
         rows=("",) * math.ceil(len(rows) / max(1, wide)),
         columns=("",) * min(wide, len(rows)),
         cells=dict(zip(places, rows.tolist(), strict=True)),
         captions=captions,
     )
+
+
+def _by_part(blocks: Sequence[Block]) -> list[list[Block]]:
+    return [list(those) for _, those in itertools.groupby(blocks, key=lambda block: block.part)]
+
+
+def _last_values(blocks: Sequence[Block]) -> int:
+    """How many values the last axis of headings has that differs."""
+    counts = [len(set(pairs)) for pairs in zip(*(block.heading for block in blocks if not block.captions), strict=True)]
+    return next((count for count in reversed(counts) if count > 1), 1)
 
 
 def _among(columns: Sequence[Column], made: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -224,9 +261,12 @@ def _among(columns: Sequence[Column], made: NDArray[np.bool_]) -> NDArray[np.boo
     return found
 
 
-def _alike(columns: Sequence[Column], rows: Places) -> list[tuple[str, str]]:
-    kept = [_of_rows(column, rows) for column in columns]
-    return [(column.name, column.values[0]) for column in kept if len(column.values) == 1]
+def _alike(columns: Sequence[Column], rows: Places) -> list[Column]:
+    return [column for column in (_of_rows(each, rows) for each in columns) if len(column.values) == 1]
+
+
+def _differing(columns: Sequence[Column], rows: Places) -> list[Column]:
+    return [column for column in (_of_rows(each, rows) for each in columns) if len(column.values) > 1]
 
 
 def _of_rows(column: Column, rows: Places) -> Column:

@@ -1,7 +1,7 @@
 """The pages of a contact sheet as pictures: pictures in their cells, labels on all sides, what has no picture as such.
 
 for page in pages:
-    Drawing(page, items, measures, labels, lettering).draw(store)
+    Drawing(page, items, measures, lettering).draw(store, labels, footer)
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from runner.folder.names import thumbnail_name
 from runner.folder.store import Store
 from runner.images.codec import THUMBNAIL
-from runner.report.sheet.arrange import Arrangement, Block, Items
+from runner.report.sheet.arrange import Block, Items
 from runner.report.sheet.lettering import Lettering
 from runner.report.sheet.paper import (
     CAPTION_LINES,
@@ -43,11 +43,9 @@ Cell = tuple[int, tuple[int, int]]  # an item and the corner of its box
 class Drawing:
     """One page while it is drawn."""
 
-    def __init__(
-        self, page: Page, arrangement: Arrangement, items: Items, measures: Measures, lettering: Lettering
-    ) -> None:
+    def __init__(self, page: Page, items: Items, measures: Measures, lettering: Lettering) -> None:
         self.image = Image.new("RGB", page.size, PAPER)
-        self._page, self._arrangement, self._items = page, arrangement, items
+        self._page, self._items = page, items
         self._measures, self._lettering = measures, lettering
 
     def draw(self, store: Store, labels: Labels, footer: str) -> Image.Image:
@@ -55,14 +53,16 @@ class Drawing:
         cells: list[Cell] = []
         for block, corner in self._page.placed:
             cells += self._cells(block, corner)
+            room = self._measures.size_of(block)[0], self._measures.heading
+            self._write(labels.heading(block.heading), corner, room, INK, HEADING_LINES)
             if block.captions:
                 self._draw_captions(block, corner, labels)
             else:
                 self._draw_labels(block, corner, labels)
         self._draw_pictures(store, cells)
-        lines = FOOTER_LINES * self._measures.line
         width, height = self.image.size
-        self._write(footer, (MARGIN, height - MARGIN // 2 - lines), (width - 2 * MARGIN, lines), SOFT, FOOTER_LINES)
+        room = width - 2 * MARGIN, FOOTER_LINES * self._measures.line
+        self._write(footer, (MARGIN, height - MARGIN // 2 - room[1]), room, SOFT, FOOTER_LINES, down=1)
         return self.image
 
     def _cells(self, block: Block, corner: tuple[int, int]) -> list[Cell]:
@@ -81,15 +81,14 @@ class Drawing:
 
     def _draw_labels(self, block: Block, corner: tuple[int, int], labels: Labels) -> None:
         m = self._measures
-        x, y = corner
+        x = corner[0]
         first = self._corner(block, corner, (0, 0))
         right = first[0] + len(block.columns) * m.step[0]
         below = first[1] + len(block.rows) * m.step[1]
-        self._write(labels.heading(block.heading), corner, (right + m.side - x, m.heading), INK, HEADING_LINES)
         side = m.side - 2 * GAP
-        names = (self._arrangement.row_axis, self._arrangement.column_axis)
-        for at, name, across in ((x, names[0], -1), (x, names[1], 1)):
-            self._write(name, (at, y + m.heading), (side, m.over - GAP), SOFT, 1, across, 1)
+        above = first[1] - m.over
+        for name, across in zip(block.axes, (-1, 1), strict=True):
+            self._write(name, (x, above), (side, m.over - GAP), SOFT, 1, across, 1)
         for row, value in enumerate(block.rows):
             top, room = first[1] + row * m.step[1], (side, m.box[1])
             label = labels.row(value)
@@ -98,7 +97,7 @@ class Drawing:
             self._write(label, (right + GAP, top), room, INK, row_lines(m), -1, 0)
         for column, value in enumerate(block.columns):
             left, room = first[0] + column * m.step[0], (m.box[0], m.over - GAP)
-            self._write(labels.column(value), (left, y + m.heading), room, INK, LABEL_LINES, 0, 1)
+            self._write(labels.column(value), (left, above), room, INK, LABEL_LINES, 0, 1)
             self._write(labels.column(value), (left, below), room, INK, LABEL_LINES, 0, -1)
 
     def _draw_pictures(self, store: Store, cells: Sequence[Cell]) -> None:
@@ -156,7 +155,7 @@ class Drawing:
             self._lettering.draw(self.image, place, each, size, colour)
 
 
-def read_small(store: Store, path: str, box: tuple[int, int], formats: Sequence[str]) -> Image.Image | None:
+def read_small(store: Store, path: str, box: tuple[int, int], formats: tuple[str, ...]) -> Image.Image | None:
     """A picture in the size of a box; None if there is none, or it can't be read, or is far too large."""
     try:
         with store.open(path) as file, Image.open(file, formats=formats) as image:

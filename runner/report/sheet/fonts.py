@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 SUFFIXES = frozenset({".ttf", ".ttc", ".otf", ".otc"})
 # The plainest of each system first; scripts that these lack, and then all others, the regular ones first.
@@ -40,8 +40,8 @@ FIRST_PICTOGRAM = "\U0001f000"
 class Face:
     """A font file at any size; of bitmaps the size that it has."""
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, layout: ImageFont.Layout | None = None) -> None:
+        self._path, self._layout = path, layout
         self._fonts: dict[int, tuple[ImageFont.FreeTypeFont, float]] = {}
         self._characters: dict[str, bool] = {}
         self._lacking: tuple[float, bytes] | None = None
@@ -77,11 +77,11 @@ class Face:
                 raise OSError("Pillow was built without FreeType")
             return font, 1.0
         try:
-            return ImageFont.truetype(self._path, size), 1.0
+            return ImageFont.truetype(self._path, size, layout_engine=self._layout), 1.0
         except OSError:
             for strike in STRIKES:
                 try:
-                    return ImageFont.truetype(self._path, strike), size / strike
+                    return ImageFont.truetype(self._path, strike, layout_engine=self._layout), size / strike
                 except OSError:
                     continue
             raise
@@ -109,9 +109,14 @@ class Face:
 
 
 class Fonts:
-    """Pillow's own font and these files, in their order; fonts of emoji are for emoji, and where no other will do."""
+    """Pillow's own font and these files, in their order; fonts of emoji are for emoji, and where no other will do.
 
-    def __init__(self, files: Iterable[Path] = ()) -> None:
+    `shapes` says whether Pillow joins and turns letters; None is what it can.
+    """
+
+    def __init__(self, files: Iterable[Path] = (), *, shapes: bool | None = None) -> None:
+        self.shapes: bool = features.check("raqm") if shapes is None else shapes
+        self._layout = ImageFont.Layout.RAQM if self.shapes else ImageFont.Layout.BASIC
         self._own = Face(None)
         self._files = iter(files)
         self._opened: list[tuple[Face, bool]] = []
@@ -143,7 +148,7 @@ class Fonts:
     def _all(self) -> Iterator[tuple[Face, bool]]:
         yield from self._opened
         for path in self._files:
-            face = Face(path)
+            face = Face(path, self._layout)
             if face.works:
                 self._opened.append((face, is_emoji(path)))
                 yield self._opened[-1]

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from PIL import Image, ImageDraw, ImageFont, features
+from PIL import Image, ImageDraw, ImageFont
 
 from runner.report.sheet.fonts import JOINERS, Face, Fonts, clusters
 
@@ -26,11 +26,10 @@ ELLIPSIS = "…"
 
 
 class Lettering:
-    """Texts in one chain of fonts; a size is in pixels. `shapes` says whether Pillow joins letters itself."""
+    """Texts in one chain of fonts; a size is in pixels."""
 
-    def __init__(self, fonts: Fonts, *, shapes: bool | None = None) -> None:
+    def __init__(self, fonts: Fonts) -> None:
         self._fonts = fonts
-        self._shapes = features.check("raqm") if shapes is None else shapes
         self.lacking: set[str] = set()  # characters that stand as their names or numbers
         self._segments = lru_cache(maxsize=4096)(self._cut)
         self.length = lru_cache(maxsize=65536)(self._length)
@@ -42,7 +41,7 @@ class Lettering:
     def wrap(self, text: str, size: int, width: int, most: int) -> list[str]:
         """A text in lines of a width, at most so many, the last one cut with an ellipsis; they are for `draw`."""
         lines: list[str] = []
-        for space, word in _words(self._readable(text[:MOST_LETTERS])):
+        for space, word in _words(self.readable(text[:MOST_LETTERS])):
             longer = f"{lines[-1]}{space}{word}" if lines else word
             if lines and self.length(longer, size) <= width:
                 lines[-1] = longer
@@ -53,6 +52,14 @@ class Lettering:
         if len(lines) > most > 0:
             lines = [*lines[: most - 1], self._elided(f"{lines[most - 1]} {lines[most]}", size, width)]
         return [self._elided(line, size, width) for line in lines[: max(0, most)]]
+
+    def readable(self, text: str) -> str:
+        """The text with characters that some font has; line ends and whatever else is invisible are spaces."""
+        if text.isascii() and text.isprintable():
+            return text
+        normal = unicodedata.normalize("NFC", text)
+        shown = "".join(c if c.isprintable() or c in JOINERS else " " for c in normal)
+        return "".join(self._substitute(each) for each in clusters(" ".join(shown.split())))
 
     def draw(self, image: Image.Image, corner: tuple[int, int], line: str, size: int, colour: str) -> None:
         """Draws a line that `wrap` gave; the corner is its upper left one."""
@@ -108,12 +115,6 @@ class Lettering:
             return [(face, word)]
         return [(self._fonts.face_of(each) or self._fonts.own, each) for each in clusters(word)]
 
-    def _readable(self, text: str) -> str:
-        """The text with characters that some font has; line ends and whatever else is invisible are spaces."""
-        normal = unicodedata.normalize("NFC", text)
-        shown = "".join(c if c.isprintable() or c in JOINERS else " " for c in normal)
-        return "".join(self._substitute(each) for each in clusters(" ".join(shown.split())))
-
     def _substitute(self, cluster: str) -> str:
         if cluster == " " or self._fonts.face_of(cluster):
             return cluster
@@ -149,13 +150,13 @@ class Lettering:
         )
 
     def _spelled(self, text: str) -> str:
-        if self._shapes:
+        if self._fonts.shapes:
             return text
         bare = "".join(character for character in text if character not in JOINERS)
         return bare[::-1] if _is_from_right(bare) else bare
 
     def _way(self, font: ImageFont.FreeTypeFont, text: str) -> str | None:
-        if not self._shapes or font.layout_engine != ImageFont.Layout.RAQM:  # Pillow's own font is never shaped
+        if not self._fonts.shapes or font.layout_engine != ImageFont.Layout.RAQM:  # Pillow's own font is never shaped
             return None
         return "rtl" if _is_from_right(text) else "ltr"
 

@@ -3,7 +3,7 @@
 Pictures are as large as one page allows; where they would be too small for that, there are more pages. A page is
 bounded, since whoever makes or opens it has all of it in memory.
 
-    measures, pages = lay_out(arrangement, sizes, lettering)
+    measures, pages = lay_out(arrangement, sizes, lettering, footer)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_PIXELS, MAX_SIDE = 50_000_000, 16_000  # of a page: 150 MB
 LONGEST_BLOCK = 3600  # pixels, so that labels are never far
 SMALL, LARGE = 128, 224  # pixels of a picture's longer side: a smaller one is enlarged, a larger one reduced
 LEAST, PAGED, SMALLEST = 96, 128, 12  # the least on one page, that on several, and where so many are in a row
-GAP, MARGIN, BETWEEN, NARROWEST = 6, 24, 30, 480
+GAP, MARGIN, BETWEEN, NARROWEST = 6, 24, 40, 480
 WIDEST_LABEL, HEADING_LINES, LABEL_LINES, CAPTION_LINES, FOOTER_LINES = 220, 2, 3, 3, 4
 USUAL_SHAPE = 1.4  # width by height
 Corners = dict[int, tuple[int, int]]  # of blocks by number
@@ -51,7 +51,8 @@ class Measures:
 
     def origin_of(self, block: Block) -> tuple[int, int]:
         """Where the first picture of a block is."""
-        return (0, 0) if block.captions else (self.side, self.heading + self.over)
+        heading = self.heading if block.heading else 0
+        return (0, heading) if block.captions else (self.side, heading + self.over)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +103,7 @@ def row_lines(measures: Measures) -> int:
 
 
 def lay_out(
-    arrangement: Arrangement, sizes: Iterable[tuple[int, int]], lettering: Lettering
+    arrangement: Arrangement, sizes: Iterable[tuple[int, int]], lettering: Lettering, footer: str
 ) -> tuple[Measures, list[Page]]:
     """The largest pictures with which all is on one page, or pages with pictures of an ordinary size."""
     each = list(sizes)
@@ -111,17 +112,21 @@ def lay_out(
     scale = most = math.ceil(SMALL / longer) if longer <= SMALL else LARGE / longer
     while longer * scale >= LEAST:
         measures = _measure(arrangement, lettering, largest, scale)
-        pages = _pages(arrangement, measures)
-        if len(pages) <= 1:
+        pages = _pages(arrangement, measures, lettering, footer)
+        if len(pages) <= 1 and _are_within(pages):
             return measures, pages
         scale *= 0.9
     scale = min(most, PAGED / longer)
     while True:
         measures = _measure(arrangement, lettering, largest, scale)
-        pages = _pages(arrangement, measures)
-        if all(page.size[0] <= MAX_SIDE for page in pages) or longer * scale <= SMALLEST:
+        pages = _pages(arrangement, measures, lettering, footer)
+        if _are_within(pages) or longer * scale <= SMALLEST:
             return measures, pages
         scale *= 0.9
+
+
+def _are_within(pages: Sequence[Page]) -> bool:
+    return all(max(page.size) <= MAX_SIDE and math.prod(page.size) <= MAX_PIXELS for page in pages)
 
 
 def _measure(arrangement: Arrangement, lettering: Lettering, largest: tuple[int, int], scale: float) -> Measures:
@@ -133,12 +138,14 @@ def _measure(arrangement: Arrangement, lettering: Lettering, largest: tuple[int,
     if blocks:
         rows = dict.fromkeys(itertools.chain.from_iterable(block.rows for block in blocks))
         columns = dict.fromkeys(itertools.chain.from_iterable(block.columns for block in blocks))
-        corner = sum(lettering.length(name, letters) for name in (arrangement.row_axis, arrangement.column_axis))
+        corners = {block.axes for block in blocks}
+        corner = max(sum(lettering.length(name, letters) for name in names) for names in corners)
         longest = max(lettering.length(shown(value)[:60], letters) for value in rows)
         side = math.ceil(max(min(WIDEST_LABEL, longest), min(WIDEST_LABEL, corner + 2 * GAP))) + 2 * GAP
         lines = max(len(lettering.wrap(shown(value), letters, box[0], LABEL_LINES)) for value in columns)
         over = line * lines + GAP
-        heading = (line * _heading_lines(blocks, lettering, letters, 2 * side + box[0])) if blocks[0].heading else 0
+    if headed := [block for block in arrangement.blocks if block.heading]:
+        heading = line * _heading_lines(headed, lettering, letters, 2 * side + box[0])
     if any(block.captions and any(block.captions.values()) for block in arrangement.blocks):
         caption = line * CAPTION_LINES
     return Measures(box=box, letters=letters, line=line, side=side, over=over, heading=heading, caption=caption)
@@ -149,7 +156,7 @@ def _heading_lines(blocks: Sequence[Block], lettering: Lettering, letters: int, 
     return HEADING_LINES if any(lettering.length(text[:200], letters) > width for text in long) else 1
 
 
-def _pages(arrangement: Arrangement, measures: Measures) -> list[Page]:
+def _pages(arrangement: Arrangement, measures: Measures, lettering: Lettering, footer: str) -> list[Page]:
     blocks: list[Block] = []
     side_by_side = arrangement.side_by_side
     for block in arrangement.blocks:
@@ -158,12 +165,14 @@ def _pages(arrangement: Arrangement, measures: Measures) -> list[Page]:
         if len(pieces) > 1 and len(arrangement.blocks) == 1:
             side_by_side = sum(piece.rows is pieces[0].rows for piece in pieces)
     sizes = [measures.size_of(block) for block in blocks]
-    footer = measures.line * FOOTER_LINES + BETWEEN
+    most = measures.line * FOOTER_LINES + BETWEEN
     pages = []
-    for placed in _places(sizes, side_by_side, footer):
+    for placed in _places(sizes, [block.part for block in blocks], side_by_side, most):
         right = max((x + sizes[number][0] for number, (x, _) in placed.items()), default=0)
         bottom = max((y + sizes[number][1] for number, (_, y) in placed.items()), default=MARGIN)
-        size = max(NARROWEST, right + MARGIN), bottom + footer
+        width = max(NARROWEST, right + MARGIN)
+        lines = len(lettering.wrap(footer, measures.letters, width - 2 * MARGIN, FOOTER_LINES))
+        size = width, bottom + lines * measures.line + BETWEEN
         pages.append(Page(size=size, placed=[(blocks[number], place) for number, place in placed.items()]))
     return pages
 
@@ -175,10 +184,11 @@ def _most_cells(block: Block, measures: Measures) -> tuple[int, int]:
         height = min(MAX_SIDE, MAX_PIXELS // (len(block.columns) * across + 2 * MARGIN))
         return (height - 200) // down, len(block.columns)
     x, y = measures.origin_of(block)
-    return (LONGEST_BLOCK - y - measures.over) // down, (LONGEST_BLOCK - 2 * x) // across
+    longest = min(LONGEST_BLOCK, math.isqrt(MAX_PIXELS) - 200)
+    return (longest - y - measures.over) // down, (longest - 2 * x) // across
 
 
-def _places(sizes: Sequence[tuple[int, int]], side_by_side: int, footer: int) -> list[Corners]:
+def _places(sizes: Sequence[tuple[int, int]], parts: Sequence[int], side_by_side: int, footer: int) -> list[Corners]:
     """Blocks by number on each page: side by side, then one shelf below another, in a good shape."""
     best: tuple[float, list[Corners]] = math.inf, [{}]
     reach = 0
@@ -186,22 +196,25 @@ def _places(sizes: Sequence[tuple[int, int]], side_by_side: int, footer: int) ->
         reach += width + (BETWEEN if reach else 0)
         if count > 1 and reach > MAX_SIDE - 2 * MARGIN:
             break
-        shelves = list(_shelves(sizes, reach))
+        shelves = list(_shelves(sizes, parts, reach))
         whole = max(sum(sizes[each][0] + BETWEEN for each in shelf) for shelf in shelves) + 2 * MARGIN
         pages = _stack(sizes, shelves, min(MAX_SIDE, MAX_PIXELS // whole) - footer)
         height = max(y + sizes[number][1] for page in pages for number, (_, y) in page.items()) + footer
-        cost = abs(math.log2(whole / height / USUAL_SHAPE)) + len(pages) ** 2
+        if count > 1 and whole * height > MAX_PIXELS:
+            continue
+        blank = 1 - len(sizes) / (len(shelves) * max(map(len, shelves)))
+        cost = abs(math.log2(whole / height / USUAL_SHAPE)) + 2 * blank + len(pages) ** 2
         cost -= 0.8 * (count % side_by_side == 0) or 0.4 * (side_by_side % count == 0)
         if cost < best[0]:
             best = cost, pages
     return best[1]
 
 
-def _shelves(sizes: Sequence[tuple[int, int]], reach: int) -> Iterable[list[int]]:
+def _shelves(sizes: Sequence[tuple[int, int]], parts: Sequence[int], reach: int) -> Iterable[list[int]]:
     shelf: list[int] = []
     used = 0
     for number, (width, _) in enumerate(sizes):
-        if shelf and used + width > reach:
+        if shelf and (used + width > reach or parts[number] != parts[number - 1]):
             yield shelf
             shelf, used = [], 0
         shelf.append(number)
@@ -210,9 +223,7 @@ def _shelves(sizes: Sequence[tuple[int, int]], reach: int) -> Iterable[list[int]
         yield shelf
 
 
-def _stack(
-    sizes: Sequence[tuple[int, int]], shelves: Sequence[list[int]], most: int
-) -> list[Corners]:
+def _stack(sizes: Sequence[tuple[int, int]], shelves: Sequence[list[int]], most: int) -> list[Corners]:
     """The corners of all blocks; a shelf that ends beyond so many pixels begins a page."""
     pages: list[Corners] = [{}]
     y = MARGIN
@@ -233,9 +244,7 @@ def _long_texts(arrangement: Arrangement) -> list[list[str]]:
     """The texts among the labels of rows, of columns, in captions, and in headings."""
     found: list[dict[str, None]] = [{}, {}, {}, {}]
     for block in arrangement.blocks:
-        for place, (axis, values) in enumerate(
-            ((arrangement.row_axis, block.rows), (arrangement.column_axis, block.columns))
-        ):
+        for place, (axis, values) in enumerate(zip(block.axes, (block.rows, block.columns), strict=True)):
             if axis in TEXTS and not block.captions:
                 found[place] |= dict.fromkeys(values)
         said = itertools.chain.from_iterable((block.captions or {}).values())

@@ -28,8 +28,9 @@ def write(store: Store, items: Items, per_row: int | None = None) -> int:
     `per_row` makes a plain sheet with so many pictures in a row.
     """
     count = 0
-    for count, image in enumerate(render(store, items, per_row, Lettering(Fonts(system_fonts()))), 1):
-        store.put(grid_page(count), to_png(image))
+    # A page is let go before the next one is drawn.
+    for count, data in enumerate(map(to_png, render(store, items, per_row, Lettering(Fonts(system_fonts())))), 1):
+        store.put(grid_page(count), data)
     for number in itertools.count(count + 1):
         if store.size(grid_page(number)) < 0:
             break
@@ -41,12 +42,15 @@ def render(store: Store, items: Items, per_row: int | None, lettering: Lettering
     """The pages, one at a time."""
     arrangement = arrange(items, per_row)
     inside = itertools.chain.from_iterable(block.cells.values() for block in arrangement.blocks)
-    measures, pages = lay_out(arrangement, {items.sizes[item] for item in inside}, lettering)
+    for column in items.columns:
+        for value in column.values:
+            lettering.readable(value)  # so that the footer knows what no font has
+    footer = _footer(arrangement, items, lettering)
+    measures, pages = lay_out(arrangement, {items.sizes[item] for item in inside}, lettering, footer)
     labels = Labels(arrangement, lettering, measures)
     for number, page in enumerate(pages, 1):
-        drawing = Drawing(page, arrangement, items, measures, lettering)
-        footer = f"page {number} of {len(pages)} · " if len(pages) > 1 else ""
-        yield drawing.draw(store, labels, footer + _footer(arrangement, items, lettering))
+        which = f"page {number} of {len(pages)} · " if len(pages) > 1 else ""
+        yield Drawing(page, items, measures, lettering).draw(store, labels, which + footer)
 
 
 def to_png(image: Image.Image) -> bytes:
@@ -56,7 +60,7 @@ def to_png(image: Image.Image) -> bytes:
 
 
 def _footer(arrangement: Arrangement, items: Items, lettering: Lettering) -> str:
-    said = [f"{arrangement.shown:,} items"]
+    said = [f"{arrangement.shown:,} item{'s' * (arrangement.shown != 1)}"]
     if arrangement.shown < arrangement.total:
         said = [f"the first {arrangement.shown:,} of {arrangement.total:,} items, {GALLERY} has all"]
     if lettering.lacking:
