@@ -7,6 +7,7 @@ for page in pages:
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -30,7 +31,6 @@ from runner.report.sheet.paper import (
     row_lines,
 )
 
-MOST_PIXELS = 1 << 28  # of a picture that is shown; a file may say anything
 LARGE_PIXELS = 1 << 24  # of a picture that is read while no other such one is
 THREADS, BATCH = 4, 64
 PAPER, INK, SOFT, BLANK = "#ffffff", "#1d1c1a", "#85817a", "#eeece8"
@@ -101,7 +101,8 @@ class Drawing:
             self._write(labels.column(value), (left, below), room, INK, LABEL_LINES, 0, -1)
 
     def _draw_pictures(self, store: Store, cells: Sequence[Cell]) -> None:
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(THREADS) as pool, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a run makes pictures as large
             for start in range(0, len(cells), BATCH):  # so that one slow picture doesn't have all others wait in memory
                 batch = cells[start : start + BATCH]
                 thumbs = pool.map(lambda cell: self._thumb(store, cell[0]), batch)
@@ -156,11 +157,9 @@ class Drawing:
 
 
 def read_small(store: Store, path: str, box: tuple[int, int], formats: tuple[str, ...]) -> Image.Image | None:
-    """A picture in the size of a box; None if there is none, or it can't be read, or is far too large."""
+    """A picture in the size of a box; None if there is none, or it can't be read, or Pillow finds it far too large."""
     try:
         with store.open(path) as file, Image.open(file, formats=formats) as image:
-            if image.width * image.height > MOST_PIXELS:
-                return None
             image.draft("RGB", (2 * box[0], 2 * box[1]))  # of a JPEG no more is decoded than is needed
             if image.width * image.height <= LARGE_PIXELS:
                 return _reduced(image, box)

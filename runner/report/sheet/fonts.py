@@ -115,7 +115,7 @@ class Fonts:
     """
 
     def __init__(self, files: Iterable[Path] = (), *, shapes: bool | None = None) -> None:
-        self.shapes: bool = features.check("raqm") if shapes is None else shapes
+        self.shapes = bool(features.check("raqm")) if shapes is None else shapes
         self._layout = ImageFont.Layout.RAQM if self.shapes else ImageFont.Layout.BASIC
         self._own = Face(None)
         self._files = iter(files)

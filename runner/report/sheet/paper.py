@@ -140,14 +140,15 @@ def _measure(arrangement: Arrangement, lettering: Lettering, largest: tuple[int,
         columns = dict.fromkeys(itertools.chain.from_iterable(block.columns for block in blocks))
         corners = {block.axes for block in blocks}
         corner = max(sum(lettering.length(name, letters) for name in names) for names in corners)
-        longest = max(lettering.length(shown(value)[:60], letters) for value in rows)
-        side = math.ceil(max(min(WIDEST_LABEL, longest), min(WIDEST_LABEL, corner + 2 * GAP))) + 2 * GAP
+        widest = max(lettering.length(shown(value)[:60], letters) for value in rows)
+        side = math.ceil(max(min(WIDEST_LABEL, widest), min(WIDEST_LABEL, corner + 2 * GAP))) + 2 * GAP
         lines = max(len(lettering.wrap(shown(value), letters, box[0], LABEL_LINES)) for value in columns)
         over = line * lines + GAP
     if headed := [block for block in arrangement.blocks if block.heading]:
         heading = line * _heading_lines(headed, lettering, letters, 2 * side + box[0])
-    if any(block.captions and any(block.captions.values()) for block in arrangement.blocks):
-        caption = line * CAPTION_LINES
+    if said := [each for block in arrangement.blocks for each in (block.captions or {}).values() if each]:
+        longest = max((" · ".join(f"{name} {value}" for name, value in each) for each in said), key=len)
+        caption = line * len(lettering.wrap(longest, letters, box[0], CAPTION_LINES))
     return Measures(box=box, letters=letters, line=line, side=side, over=over, heading=heading, caption=caption)
 
 
