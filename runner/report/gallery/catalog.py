@@ -126,7 +126,8 @@ class Catalog:
     def shown(self) -> Items:
         """What the contact sheet shows: all that is wanted."""
         problems = {row: f"failed: {said}" for row, said in self._problems.items()}
-        problems |= {row: f"missing: {self.paths[row]}" for row, state in enumerate(self.states) if state == GONE}
+        gone = (row for row, state in enumerate(self.states) if state == GONE)
+        problems |= {row: f"missing: {self.paths[row] or 'no file was recorded'}" for row in gone}
         return Items(
             columns=self._table.columns(self.wanted),
             common=self._table.common(),

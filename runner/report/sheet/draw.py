@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image, ImageDraw
 
+from runner.errors import RunnerError
 from runner.folder.names import thumbnail_name
 from runner.folder.store import Store
 from runner.images.codec import THUMBNAIL
@@ -165,6 +166,8 @@ def read_small(store: Store, path: str, box: tuple[int, int], formats: tuple[str
                 return _reduced(image, box)
             with _large:
                 return _reduced(image, box)
+    except RunnerError:  # a store that is down
+        raise
     except Exception:  # a broken picture raises almost anything, and must not cost the whole sheet
         return None
 

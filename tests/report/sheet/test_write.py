@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from builders import failure, make_item, matrix, run_folder
 from PIL import Image
 from sheets import items_of, sweep
 
+from runner.errors import FolderUnwritable
+from runner.folder.local import LocalStore
 from runner.folder.names import image_path, thumbnail_name
-from runner.folder.store import LocalStore
 from runner.item import Item
 from runner.report.gallery import build
 from runner.report.sheet import paper, write
@@ -126,6 +128,18 @@ def test_a_picture_far_larger_than_its_box_is_reduced(tmp_path: Path) -> None:
         assert all(abs(a - b) < 4 for a, b in zip(small.getpixel((60, 20)), (128, 64, 32), strict=True))
     assert read_small(store, "large.png", (120, 120), ("JPEG",)) is None
     assert read_small(store, "none.png", (120, 120), ("PNG",)) is None
+
+
+class Down(LocalStore):
+    """A store that doesn't answer."""
+
+    def open(self, name: str) -> BufferedReader:
+        raise FolderUnwritable("the store is down")
+
+
+def test_a_store_that_is_down_is_no_broken_picture(tmp_path: Path) -> None:
+    with pytest.raises(FolderUnwritable, match="is down"):
+        page_of(Down(tmp_path), shown(matrix(1, 2)))
 
 
 def test_hostile_texts_cost_nothing_but_their_looks(tmp_path: Path) -> None:
