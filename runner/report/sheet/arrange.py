@@ -63,20 +63,24 @@ class Block:
 
     def cut(self, most_rows: int, most_columns: int) -> list[Block]:
         """The block in pieces of at most so many rows and columns, all of about one size."""
-        pieces = []
-        for rows, columns in itertools.product(_spans(self.rows, most_rows), _spans(self.columns, most_columns)):
-            inside = [place for place in self.cells if place[0] in rows and place[1] in columns]
-            moved = {place: (place[0] - rows.start, place[1] - columns.start) for place in inside}
-            pieces.append(
-                replace(
-                    self,
-                    rows=self.rows[rows.start : rows.stop],
-                    columns=self.columns[columns.start : columns.stop],
-                    cells={moved[place]: self.cells[place] for place in inside},
-                    captions=self.captions and {moved[place]: self.captions[place] for place in inside},
-                )
-            )
-        return pieces
+        down, across = _spans(len(self.rows), most_rows), _spans(len(self.columns), most_columns)
+        if len(down) * len(across) <= 1:
+            return [self]
+        (row_spans, column_spans) = ([span for span in spans for _ in span] for spans in (down, across))
+        inside: dict[tuple[range, range], list[tuple[int, int]]] = {}
+        for row, column in self.cells:
+            inside.setdefault((row_spans[row], column_spans[column]), []).append((row, column))
+        return [self._piece(*spans, inside[spans]) for spans in itertools.product(down, across) if spans in inside]
+
+    def _piece(self, rows: range, columns: range, inside: Sequence[tuple[int, int]]) -> Block:
+        moved = [((row - rows.start, column - columns.start), (row, column)) for row, column in inside]
+        return replace(
+            self,
+            rows=self.rows[rows.start : rows.stop],
+            columns=self.columns[columns.start : columns.stop],
+            cells={place: self.cells[before] for place, before in moved},
+            captions=self.captions and {place: self.captions[before] for place, before in moved},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,7 +300,6 @@ def _sides(block_of: Places, rows: Codes, columns: Codes) -> tuple[Places, Place
     return high, wide
 
 
-def _spans(labels: Sequence[str], most: int) -> list[range]:
-    parts = math.ceil(len(labels) / max(1, most))
-    edges = [len(labels) * part // parts for part in range(parts + 1)]
-    return [range(*each) for each in itertools.pairwise(edges)]
+def _spans(count: int, most: int) -> list[range]:
+    parts = math.ceil(count / max(1, most))
+    return [range(count * part // parts, count * (part + 1) // parts) for part in range(parts)]

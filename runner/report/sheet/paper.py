@@ -8,6 +8,7 @@ bounded, since whoever makes or opens it has all of it in memory.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,7 @@ SMALL, LARGE = 128, 224  # pixels of a picture's longer side: a smaller one is e
 LEAST, PAGED, SMALLEST = 96, 128, 12  # the least on one page, that on several, and where so many are in a row
 GAP, MARGIN, BETWEEN, NARROWEST = 6, 24, 40, 480
 WIDEST_LABEL, HEADING_LINES, LABEL_LINES, CAPTION_LINES, FOOTER_LINES = 220, 2, 3, 3, 4
+MEASURED = 20  # labels, the longest ones
 USUAL_SHAPE = 1.4  # width by height
 Corners = dict[int, tuple[int, int]]  # of blocks by number
 
@@ -140,9 +142,9 @@ def _measure(arrangement: Arrangement, lettering: Lettering, largest: tuple[int,
         columns = dict.fromkeys(itertools.chain.from_iterable(block.columns for block in blocks))
         corners = {block.axes for block in blocks}
         corner = max(sum(lettering.length(name, letters) for name in names) for names in corners)
-        widest = max(lettering.length(shown(value)[:60], letters) for value in rows)
+        widest = max(lettering.length(shown(value)[:60], letters) for value in _longest(rows))
         side = math.ceil(max(min(WIDEST_LABEL, widest), min(WIDEST_LABEL, corner + 2 * GAP))) + 2 * GAP
-        lines = max(len(lettering.wrap(shown(value), letters, box[0], LABEL_LINES)) for value in columns)
+        lines = max(len(lettering.wrap(shown(value), letters, box[0], LABEL_LINES)) for value in _longest(columns))
         over = line * lines + GAP
     if headed := [block for block in arrangement.blocks if block.heading]:
         heading = line * _heading_lines(headed, lettering, letters, 2 * side + box[0])
@@ -150,6 +152,10 @@ def _measure(arrangement: Arrangement, lettering: Lettering, largest: tuple[int,
         longest = max((" · ".join(f"{name} {value}" for name, value in each) for each in said), key=len)
         caption = line * len(lettering.wrap(longest, letters, box[0], CAPTION_LINES))
     return Measures(box=box, letters=letters, line=line, side=side, over=over, heading=heading, caption=caption)
+
+
+def _longest(values: Iterable[str]) -> list[str]:
+    return heapq.nlargest(MEASURED, values, key=len)
 
 
 def _heading_lines(blocks: Sequence[Block], lettering: Lettering, letters: int, width: int) -> int:
@@ -164,7 +170,7 @@ def _pages(arrangement: Arrangement, measures: Measures, lettering: Lettering, f
         pieces = block.cut(*_most_cells(block, measures))
         blocks += pieces
         if len(pieces) > 1 and len(arrangement.blocks) == 1:
-            side_by_side = sum(piece.rows is pieces[0].rows for piece in pieces)
+            side_by_side = sum(piece.rows == pieces[0].rows for piece in pieces)
     sizes = [measures.size_of(block) for block in blocks]
     most = measures.line * FOOTER_LINES + BETWEEN
     pages = []
@@ -204,7 +210,7 @@ def _places(sizes: Sequence[tuple[int, int]], parts: Sequence[int], side_by_side
         if count > 1 and whole * height > MAX_PIXELS:
             continue
         blank = 1 - len(sizes) / (len(shelves) * max(map(len, shelves)))
-        cost = abs(math.log2(whole / height / USUAL_SHAPE)) + 2 * blank + len(pages) ** 2
+        cost = abs(math.log2(whole / height / USUAL_SHAPE)) + 2 * blank + 0.3 * len(pages) + 10 * (len(pages) > 1)
         cost -= 0.8 * (count % side_by_side == 0) or 0.4 * (side_by_side % count == 0)
         if cost < best[0]:
             best = cost, pages
