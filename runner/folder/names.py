@@ -37,6 +37,11 @@ def image_name(item: Item) -> str:
     return f"{IMAGES}/{folder_name(item.prompt)}/seed_{item.seed}_{item.number:05d}.{item.format}"
 
 
+def grid_page(number: int) -> str:
+    """The name of a page of the contact sheet, from 1."""
+    return GRID if number == 1 else f"{GRID.removesuffix('.png')}-{number}.png"
+
+
 def thumbnail_name(path: str) -> str:
     """Where the thumbnail of a picture lies."""
     return f"{THUMBS}/{path}.webp"

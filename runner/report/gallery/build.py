@@ -13,13 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from runner.folder.ledger import iterate_records
-from runner.folder.names import GALLERY, GRID, RECORDS
+from runner.folder.names import GALLERY, RECORDS
 from runner.folder.store import Store
-from runner.report.gallery.catalog import DONE, FAILED, MISSING, Catalog
+from runner.report import sheet
+from runner.report.gallery.catalog import DONE, FAILED, Catalog
 from runner.report.gallery.page import render_page
 from runner.report.gallery.thumbnails import make_missing
-from runner.report.pictures import read_pictures
-from runner.report.sheet import MAX_PICTURES, render_grid, to_png
 from runner.report.wanted import Wanted
 
 SHORTEST = 1.0  # seconds between two looks at the records
@@ -39,9 +38,7 @@ def build(store: Store, per_row: int | None = None, *, thumbnails: bool = False)
     With `thumbnails` those that are missing are made as well.
     """
     catalog = build_page(store, running=False, thumbnails=thumbnails)
-    pictures = read_pictures(store, MAX_PICTURES)
-    total = catalog.wanted - catalog.states.count(MISSING, 0, catalog.wanted)
-    store.put(GRID, to_png(render_grid(pictures, per_row, total=total)))
+    sheet.write(store, catalog.shown(), per_row)
     return GalleryFiles(items=len(catalog.ids), failed=catalog.counts[FAILED])
 
 

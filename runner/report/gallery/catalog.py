@@ -30,6 +30,7 @@ from runner.folder.store import Store
 from runner.record import FAILED as FAILED_STATUS
 from runner.record import part
 from runner.report.axes import Column, usual_axes
+from runner.report.sheet.arrange import Items
 from runner.report.wanted import Wanted, size_of, told
 
 ITEMS, RECORDS = 2000, 200  # in a piece
@@ -121,6 +122,20 @@ class Catalog:
             "records": [self._marks[name_of("records", number)] for number in range(self._pieces["records"])],
         }
         self.store.put(f"{PIECES}/state.js", script("state", 0, state))
+
+    def shown(self) -> Items:
+        """What the contact sheet shows: all that is wanted."""
+        problems = {row: f"failed: {said}" for row, said in self._problems.items()}
+        gone = (row for row, state in enumerate(self.states) if state == GONE)
+        problems |= {row: f"missing: {self.paths[row] or 'no file was recorded'}" for row in gone}
+        return Items(
+            columns=self._table.columns(self.wanted),
+            common=self._table.common(),
+            made=[state != MISSING for state in self.states[: self.wanted]],
+            paths=self.paths,
+            sizes=self.sizes,
+            problems=problems,
+        )
 
     def sweep(self) -> None:
         """Removes pieces of an earlier, larger catalog."""
