@@ -14,10 +14,10 @@ from playwright.sync_api import expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
-PATIENCE = 8_000  # ms
+PATIENCE = 60_000  # ms
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None and not os.environ.get("CI"):
         pytest.skip("needs Chromium: apt-get install chromium")

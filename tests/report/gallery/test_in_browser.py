@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,7 @@ def test_marks_are_kept_and_saved_as_a_list_of_ids(folder, visit, tmp_path) -> N
     page.keyboard.press("f")
     page.get_by_role("button", name="Rate 2").click()
     page.keyboard.press("Escape")
+    expect(page).not_to_have_url(re.compile("open="))
     expect(page.locator("#save")).to_have_text("Save 2 favourites")
     page.reload()
     expect(page.locator("#save")).to_have_text("Save 2 favourites")
