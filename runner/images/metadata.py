@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import struct
 import unicodedata
@@ -156,8 +157,16 @@ def _exif_texts(exif: Image.Exif) -> dict[str, str]:
             texts[name.lower()] = graph
     comment = _comment(exif.get_ifd(EXIF_IFD).get(USER_COMMENT) or exif.get(USER_COMMENT), exif.endian or ">")
     if comment:
-        texts["comment" if comment.lstrip().startswith("{") else "parameters"] = comment
+        texts["comment" if _is_document(comment) else "parameters"] = comment
     return texts
+
+
+def _is_document(text: str) -> bool:
+    """Whether a text is JSON, and no prompt that begins with a brace."""
+    try:
+        return text.lstrip().startswith("{") and isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _as_text(value: object) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import MODEL, make_item
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -127,6 +127,7 @@ def test_a_picture_carries_its_item(tmp_path: Path, prompt: str, format: str) ->
 
 
 @given(prompt=st.text(), format=st.sampled_from(["png", "jpg"]))
+@example(prompt="{red|blue} cat", format="jpg")
 def test_any_prompt_comes_back(tmp_path_factory: pytest.TempPathFactory, prompt: str, format: str) -> None:
     item = make_item(prompt=prompt)
     path = tmp_path_factory.getbasetemp() / f"any.{format}"
