@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ from runner.record import Encoded, Making, Record, Written
 
 if TYPE_CHECKING:
     import numpy as np
+
+Preview = Callable[[], "Sequence[np.ndarray[Any, Any]]"]  # uint8 [h, w, 3] for each picture of a wave
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +46,15 @@ class WaveDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepDone:
-    """The pictures of the wave went one model call further, to `step` of the longest one's `steps`."""
+    """The pictures of the wave went one model call further, to `step` of the longest one's `steps`.
+
+    `preview` makes small pictures of what they are about to become; it may be called until the next event, by whoever
+    wants to see them. It is None where the pictures are in another process.
+    """
 
     step: int
     steps: int
+    preview: Preview | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,6 +94,15 @@ class RaySettings:
 
 
 @dataclass(slots=True, kw_only=True)
+class WebSettings:
+    """The folders whose files the page lets people choose from; one that isn't there is an empty one."""
+
+    models: str
+    loras: str
+    vaes: str
+
+
+@dataclass(slots=True, kw_only=True)
 class Settings:
     """How pictures are made. `turbo`, `compile`, `unet_bs` and `memory` are None for `auto`; sizes are in bytes.
 
@@ -113,6 +122,7 @@ class Settings:
     memory: Any
     engine: str
     ray: RaySettings
+    web: WebSettings
     out: str | None
     limit: int | None
     shuffle: int | None
@@ -157,7 +167,8 @@ class Settings:
                 raise SettingError(f"{key}={number}: should be at least 1")
 
 
-NODES: Mapping[str, Any] = {"model": ModelSettings, "bench": BenchSettings, "ray": RaySettings}  # of nested settings
+# The settings inside settings.
+NODES: Mapping[str, Any] = {"model": ModelSettings, "bench": BenchSettings, "ray": RaySettings, "web": WebSettings}
 
 
 def given_defaults(settings: Settings) -> dict[str, Any]:
@@ -335,7 +346,8 @@ def _right_key(key: str, known: Collection[str]) -> str:
 
 def known_keys() -> set[str]:
     """Every key that an override may set."""
-    keys = {field.name for field in fields(Settings)} - {"defaults", "ray"} | {f"defaults.{key}" for key in REPLACEABLE}
+    keys = {field.name for field in fields(Settings)} - {"defaults", *NODES.keys() - GROUPS.keys()}
+    keys |= {f"defaults.{key}" for key in REPLACEABLE}
     return keys | {f"{name}.{field.name}" for name, node in NODES.items() for field in fields(node)}
 
 

@@ -324,7 +324,7 @@ what can't be carried over. Exit code 4: some files can't be read.
 Serves the page for txt2img and img2img at http://127.0.0.1:7860, or at the next free port; GRADIO_SERVER_PORT names
 another. Each press makes a run folder in outputs/web, or in out=. Ctrl-C ends it.
 """,
-        uses=f"{ENGINE} defaults out",
+        uses=f"{ENGINE} defaults out web",
         run=_web,
     ),
     "bench": Verb(

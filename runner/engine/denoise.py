@@ -80,7 +80,9 @@ class Trajectory:
     scale: Tensor  # [g, 1, 1, 1]
     rescale: Tensor | None = None  # [g, 1, 1, 1], None where no image has any
     kept: Kept | None = None  # None where no image has a mask
+    schedule: samplers.NoiseSchedule | None = None
     call: samplers.ModelCall | None = None
+    answer: tuple[Tensor, samplers.ModelCall] | None = None  # the last prediction [n, 4, h, w], and what it answered
     latents: Tensor | None = None  # [n, 4, h, w]
     conditions: list[Conditions] = field(default_factory=list)  # of each row, in the call in hand
     calls: int = 0  # that were made before
@@ -88,11 +90,21 @@ class Trajectory:
     def advance(self, predicted: Tensor | None) -> None:
         """Hands the rows' predictions to the sampler and takes its next call, or its result; None begins the run."""
         try:
-            self.call = next(self.run) if predicted is None else self.run.send(self.guide(predicted))
+            if predicted is None or self.call is None:
+                self.call = next(self.run)
+            else:
+                self.answer = self.guide(predicted), self.call
+                self.call = self.run.send(self.answer[0])
         except StopIteration as stop:
             self.call, self.latents = None, stop.value
         self.calls += predicted is not None
         self._tell(step_of(self.items[0].sampler, self.calls))
+
+    def expected(self) -> Tensor | None:
+        """The finished latents [n, 4, h, w] as they are expected by now; None before anything is predicted."""
+        if self.latents is not None or self.answer is None or self.schedule is None:
+            return self.latents
+        return samplers.led_to(*self.answer, self.schedule)
 
     def _tell(self, step: int) -> None:
         """Lets the conditions be those of a step, counted from 0 among those that are made."""
@@ -159,6 +171,7 @@ def start_trajectory(
         scale=_of_images([items[index].scale for index in guided], device),
         rescale=_of_images([items[n].value("rescale") for n in guided], device) if first.value("rescale") else None,
         kept=_kept(given, pictures, schedule),
+        schedule=schedule,
     )
     trajectory.advance(None)
     return trajectory

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -32,6 +33,7 @@ from runner.engine import autoencoder, denoise, openvino
 from runner.engine.emphasis import texts_of
 from runner.engine.loras import Loras
 from runner.engine.pictures import Pictures
+from runner.engine.preview import Previews
 from runner.engine.remembered import Remembered
 from runner.engine.samplers import NoiseSchedule
 from runner.engine.text import Encoded, Texts, Way, ways_of
@@ -102,6 +104,7 @@ class Executor:
         self._accepts_shortages = False  # where no plan takes less memory
         self._lowered: dict[tuple[int, int], Layout] = {}  # by size, where memory ran out
         self._embeddings: Remembered[tuple[object, ...]] = Remembered(EMBEDDINGS_KEPT)
+        self._previews = Previews(self.components["vae"])
         self._pictures = Pictures(self.components["vae"], inpaints=model.inpaints, factor=model.latent_factor)
 
     def _prepare(self, dtype: torch.dtype) -> None:
@@ -291,7 +294,7 @@ class Executor:
         for call in range(1, calls + 1):
             with clock.stage("denoise"), torch.inference_mode():
                 next(steps)
-            yield StepDone(step=call, steps=calls)
+            yield StepDone(step=call, steps=calls, preview=partial(self._previews.of, trajectories))
         self.components["unet"].rest()
         self._check_shortages(shortages)
         items = [item for trajectory in trajectories for item in trajectory.items]

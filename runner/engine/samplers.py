@@ -320,6 +320,15 @@ def leading_to(pictures: Tensor, call: ModelCall, schedule: NoiseSchedule) -> Te
     return noise if schedule.prediction == "epsilon" else signal * noise - sigma * signal * pictures
 
 
+def led_to(predicted: Tensor, call: ModelCall, schedule: NoiseSchedule) -> Tensor:
+    """The finished latents [n, 4, h, w] that a prediction leads to from a call's: the inverse of `leading_to`."""
+    training = _training_sigmas(schedule)
+    sigma = float(np.interp(call.timestep, np.arange(len(training)), training))
+    signal = (sigma**2 + 1) ** -0.5
+    of_noise: Tensor = call.latents / signal - sigma * predicted
+    return of_noise if schedule.prediction == "epsilon" else signal * call.latents - sigma * signal * predicted
+
+
 def _even_sigmas(schedule: NoiseSchedule, steps: int) -> list[float]:
     """The sigmas of evenly spaced time steps, from the last one down, and 0."""
     training = _training_sigmas(schedule)

@@ -6,7 +6,7 @@ Gradio takes its own address from headers that anyone can send, and lets pages o
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,12 +16,13 @@ PORTS = range(7860, 7960)
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class OwnPageOnly:
     """An ASGI application before another: forwarding headers are dropped, and requests of other pages refused."""
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+    def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -30,8 +31,7 @@ class OwnPageOnly:
             return
         headers = [(name, value) for name, value in scope["headers"] if not _is_forwarding(name)]
         given = dict(headers)
-        origin = urlsplit(given.get(b"origin", b"").decode("latin-1")).netloc
-        if b"origin" in given and origin != given.get(b"host", b"").decode("latin-1"):
+        if _is_of_another_page(given):
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
                 return
@@ -39,6 +39,18 @@ class OwnPageOnly:
             await send({"type": "http.response.body", "body": b"requests of other pages are not answered"})
             return
         await self._app({**scope, "headers": headers}, receive, send)
+
+
+def _is_of_another_page(given: Mapping[bytes, bytes]) -> bool:
+    """Whether another page asks, by what the browser says: by its origin, or by embedding what a GET would answer.
+
+    A link on another page may be followed: what it opens is no part of that page.
+    """
+    origin = urlsplit(given.get(b"origin", b"").decode("latin-1")).netloc
+    if b"origin" in given and origin != given.get(b"host", b"").decode("latin-1"):
+        return True
+    from_elsewhere = given.get(b"sec-fetch-site") in (b"cross-site", b"same-site")
+    return from_elsewhere and (given.get(b"sec-fetch-mode"), given.get(b"sec-fetch-dest")) != (b"navigate", b"document")
 
 
 def given_port() -> int | None:

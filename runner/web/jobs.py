@@ -1,40 +1,24 @@
-"""What a press of the page's button becomes: a manifest in a run folder of its own, and a job for the one worker.
+"""A job: one press of the page's button, and what its run's events add up to, for a page to read at any time.
 
-One model is held and one job runs at a time, on one thread; the others wait. A job is what its run's events add up
-to, for a page to read at any time. Nothing here knows what the page looks like.
-
-    with Studio(settings) as studio:
-        job = studio.press(studio.usual_form() | {"prompt": "a red apple"})
-        job.wait()
-        print(job.manifest, job.pictures)
+job = Job(folder=folder, manifest=text, request=request)
+for event in run(job.request): job.note(event)
+job.pictures, job.share
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
+import io
 import logging
-import re
-import secrets
-import shlex
-import shutil
+import math
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple
 
-import yaml
 from PIL import Image
 
-from runner.engine.base import Engine
-from runner.errors import RunnerError
 from runner.events import (
     ItemDone,
     ItemFailed,
@@ -44,59 +28,79 @@ from runner.events import (
     RunFinished,
     RunStarted,
     StepDone,
+    WaveDone,
     WaveStarted,
 )
-from runner.files import atomic_write, on_disk, writing_to
-from runner.folder.names import MANIFEST
-from runner.images.inits import flatten
-from runner.item import EXTRA, MASK, Item, Model
-from runner.keys import KEYS, RANDOM_SEEDS
-from runner.manifest.rules import DEFAULTS
-from runner.model import files
-from runner.report import gallery, progress
-from runner.request import LARGEST_DRAWN_SEED, Request, read_request
-from runner.settings import Settings, compose, given_defaults
-from runner.verbs.plan.forecast import Kind
-from runner.verbs.plan.lint import Linter
-from runner.verbs.run import run as running
-from runner.verbs.run.turns import Start, start
+from runner.request import Request
 
-OUTPUTS = Path("outputs/web")
-PICTURE, MASK_PICTURE = "init.png", "mask.png"
-# Of a model that ships with the package; those of others are the manifest's.
-SHIPPED = {"scale": 5.0}
-GOOD = {"steps": 20, "sampler": "dpmpp_2m", "strength": 0.75, "seed": "", "n_samples": 4, "n_iter": 1}
-ITEM_FIELDS = (
-    "prompt", "negative", "width", "height", "steps", "scale", "sampler", "eta", "format", "long_prompts",
-    "seed", "n_samples", "n_iter",
+# What becomes of a job; an EARLIER one is that of a run folder alone.
+WAITING, LOADING, RUNNING, DONE, STOPPED, BROKEN, EARLIER = (
+    "waiting", "loading", "running", "done", "stopped", "broken", "earlier",
 )  # fmt: skip
-WAITING, LOADING, RUNNING, DONE, STOPPED, BROKEN = "waiting", "loading", "running", "done", "stopped", "broken"
-NAME_LENGTH = 40
-LINTED = 1000  # items of a press that are looked at for warnings
+
+
+LOOKED_FOR, LEAST_PAUSE = 2.0, 0.5  # seconds: somebody looks who has looked so lately; between two previews
+MOST_SHARE = 0.01  # of the time that previews may take
+MOST_PREVIEWED, PREVIEW_QUALITY = 16, 85
 log = logging.getLogger("runner")
+
+
+class Picture(NamedTuple):
+    """A finished picture: its file, its seed, and what the page writes below it."""
+
+    path: Path
+    seed: int
+    caption: str
+
+
+@dataclass(slots=True)
+class Pace:
+    """How often previews are made: while somebody looks, and for a small share of the time."""
+
+    looked: float = -LOOKED_FOR
+    next: float = 0.0
+    count: int = 0
+    broken: bool = False
+
+    def wants(self, now: float) -> bool:
+        """Whether it is time for one."""
+        return not self.broken and now - self.looked < LOOKED_FOR and now >= self.next
+
+    def made(self, begun: float, now: float) -> None:
+        """Puts the next one off; the first one of a model takes longer than those after it."""
+        self.count += 1
+        self.next = now + max(LEAST_PAUSE, (now - begun) / MOST_SHARE if self.count > 1 else 0.0)
 
 
 @dataclass(slots=True, kw_only=True)
 class Job:
     """A press of the button, and what has become of it. `share` is how much of the work is done, from 0 to 1;
-    `pictures` are their files and seeds."""
+    `settings` are those of the form that no manifest says."""
 
-    request: Request
     folder: Path  # the run folder
     manifest: str
+    kind: str = "txt2img"
+    request: Request | None = None
     state: str = WAITING
     message: str = ""
     share: float = 0.0
     begun: float = 0.0
     ended: float = 0.0
     wanted: int = 0
-    pictures: list[tuple[Path, int]] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
+    preview: bytes = b""  # a JPEG of the pictures under way, where somebody looks
+    _pace: Pace = field(default_factory=Pace)
     _over: threading.Event = field(default_factory=threading.Event)
     _before: int = 0  # pictures of the waves before this one
     _wave: int = 0
+
+    @property
+    def name(self) -> str:
+        """What the page calls it by: the name of its run folder."""
+        return self.folder.name
 
     @property
     def over(self) -> bool:
@@ -122,16 +126,36 @@ class Job:
                 self.notes += event.notes
             case MemoryShort():
                 self.notes.append(event.message)
+            case WaveDone():
+                self.preview = b""
             case WaveStarted():
                 self._before, self._wave = self._before + self._wave, len(event.items)
             case StepDone():
                 self.share = min(1.0, (self._before + self._wave * event.step / event.steps) / self.wanted)
+                self._look_ahead(event)
             case ItemDone():
-                self.pictures.append((self.folder / event.record.image, event.item.seed))
+                caption = caption_of(event.item.seed, dict(event.item.axes))
+                self.pictures.append(Picture(self.folder / event.record.image, event.item.seed, caption))
             case ItemFailed():
                 self.failed.append(f"seed {event.item.seed}: {event.error}")
             case RunFinished(hopeless=why) if why:
                 self.notes.append(f"stopped early: {why}")
+
+    def look(self) -> None:
+        """Says that somebody looks, so that previews are worth making."""
+        self._pace.looked = time.monotonic()
+
+    def _look_ahead(self, event: StepDone) -> None:
+        """Makes a preview, if somebody looks and the last one is old enough; the run goes on without one."""
+        begun = time.monotonic()
+        if event.preview is None or not self._pace.wants(begun):
+            return
+        try:
+            self.preview = preview_sheet(event.preview())
+        except Exception:  # too little memory, say: no picture needs it
+            log.warning("no previews of this run", exc_info=True)
+            self._pace.broken = True
+        self._pace.made(begun, time.monotonic())
 
     def end(self, state: str, message: str = "") -> None:
         """Says how it ended."""
@@ -139,196 +163,22 @@ class Job:
         self._over.set()
 
 
-class Studio:
-    """A model that is held, the folder that its run folders are put into, and the jobs that wait for it."""
-
-    def __init__(self, settings: Settings, start: Start = start) -> None:
-        self.settings, self._start = settings, start
-        self.model = files.find_model(settings.model.path)
-        self.folder = on_disk(settings.out or str(OUTPUTS), "runner web").resolve()
-        self._engine: Engine | None = None
-        self._made_for: dict[str, str] = {}
-        self._jobs: list[Job] = []
-        self._numbering = threading.Lock()
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="studio")
-
-    def __enter__(self) -> Self:
-        with writing_to(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for job in list(self._jobs):
-            job.stop.set()
-        self._worker.shutdown()
-
-    def usual_form(self) -> dict[str, Any]:
-        """What a form shows at first: the model's own size, what suits it, and what `defaults.KEY=` says."""
-        size = self.model.native_size
-        shipped = SHIPPED if self.settings.model.path.startswith(files.BUILTIN) else {}
-        own = {"prompt": "", "width": size, "height": size}
-        settings = {
-            "device": self.settings.device,
-            "precision": self.settings.precision,
-            "turbo": _word(self.settings.turbo),
-            "unet_bs": _word(self.settings.unet_bs),
-        }
-        return {**DEFAULTS, **GOOD, **shipped, **own, **settings, **given_defaults(self.settings)}
-
-    def press(
-        self, form: Mapping[str, Any], picture: Image.Image | None = None, mask: Image.Image | None = None
-    ) -> Job:
-        """Writes the form's manifest into a new run folder and lets the run wait for its turn.
-
-        `mask` is white where the picture is to be made anew, of the picture's size.
-
-        Raises:
-            RunnerError: a value is wrong; nothing stays behind.
-        """
-        if str(form["seed"]).strip().lower() in RANDOM_SEEDS:
-            form = {**form, "seed": ""}
-        folder = self._new_folder(str(form["prompt"]))
-        try:
-            settings = self._settings(form, folder)
-            text = to_manifest(form, settings, name=folder.name, picture=picture is not None, masked=mask is not None)
-            with writing_to(folder):
-                if mask is not None:
-                    mask.save(folder / MASK_PICTURE)
-                if picture is not None:
-                    flatten(picture).save(folder / PICTURE)
-                atomic_write(folder / MANIFEST, text.encode("utf-8", "replace"))
-            request = read_request(folder / MANIFEST, settings)
-            job = Job(request=request, folder=folder, manifest=text, notes=list(_warnings(request)))
-        except BaseException:
-            shutil.rmtree(folder)
-            raise
-        self._jobs.append(job)
-        self._worker.submit(self._work, job)
-        return job
-
-    def ahead(self, job: Job) -> int:
-        """How many others have to end before this one begins."""
-        jobs = list(self._jobs)
-        return jobs.index(job) if job in jobs else 0
-
-    def _settings(self, form: Mapping[str, Any], folder: Path) -> Settings:
-        turbo, unet_bs = str(form["turbo"]), str(form["unet_bs"]).strip() or "auto"
-        return dataclasses.replace(
-            self.settings,
-            device=form["device"],
-            precision=form["precision"],
-            turbo={"true": True, "false": False}.get(turbo, turbo),
-            unet_bs=int(unet_bs) if unet_bs.isascii() and unet_bs.isdigit() else unet_bs,
-            memory=self.settings.memory or "auto",
-            out=str(folder),
-        )
-
-    def _new_folder(self, prompt: str) -> Path:
-        words = re.sub(r"[^a-z0-9]+", "-", prompt[: 2 * NAME_LENGTH].lower()).strip("-")[:NAME_LENGTH].strip("-")
-        with self._numbering, writing_to(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            taken = [re.match(r"\d+", path.name) for path in self.folder.iterdir()]
-            number = max((int(match[0]) for match in taken if match), default=0) + 1
-            folder = self.folder / f"{number:04d}-{words or 'picture'}"
-            folder.mkdir()
-        return folder
-
-    def _work(self, job: Job) -> None:
-        try:
-            if not job.stop.is_set():
-                self._render(job)
-            job.end(STOPPED if job.stop.is_set() else DONE)
-        except RunnerError as error:
-            job.end(BROKEN, str(error))
-        except Exception as error:
-            log.exception("a run of the page broke")
-            self._engine = None
-            job.end(BROKEN, f"a fault of the runner itself: {type(error).__name__}: {error}")
-        finally:
-            self._jobs.remove(job)
-
-    def _render(self, job: Job) -> None:
-        job.state = LOADING
-        with (
-            closing(running.run(job.request, self._engine_for(job.request))) as events,
-            closing(progress.logged(events, job.request.store)) as logged,
-        ):
-            for event in logged:
-                job.note(event)
-                if job.stop.is_set():
-                    break
-        if job.stop.is_set() and job.pictures:
-            gallery.build(job.request.store)
-
-    def _engine_for(self, request: Request) -> Engine:
-        """The engine that is held, if it was started for the same settings; else a new one takes its place."""
-        wanted = asked_for(request.settings)
-        if self._engine is None or wanted != self._made_for:
-            if self._engine:  # two models may not fit
-                self._engine.close()
-                self._engine = None
-            self._engine, self._made_for = self._start(request, *request.models), wanted
-        return self._engine
+def preview_sheet(pictures: Sequence[Any]) -> bytes:
+    """The first of some small pictures, uint8 [h, w, 3], side by side as one JPEG; nothing where there are none."""
+    some = [Image.fromarray(picture) for picture in pictures[:MOST_PREVIEWED]]
+    if not some:
+        return b""
+    width, height = some[0].size
+    across = math.ceil(len(some) ** 0.5)
+    sheet = Image.new("RGB", (across * width, math.ceil(len(some) / across) * height), "white")
+    for n, picture in enumerate(some):
+        sheet.paste(picture, (n % across * width, n // across * height))
+    file = io.BytesIO()
+    sheet.save(file, "JPEG", quality=PREVIEW_QUALITY)
+    return file.getvalue()
 
 
-def asked_for(settings: Settings) -> dict[str, str]:
-    """The settings that may change a picture's rounding, as overrides."""
-    return {
-        "model.path": settings.model.path,
-        "model.prediction": settings.model.prediction,
-        "model.vae": settings.model.vae,
-        "device": settings.device,
-        "precision": settings.precision,
-        "turbo": _word(settings.turbo),
-        "compile": _word(settings.compile),
-        "unet_bs": _word(settings.unet_bs),
-        "memory": _word(settings.memory),
-    }
-
-
-def to_manifest(form: Mapping[str, Any], settings: Settings, *, name: str, picture: bool, masked: bool = False) -> str:
-    """The form as a manifest that says everything, headed by the command that renders it with the same settings."""
-    job = {key: form[key] for key in ITEM_FIELDS}
-    job |= {key: yaml.safe_load(str(form[key])) for key in EXTRA if form.get(key) not in (None, "", KEYS[key].default)}
-    job["prompt"], job["seed"] = " ".join(str(form["prompt"]).split()), _seed(str(form["seed"]))
-    if picture:
-        job |= {"init": PICTURE, "strength": form["strength"]}
-    if masked:
-        job |= {MASK: MASK_PICTURE}
-    changed = [shlex.quote(f"{key}={value}") for key, value in asked_for(settings).items() if value != _usual()[key]]
-    document = yaml.safe_dump(
-        {"version": 1, "name": name, "jobs": [job]}, sort_keys=False, allow_unicode=True, width=2**30
-    )
-    return f"# {' '.join(['runner run', MANIFEST, *changed])}\n{document}"
-
-
-@cache
-def _usual() -> dict[str, str]:
-    return asked_for(compose([]))
-
-
-def _seed(text: str) -> Any:
-    """A drawn seed for an empty text; what isn't a number is left for the manifest's own rules to refuse."""
-    text = text.strip()
-    if not text:
-        return secrets.randbelow(LARGEST_DRAWN_SEED)
-    return int(text) if text.isascii() and text.isdigit() else text
-
-
-def _word(value: object) -> str:
-    """A setting's value as an override says it."""
-    return "auto" if value is None else str(value).lower()
-
-
-def _warnings(request: Request) -> Iterator[str]:
-    """What `plan` would warn of, by the first items: a form makes few kinds."""
-    linter, kinds, samples = Linter(request), Counter[tuple[Model, Kind]](), dict[tuple[Model, Kind], Item]()
-    for item in itertools.islice(request.wanted(), LINTED):
-        linter.read(item)
-        kinds[item.model, Kind.of(item)] += 1
-        samples.setdefault((item.model, Kind.of(item)), item)
-    linter.read_kinds(kinds, samples)
-    for warned in linter.warnings():
-        yield f"{'; '.join(example.text for example in warned.examples)}: {warned.check.message}"
+def caption_of(seed: int, axes: Mapping[str, Any]) -> str:
+    """What the page writes below a picture: its seed, and the values of its axes."""
+    own = [f"{key} {value}" for key, value in axes.items() if key != "seed"]
+    return ", ".join([*own, f"seed {seed}"])

@@ -1,8 +1,6 @@
-"""The page, in a browser. The browser's tests need Chromium: without it they are skipped, and fail where CI is set."""
+"""The page as a whole: pictures are made, cropped and painted over in a browser; who is answered with what."""
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 import urllib.error
@@ -10,91 +8,18 @@ import urllib.request
 from urllib.parse import urlsplit
 
 import pytest
-import tiny
-from PIL import Image, ImageDraw
-from playwright.sync_api import expect, sync_playwright
+from browsing import form, make, run_folders, seeds, upload
+from PIL import Image
+from playwright.sync_api import expect
 
 from runner import cli, settings
 from runner.errors import SettingError
-from runner.web import jobs
+from runner.web import fields, studio
 from runner.web import page as web_page
+from runner.web.choices import Choices
 
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--no-first-run",
-)
-PATIENCE = 60_000  # ms
 FRAMES = 500  # ms; the editor draws and reads the mouse by frames
 MARGIN, TOOLBAR = 27, 40  # pixels of the picture editor: left of the handle, and below the picture
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("web")
-
-
-@pytest.fixture(scope="module")
-def address(folder):
-    model = tiny.save_model(folder / "tiny")
-    given = [f"model.path={model}", f"out={folder / 'runs'}", "defaults.steps=2", "unet_bs=4"]
-    with web_page.open_page(settings.compose(given)) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None and not os.environ.get("CI"):
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM or "/usr/bin/chromium", args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser, address):
-    """The page in a tab of its own, which may ask this machine only."""
-    outside = []
-    context = browser.new_context(viewport={"width": 1440, "height": 1000}, accept_downloads=True)
-    context.set_default_timeout(PATIENCE)
-    page = context.new_page()
-    own = urlsplit(address).netloc
-    page.on("request", lambda it: outside.append(it.url) if urlsplit(it.url).netloc not in ("", own) else None)
-    page.goto(address)
-    yield page
-    context.close()
-    assert outside == []
-
-
-@pytest.fixture(autouse=True)
-def patience():
-    expect.set_options(timeout=PATIENCE)
-
-
-def form(page, kind="txt2img"):
-    """The visible tab's part of the page."""
-    page.get_by_role("tab", name=kind).click()
-    part = page.locator(f"#{kind}")
-    expect(part.get_by_role("button", name="Make pictures")).to_be_visible()
-    return part
-
-
-def make(part, *, prompt="a red apple", **fields):
-    for label, value in {"Prompt": prompt, **fields}.items():
-        part.get_by_label(label, exact=True).fill(value)
-    part.get_by_role("button", name="Make pictures").click()
-
-
-def seeds(part):
-    return part.locator(".seeds").locator("input, textarea")
-
-
-def run_folders(folder):
-    return sorted((folder / "runs").glob("*"))
 
 
 def test_a_picture_is_made_and_shown_with_its_seed_and_manifest(page, folder, tmp_path):
@@ -161,18 +86,6 @@ def test_a_run_is_cancelled_and_another_tab_waits_meanwhile(page, browser, addre
     expect(part.get_by_role("button", name="Make pictures")).to_be_enabled()
 
 
-def test_closing_the_tab_stops_its_run(page, browser, address, folder):
-    with browser.new_context() as context:
-        other = context.new_page()
-        other.goto(address)
-        part = form(other)
-        make(part, prompt="left alone", Pictures="20000")
-        expect(part.get_by_role("status")).to_contain_text("of 20000 pictures")
-    part = form(page)
-    make(part, Pictures="1")
-    expect(part.get_by_role("status")).to_contain_text("1 of 1 pictures")
-
-
 def test_the_scheme_of_the_system_is_followed(browser, address):
     colours = {}
     for scheme in ("light", "dark"):
@@ -183,23 +96,6 @@ def test_the_scheme_of_the_system_is_followed(browser, address):
             colours[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert sum(map(int, re.findall(r"\d+", colours["light"])[:3])) > 700
     assert sum(map(int, re.findall(r"\d+", colours["dark"])[:3])) < 100
-
-
-@pytest.fixture
-def picture(tmp_path):
-    """Left half red, right half green."""
-    image = Image.new("RGB", (320, 200), (20, 200, 20))
-    ImageDraw.Draw(image).rectangle((0, 0, 159, 199), fill=(200, 60, 60))
-    image.save(tmp_path / "halves.png")
-    return tmp_path / "halves.png"
-
-
-def upload(page, part, picture):
-    # Gradio's editor loses a picture given before its two canvases, the picture's and the crop's, are drawn.
-    expect(part.locator(".pixi-target canvas, .pixi-target-crop canvas")).to_have_count(2)
-    part.locator("input[type=file]").first.set_input_files(picture)
-    expect(part.get_by_label("Image", exact=True)).to_be_visible()
-    expect(part.get_by_label("Undo", exact=True)).to_be_enabled()
 
 
 def crop_to_the_right_half(page, part):
@@ -230,7 +126,7 @@ def pressed_with(monkeypatch):
         given.append((form, *pictures))
         raise SettingError(f"noted {len(given)}")
 
-    monkeypatch.setattr(jobs.Studio, "press", press)
+    monkeypatch.setattr(studio.Studio, "press", press)
     return given
 
 
@@ -314,10 +210,21 @@ def answer(url, **headers):
 
 
 def test_no_file_outside_the_run_folders_is_served(address, folder):
-    (folder / "runs/inside.txt").write_text("inside")
-    (folder / "outside.txt").write_text("outside")
-    assert answer(f"{address}gradio_api/file={folder}/runs/inside.txt") == 200
+    run = folder / "runs/0000-by-hand"
+    (run / "images").mkdir(parents=True, exist_ok=True)
+    for name in ("manifest.yaml", "images/a.png", "notes.txt", ".secret", "../beside.txt", "../../outside.txt"):
+        (run / name).write_text("text")
+    (run / "images/link.png").unlink(missing_ok=True)
+    (run / "images/link.png").symlink_to(folder / "outside.txt")
+    for inner in ("manifest.yaml", "images/a.png"):
+        assert answer(f"{address}gradio_api/file={run}/{inner}") == 200
+        assert answer(f"{address}runs/0000-by-hand/{inner}") == 200
+    for inner in ("notes.txt", ".secret", "images/link.png", "images/../../beside.txt", "images/none.png"):
+        assert answer(f"{address}gradio_api/file={run}/{inner}") == 403
+        assert answer(f"{address}runs/0000-by-hand/{inner}") == 404
     for path in (
+        f"{folder}/runs/beside.txt",
+        "http://example.com/",
         "/etc/passwd",
         f"{folder}/outside.txt",
         f"{folder}/runs/../outside.txt",
@@ -362,11 +269,11 @@ def test_the_page_names_no_font_or_script_from_elsewhere(address):
 
 
 def test_a_device_can_be_chosen_where_there_is_more_than_one(address, folder):
-    here = jobs.Studio(settings.compose([f"model.path={folder / 'tiny'}"]))
+    here = studio.Studio(settings.compose([f"model.path={folder / 'tiny'}"]))
     for devices, there in ((["cpu"], False), (["cuda:0", "cpu"], True)):
         with web_page.gr.Blocks(analytics_enabled=False) as blocks:
-            fields, _, _ = web_page._build_form("txt2img", here.usual_form(), devices)
-        assert ("device" in fields) is there
+            made = fields.build_form("txt2img", here.usual_form(), Choices(here.settings), devices)
+        assert ("device" in made.fields) is there
         blocks.close(verbose=False)
 
 

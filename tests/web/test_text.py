@@ -1,3 +1,4 @@
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -6,7 +7,7 @@ from runner.events import MemoryShort, ModelLoaded, RunFinished, RunStarted, Ste
 from runner.item import Model
 from runner.web import jobs
 from runner.web.jobs import DONE, Job
-from runner.web.text import describe, spans, wrong
+from runner.web.text import UNSEEN, describe, plain, spans, wrong
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_a_running_job_says_how_far_it_is(job, system):
 
 
 def test_the_end_names_the_folder_and_the_gallery(job):
-    job.wanted, job.pictures = 2, [(job.folder / "a.png", 1)]
+    job.wanted, job.pictures = 2, [jobs.Picture(job.folder / "a.png", 1, "seed 1")]
     job.failed = ["seed 2: <no noise>"]
     job.end(jobs.DONE)
     text = describe(job, 0)
@@ -58,7 +59,7 @@ def test_the_end_names_the_folder_and_the_gallery(job):
     assert "gallery.html" not in text
     job.folder.mkdir()
     (job.folder / "gallery.html").touch()
-    assert f'href="gradio_api/file={job.folder}/gallery.html"' in describe(job, 0)
+    assert 'href="runs/0001-x/gallery.html"' in describe(job, 0)
 
 
 def test_cancelling_before_the_first_picture_says_so(job):
@@ -73,6 +74,9 @@ def test_a_broken_job_shows_its_message(job):
 
 def test_messages_are_safe_html():
     assert "<script>" not in wrong("<script>")
+    shown = plain("<img src=x> [a](javascript:1) &lt; www.a.b")
+    assert not re.search(r"<\w|\]\(|&\w|\w\.\w|:\w", shown)
+    assert shown.replace(UNSEEN, "") == "<img src=x> [a](javascript:1) &lt; www.a.b"
 
 
 def test_what_people_should_know_is_shown(job):

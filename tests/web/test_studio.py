@@ -14,11 +14,13 @@ from PIL import Image
 from runner import cli, settings
 from runner.errors import ManifestError, SettingError
 from runner.folder.ledger import iterate_records
-from runner.folder.store import LocalStore
+from runner.folder.local import LocalStore
 from runner.images.inits import flatten
 from runner.manifest import read as manifest_read
+from runner.web import forms as web_forms
 from runner.web import jobs as web_jobs
-from runner.web.jobs import Studio, to_manifest
+from runner.web.forms import Beside, to_manifest
+from runner.web.studio import Studio
 
 USUAL = settings.compose([])
 QUICK = {"prompt": "a red apple", "steps": 2, "n_samples": 2, "seed": "7"}
@@ -48,7 +50,7 @@ def pixels(path):
 def test_a_form_begins_with_the_models_own_size_and_the_settings(open_studio):
     form = open_studio("defaults.steps=9", "turbo=false").usual_form()
     assert (form["width"], form["height"], form["steps"], form["turbo"], form["unet_bs"]) == (64, 64, 9, "false", "4")
-    assert set(web_jobs.ITEM_FIELDS) <= set(form)
+    assert set(web_forms.ITEM_FIELDS) <= set(form)
 
 
 def test_a_press_makes_a_run_folder_with_its_manifest_and_pictures(open_studio, tmp_path):
@@ -57,8 +59,8 @@ def test_a_press_makes_a_run_folder_with_its_manifest_and_pictures(open_studio, 
         job.wait()
     assert (job.state, job.message, job.share) == (web_jobs.DONE, "", 1.0)
     assert job.folder == tmp_path / "web/0001-a-red-apple"
-    assert [seed for _, seed in job.pictures] == [7, 8]
-    assert [pixels(path).shape for path, _ in job.pictures] == [(64, 64, 3)] * 2
+    assert [each.seed for each in job.pictures] == [7, 8]
+    assert [pixels(path).shape for path, *_ in job.pictures] == [(64, 64, 3)] * 2
     assert (job.folder / "manifest.yaml").read_text() == job.manifest
     assert {path.name for path in job.folder.iterdir()} >= {"run.json", "records.jsonl", "gallery.html", "runner.log"}
 
@@ -216,7 +218,9 @@ def test_numbers_of_run_folders_go_on(open_studio, tmp_path):
 
 def test_the_manifest_of_img2img_names_the_picture_beside_it(open_studio):
     here = open_studio()
-    text = to_manifest(here.usual_form() | QUICK | {"strength": 0.4}, here.settings, name="x", picture=True)
+    text = to_manifest(
+        here.usual_form() | QUICK | {"strength": 0.4}, here.settings, name="x", beside=Beside(picture=True)
+    )
     assert "\n  init: init.png\n  strength: 0.4\n" in text
 
 
@@ -258,8 +262,8 @@ def test_transparent_pixels_become_white():
 @hypothesis.settings(deadline=None)
 @given(prompt=st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30))
 def test_every_prompt_survives_the_manifest(tmp_path_factory, prompt):
-    form = web_jobs.GOOD | web_jobs.DEFAULTS | QUICK | {"prompt": prompt, "width": 64, "height": 64}
-    text = to_manifest(form, USUAL, name="x", picture=False)
+    form = web_forms.GOOD | web_forms.DEFAULTS | QUICK | {"prompt": prompt, "width": 64, "height": 64}
+    text = to_manifest(form, USUAL, name="x")
     path = tmp_path_factory.getbasetemp() / "survives.yaml"
     path.write_bytes(text.encode())
     try:

@@ -1,0 +1,75 @@
+"""The page in a browser, shared by all tests: without Chromium they are skipped, and fail where CI is set."""
+
+import os
+import shutil
+from urllib.parse import urlsplit
+
+import pytest
+import tiny
+from PIL import Image, ImageDraw
+from playwright.sync_api import expect, sync_playwright
+
+from runner import settings
+from runner.web import page as web_page
+
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+)
+PATIENCE = 60_000  # ms
+
+
+@pytest.fixture(scope="package")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("web")
+
+
+@pytest.fixture(scope="package")
+def address(folder):
+    model = tiny.save_model(folder / "tiny")
+    given = [f"model.path={model}", f"out={folder / 'runs'}", "defaults.steps=2", "unet_bs=4"]
+    with web_page.open_page(settings.compose(given)) as address:
+        yield address
+
+
+@pytest.fixture(scope="package")
+def browser():
+    if CHROMIUM is None and not os.environ.get("CI"):
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM or "/usr/bin/chromium", args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    """The page in a tab of its own, which may ask this machine only."""
+    outside = []
+    context = browser.new_context(viewport={"width": 1440, "height": 1000}, accept_downloads=True)
+    context.set_default_timeout(PATIENCE)
+    page = context.new_page()
+    own = urlsplit(address).netloc
+    page.on("request", lambda it: outside.append(it.url) if urlsplit(it.url).netloc not in ("", own) else None)
+    page.goto(address)
+    yield page
+    context.close()
+    assert outside == []
+
+
+@pytest.fixture(autouse=True)
+def patience():
+    expect.set_options(timeout=PATIENCE)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """Left half red, right half green."""
+    image = Image.new("RGB", (320, 200), (20, 200, 20))
+    ImageDraw.Draw(image).rectangle((0, 0, 159, 199), fill=(200, 60, 60))
+    image.save(tmp_path / "halves.png")
+    return tmp_path / "halves.png"

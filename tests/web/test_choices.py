@@ -1,0 +1,71 @@
+import pytest
+import tiny
+
+from runner import settings
+from runner.errors import SettingError
+from runner.web.choices import OWN_VAE, Choices
+from runner.web.studio import Studio
+
+
+@pytest.fixture
+def given(tmp_path):
+    for name in ("models", "loras/style", "vae/folder"):
+        (tmp_path / name).mkdir(parents=True)
+    return [
+        f"web.{name}={tmp_path / folder}"
+        for name, folder in (("models", "models"), ("loras", "loras"), ("vaes", "vae"))
+    ]
+
+
+def test_what_lies_in_the_folders_is_listed(tmp_path, given):
+    tiny.save_model(tmp_path / "models/small")
+    (tmp_path / "models/small/model_index.json").touch()
+    for name in ("models/one.safetensors", "loras/ink.safetensors", "loras/ink.pt", "loras/style/a b.safetensors",
+                 "loras/notes.txt", "vae/fix.safetensors", "vae/folder/config.json"):  # fmt: skip
+        (tmp_path / name).touch()
+    choices = Choices(settings.compose(given))
+    assert list(choices.models) == ["emoji", "sd15", "one", "small"]
+    assert choices.started_with == "emoji"
+    assert list(choices.loras) == ["ink", "ink.safetensors", "style/a_b"]
+    assert list(choices.vaes) == [OWN_VAE, "fix", "folder"]
+    assert choices.model("small", "fix").vae == str(tmp_path / "vae/fix.safetensors")
+    assert choices.model_at(str(tmp_path / "models/one.safetensors")) == "one"
+
+
+def test_the_model_that_the_page_was_started_with_is_one_of_them(tmp_path, given):
+    own = settings.compose([*given, f"model.path={tmp_path}/elsewhere/mine.ckpt", "model.prediction=v_prediction"])
+    choices = Choices(own)
+    assert choices.started_with == "mine"
+    assert choices.model("mine", OWN_VAE) == own.model
+    assert Choices(settings.compose([*given, "model=sd15"])).started_with == "sd15"
+
+
+@pytest.mark.parametrize("folder", ["", "nowhere", "~nobody/x", "/dev/null", "a\0b"])
+def test_a_folder_that_is_not_there_is_an_empty_one(folder):
+    given = settings.compose([])
+    given.web.models = given.web.loras = given.web.vaes = folder
+    if folder == "":
+        given.web.models = "nowhere"
+    assert list(Choices(given).models) == ["emoji", "sd15"]
+
+
+def test_unknown_names_are_refused_with_what_there_is(given):
+    choices = Choices(settings.compose(given))
+    with pytest.raises(SettingError, match="model: there is no 'emojy', did you mean 'emoji'"):
+        choices.model("emojy", OWN_VAE)
+    with pytest.raises(SettingError, match="loras: there is no LoRA 'x', put its file into"):
+        choices.lora("x")
+
+
+def test_another_model_and_a_lora_are_used_and_rendered_again_by_the_command(tmp_path, given):
+    model = tiny.save_model(tmp_path / "models/small")
+    (model / "model_index.json").touch()
+    with Studio(settings.compose([*given, f"out={tmp_path / 'web'}", "unet_bs=4"])) as studio:
+        form = studio.usual_form() | {"prompt": "x", "steps": 1, "n_samples": 1, "seed": "1", "width": 64, "height": 64}
+        assert form["model"] == "emoji"
+        job = studio.press(form | {"model": "small"})
+        job.wait()
+        with pytest.raises(SettingError, match="there is no LoRA 'ink'"):
+            studio.press(form | {"loras": {"ink": 1}})
+    assert job.state == "done", job.message
+    assert f"model.path={model}" in job.manifest.splitlines()[0]
