@@ -11,7 +11,7 @@ from pathlib import Path
 
 import runner
 
-KILLS = int(os.environ.get("RUNNER_KILLS", "10"))
+KILLS = int(os.environ.get("RUNNER_KILLS", "4"))
 # Forks a command for each delay that it is told; says how the command ended.
 FORKER = """
 import os, signal, sys, time

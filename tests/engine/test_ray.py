@@ -25,7 +25,7 @@ from runner.folder.writer import Finish
 from runner.images.codec import encode
 from runner.item import Model
 
-KILLS = int(os.environ.get("RUNNER_KILLS", "10")) // 4
+KILLS = max(2, int(os.environ.get("RUNNER_KILLS", "0")))
 DEADLINE = 120  # seconds
 STORE = 1 << 27  # bytes
 HEARTBEATS = {"health_check_period_ms": 300, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
