@@ -319,10 +319,10 @@ what can't be carried over. Exit code 4: some files can't be read.
     ),
     "web": Verb(
         target="",
-        summary="the page for txt2img and img2img, on this machine only",
+        summary="the page for txt2img, img2img and more, on this machine only",
         help="""
-Serves the page for txt2img and img2img at http://127.0.0.1:7860, or at the next free port; GRADIO_SERVER_PORT names
-another. Each press makes a run folder in outputs/web, or in out=. Ctrl-C ends it.
+Serves the page for txt2img, img2img, inpainting and matrices at http://127.0.0.1:7860, or at the next free port;
+GRADIO_SERVER_PORT names another. Each press makes a run folder in outputs/web, or in out=. Ctrl-C ends it.
 """,
         uses=f"{ENGINE} defaults out web",
         run=_web,

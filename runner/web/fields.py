@@ -192,12 +192,13 @@ def _build_editor(kind: str) -> dict[str, Any]:
 
 
 def _bound(editor: gr.ImageEditor) -> None:
-    """Lets an editor keep few of the pictures that are sent to it before a button is pressed, and few layers of each."""
+    """Lets an editor keep few of the pictures that are sent to it until a button is pressed, with few layers each."""
     accept, kept = editor.accept_blobs, editor.blob_storage
 
     @functools.wraps(accept)  # with the mark that the browser may call it
     def accept_few(data: Any) -> Any:
-        if not 0 <= int(data.data.get("index") or 0) < MOST_LAYERS:
+        index = data.data.get("index") or "null"  # as the browser writes that there is none
+        if index != "null" and not 0 <= int(index) < MOST_LAYERS:
             raise gr.Error(f"a picture has at most {MOST_LAYERS} layers")
         while len(kept) >= MOST_EDITED and data.data.get("id") not in kept:
             kept.pop(next(iter(kept)), None)

@@ -91,11 +91,9 @@ class RunFiles:
 
     def _is_full(self) -> bool:
         """Whether more was uploaded than there should be at a time; Gradio removes each file after a while."""
-        sizes = (
-            os.path.getsize(os.path.join(place, name)) for place, _, names in os.walk(self._uploads) for name in names
-        )
+        files = (os.path.join(place, name) for place, _, names in os.walk(self._uploads) for name in names)
         with contextlib.suppress(OSError):  # one that was just removed
-            return sum(sizes) > MOST_UPLOADED
+            return sum(map(os.path.getsize, files)) > MOST_UPLOADED
         return False
 
     def _may_serve(self, path: str) -> bool:

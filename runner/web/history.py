@@ -18,7 +18,7 @@ from pathlib import Path
 from runner.errors import RunnerError
 from runner.folder.ledger import iterate_records
 from runner.folder.local import LocalStore
-from runner.folder.names import IMAGES, MANIFEST
+from runner.folder.names import IMAGES, MANIFEST, thumbnail_name
 from runner.record import DONE as FINISHED
 from runner.record import part
 from runner.web import forms
@@ -39,7 +39,7 @@ class Run:
     prompt: str
     kind: str
     pictures: int
-    first: str  # within the folder; "" if there is none
+    first: str  # within the folder, its thumbnail if it has one; "" if there is none
 
 
 def names(folder: Path) -> list[str]:
@@ -113,9 +113,11 @@ def is_within(folder: Path, name: str) -> bool:
 
 
 def _count(folder: Path) -> tuple[int, str]:
-    """The number of a run's pictures, and the first of them by its path."""
+    """The number of a run's pictures, and what shows the first of them."""
     found: Sequence[str] = list(itertools.islice(_pictures(folder / IMAGES), MOST_COUNTED))
-    return len(found), min(found, default="")
+    first = min(found, default="")
+    small = thumbnail_name(first)
+    return len(found), small if first and is_within(folder, small) else first
 
 
 def _pictures(folder: Path) -> Iterator[str]:

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from runner.web import files
 from runner.web.files import RunFiles, is_served, write_zip
 
 
@@ -72,6 +73,16 @@ def test_uploads_are_left_to_gradio(run):
     uploads.mkdir()
     (uploads / "x.png").touch()
     assert ask(run, f"/gradio_api/file={uploads}/x.png")[0] == 299
+    assert ask(run, "/config")[0] == 299
+
+
+def test_uploads_have_a_bound(run, limit):
+    uploads = run.parent.parent / "uploads/inner"
+    uploads.mkdir(parents=True)
+    (uploads / "x.png").write_bytes(b"x" * 100)
+    assert ask(run, "/gradio_api/upload", "POST")[0] == 299
+    limit(files, MOST_UPLOADED=99)
+    assert ask(run, "/gradio_api/upload", "POST")[0] == 413
     assert ask(run, "/config")[0] == 299
 
 

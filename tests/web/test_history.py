@@ -36,6 +36,10 @@ def test_runs_are_listed_newest_first(tmp_path):
     assert (found[0].prompt, found[0].kind, found[0].pictures) == ("a cat", IMG2IMG, 2)
     assert found[0].first == "images/a_cat/seed_0_00000.png"
     assert history.names(tmp_path / "nowhere") == []
+    small = tmp_path / "0010-c/thumbs/images/a_cat/seed_0_00000.png.webp"
+    small.parent.mkdir(parents=True)
+    small.touch()
+    assert history.look_at(tmp_path / "0010-c").first == "thumbs/images/a_cat/seed_0_00000.png.webp"
 
 
 @pytest.mark.parametrize("manifest", ["", "[", "jobs: [{prompt: [1]}]", "\x00\xff", "jobs: [7]"])

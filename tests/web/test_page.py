@@ -5,6 +5,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -275,6 +276,24 @@ def test_a_device_can_be_chosen_where_there_is_more_than_one(address, folder):
             made = fields.build_form("txt2img", here.usual_form(), Choices(here.settings), devices)
         assert ("device" in made.fields) is there
         blocks.close(verbose=False)
+
+
+def test_an_editor_keeps_few_pictures_that_were_only_sent(limit):
+    limit(fields, MOST_EDITED=3)
+    with web_page.gr.Blocks(analytics_enabled=False) as blocks:
+        editor = fields._build_editor("img2img")[fields.PICTURE_FIELD]
+
+    def send(name, index=0):
+        sent = SimpleNamespace(data={"type": "layer", "index": index, "id": name}, files=[("file", "a.png")])
+        editor.accept_blobs(sent)
+
+    for n in range(9):
+        send(f"id {n}")
+    assert list(editor.blob_storage) == ["id 6", "id 7", "id 8"]
+    with pytest.raises(web_page.gr.Error, match="at most 16 layers"):
+        send("huge", 10**9)
+    assert editor.accept_blobs._is_server_fn
+    blocks.close(verbose=False)
 
 
 def test_a_busy_port_is_a_message(address, folder, monkeypatch):

@@ -19,6 +19,7 @@ from runner.images.inits import flatten
 from runner.manifest import read as manifest_read
 from runner.web import forms as web_forms
 from runner.web import jobs as web_jobs
+from runner.web import studio as web_studio
 from runner.web.forms import Beside, to_manifest
 from runner.web.studio import Studio
 
@@ -194,6 +195,56 @@ def test_what_plan_would_warn_of_is_told_before_the_first_picture(open_studio):
         job.wait()
     assert any("'cat: 0.5', 'dog: 0.5' is plain text" in note for note in notes)
     assert any("2 steps of" in note for note in notes)
+
+
+def test_a_check_counts_and_warns_and_leaves_nothing(open_studio, tmp_path):
+    with open_studio() as here:
+        picture = Image.effect_noise((128, 64), 80).convert("RGB")
+        found = here.check(here.usual_form() | QUICK | {"axes": [("scale", "1, 2, 3"), ("steps", "1, 9")]}, picture)
+        assert (found.pictures, found.seconds) == (12, None)
+        assert any("steps of" in line for line in found.warnings)
+        with pytest.raises(SettingError, match="columns: there are no values yet"):
+            here.check(here.usual_form() | QUICK | {"axes": [("scale", "1, 2, 3"), ("steps", "")]})
+        here.press(here.usual_form() | QUICK).wait()
+        assert here.check(here.usual_form() | QUICK).seconds > 0
+        many = here.check(here.usual_form() | QUICK | {"seed": "0-999999"})
+        assert (many.pictures, many.seconds) == (1_000_000, None)
+    assert [path.name for path in (tmp_path / "web").iterdir()] == ["0001-a-red-apple"]
+
+
+def test_a_picture_of_another_shape_is_cropped_by_the_manifest(open_studio):
+    with open_studio() as here:
+        picture = Image.effect_noise((200, 100), 80).convert("RGB")
+        job = here.press(here.usual_form() | QUICK | {"fit": "crop", "n_samples": 1, "strength": 0}, picture)
+        job.wait()
+    assert "  crop:\n  - 50\n  - 0\n  - 150\n  - 100\n" in job.manifest
+    assert pixels(job.folder / "init.png").shape == (100, 200, 3)
+    assert pixels(job.pictures[0].path).shape == (64, 64, 3)
+
+
+def test_jobs_are_found_by_name_and_bounded(open_studio, limit):
+    limit(web_studio, MOST_REMEMBERED=1, MOST_WAITING=2)
+    with open_studio(start=lambda *_: FakeEngine()) as here:
+        done = []
+        for seed in range(3):
+            done.append(here.press(here.usual_form() | QUICK | {"seed": str(seed)}))
+            done[-1].wait()
+        last = here.press(here.usual_form() | QUICK)
+        last.wait()
+        assert here.find(last.name) is last
+        assert here.find(done[0].name) is not done[0]  # forgotten, and read from its folder
+        assert [each.seed for each in here.find(done[0].name).pictures] == [0, 1]
+        assert here.find("../x") is None
+
+
+def test_no_more_than_so_many_runs_wait(open_studio, limit):
+    limit(web_studio, MOST_WAITING=2)
+    with open_studio() as here:
+        long = here.usual_form() | QUICK | {"n_samples": 2000, "steps": 50}
+        for _ in range(2):
+            here.press(long)
+        with pytest.raises(SettingError, match="2 runs wait already"):
+            here.press(long)
 
 
 def test_failed_pictures_are_told_by_their_seeds(open_studio, no_noise):

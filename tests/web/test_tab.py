@@ -80,6 +80,16 @@ def test_a_run_of_an_earlier_session_is_shown_from_its_folder(page, address, fol
     expect(form(page).get_by_role("button", name="Make pictures")).to_be_enabled()
 
 
+def test_pictures_under_way_are_seen(page):
+    part = form(page)
+    part.get_by_label("number input for Steps").fill("150")
+    make(part, prompt="slowly", Pictures="40")
+    expect(part.locator("img.preview")).to_be_visible()
+    part.get_by_role("button", name="Cancel").click()
+    expect(status(part)).to_contain_text("cancelled: ")
+    expect(part.locator("img.preview")).to_have_count(0)
+
+
 def test_what_plan_warns_of_is_seen_before_anything_is_made(page, folder):
     part, before = form(page), run_folders(folder)
     field(part, "Prompt").fill("cat: 0.5 dog: 0.5")
