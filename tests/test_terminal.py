@@ -82,6 +82,7 @@ def test_any_encoding_will_do(here, encoding):
     assert "a cat ☕ 猫" in json.loads(done.stdout.decode(encoding))["axes"].get("prompt", {"a cat ☕ 猫": 1})
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("env", [{"FORCE_COLOR": "1"}, {"TERM": "dumb"}, {"FORCE_COLOR": "3", "TTY_COMPATIBLE": "1"}])
 def test_a_file_gets_plain_lines(here, model, env):
     done = runner(here, "run", "m.yaml", f"model.path={model}", env=env)

@@ -74,6 +74,7 @@ def fake(folder):
     return start
 
 
+@pytest.mark.some(0)
 def test_the_real_thing(folder, model, capsys):
     words = ["bench.images=3", "bench.steps=2", "bench.rounds=1", "bench.contenders=[stock_full,runner_streamed]"]
     assert cli.main(["bench", f"model.path={model}", *words, "json=true", "out=here"]) == 0

@@ -216,6 +216,7 @@ def test_cfg_job_shows_the_whole_configuration(manifest, capsys):
     assert "path: builtin:emoji" in text
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_a_run_and_keep_what_is_finished(manifest, model, tmp_path, number, code):
     (tmp_path / "m.yaml").write_text(MANIFEST.replace("seeds: 1-3", "seeds: 1-500").replace("steps: 2", "steps: 20"))

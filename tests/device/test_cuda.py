@@ -151,6 +151,7 @@ def test_units_whose_weights_are_used_least_stay(model):
     assert any(name.startswith("time_embedding") for name in unet.walk.kept)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("most", ["weights", "steps"])
 def test_running_out_of_memory_leaves_nothing_behind(model, resident, limit, most):
     """While weights are brought, and within a step: the next layout has all of the memory, and the same bytes."""
@@ -189,6 +190,7 @@ def interrupt(*_):
     raise KeyboardInterrupt
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("turbo", [True, False])
 def test_a_kernel_for_want_of_memory_is_not_taken_in_silence(model, resident, turbo):
     """A library that had too little memory for one kernel takes another one, and only a counter tells of it."""

@@ -155,7 +155,7 @@ STEPS_OF_CALLS = {  # written out, as the samplers make them
 }
 
 
-@pytest.mark.some(5)
+@pytest.mark.some(3)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_change_comes_at_its_step_with_every_sampler(model, sampler):
     steps = STEPS_OF_CALLS[sampler]

@@ -91,6 +91,7 @@ def test_pictures_are_the_same_bytes_when_the_unet_is_streamed(model, whole):
     assert len(set(executor.components["unet"].walk.loads.values())) == 1
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("turbo", [True, False])
 def test_pictures_are_the_same_bytes_side_by_side(model, whole, system, turbo):
     """With one thread here, the calls of a wave on two lanes are those that one thread makes."""
@@ -213,6 +214,7 @@ def short_of_memory(monkeypatch, executor, fits, error=torch.OutOfMemoryError):
     monkeypatch.setattr(engine_denoise, "denoise", denoise)
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, RuntimeError])
 @pytest.mark.parametrize("turbo", [None, False])
 def test_running_out_of_memory_is_answered_with_less_of_it(model, monkeypatch, error, turbo):

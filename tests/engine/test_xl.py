@@ -90,7 +90,7 @@ def close(found, wanted, plain=None):
     return psnr(found, wanted.round()) >= LEAST and (plain is None or psnr(found, plain) < LEAST)
 
 
-@pytest.mark.some(5)
+@pytest.mark.some(3)
 @pytest.mark.parametrize("sampler", list(SCHEDULERS))
 def test_every_scheduler_gives_the_stock_pictures(folder, sampler):
     assert close(ours(folder, sampler=sampler), stock(folder, sampler))
@@ -133,6 +133,7 @@ def test_rescaled_guidance(folder):
     assert close(ours(folder, extra=(("rescale", 0.7),)), stock(folder, guidance_rescale=0.7), ours(folder))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("sampler", ["ddim", "euler"])
 def test_v_prediction_of_zero_snr(tmp_path, sampler):
     said = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -224,6 +225,7 @@ def test_streamed_and_resident_give_the_same_bytes(folder):
     assert np.array_equal(ours(folder, ["turbo=true"]), ours(folder, ["turbo=false"]))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_single_file_gives_the_folders_pictures(tmp_path, dtype):
     parts = tiny_xl.components()
@@ -243,6 +245,7 @@ def test_what_a_file_says_of_its_prediction(tmp_path):
     assert not np.array_equal(ours(single), ours(tiny_xl.save_single_file(tmp_path / "e.safetensors")))
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("eta", [0.0, 0.3])
 def test_few_steps_by_trajectory_consistency(folder, eta):
     pipeline = pipeline_of(folder, scheduler="TCDScheduler", clip_sample=False, set_alpha_to_one=True, steps_offset=0)
@@ -253,6 +256,7 @@ def test_few_steps_by_trajectory_consistency(folder, eta):
     assert close(ours(folder, sampler="tcd", steps=4, scale=1.0, eta=eta), wanted)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("form", ["folder", "model", "file", "part"])
 def test_another_autoencoder(folder, tmp_path, form):
     """As a diffusers folder, within a model's, and in a file, by ldm's names or diffusers'."""

@@ -111,7 +111,7 @@ WRONG = st.recursive(
 
 
 @hypothesis.settings(
-    max_examples=120, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
 @hypothesis.given(data=st.data())
 def test_any_value_of_any_key_is_used_or_refused(shipped, tmp_path_factory, data):

@@ -128,6 +128,7 @@ def test_a_second_run_renders_nothing(ask):
     assert events[0].missing == 0
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize(
     "overrides", [["shuffle=3"], ["turbo=false"], ["shuffle=8", "limit=7"], ["turbo=false", "shuffle=2", "limit=5"]]
 )
@@ -381,6 +382,7 @@ OVERFLOWS = {
 }
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("place", OVERFLOWS)
 def test_what_overflows_is_rendered_again_in_full_precision(ask, model, tmp_path, place):
     component, tensor, row, number, why = OVERFLOWS[place]
