@@ -29,7 +29,7 @@ def seeds(part):
 
 
 def run_folders(folder):
-    return sorted((folder / "runs").glob("*"))
+    return sorted((folder / "runs").glob("*/"))
 
 
 def upload(page, part, picture):

@@ -1,6 +1,6 @@
 // What the page does in the browser itself: keys, its address, and waiting for what Gradio has yet to draw.
 window.runnerPage = (() => {
-  const PATIENCE = 10000; // ms
+  const PATIENCE = 30000; // ms
   const seen = part => part && part.offsetParent !== null;
 
   document.addEventListener("keydown", event => {

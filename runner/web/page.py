@@ -57,14 +57,25 @@ def open_page(settings: Settings) -> Iterator[str]:
         Studio(settings) as studio,
         tempfile.TemporaryDirectory(prefix="runner-web-") as uploads,
         _bounded_pictures(),
+        _kept_in(uploads),
     ):
-        os.environ["GRADIO_TEMP_DIR"] = uploads  # where Gradio keeps what it serves; gone with the page
         page = build_page(studio)
         try:
             yield _launch(page, studio, Path(uploads))
         finally:
             page.close(verbose=False)
-            os.environ.pop("GRADIO_TEMP_DIR", None)
+
+
+@contextlib.contextmanager
+def _kept_in(folder: str) -> Iterator[None]:
+    """Gradio keeps in a folder what it is given and what it serves, as long as the block is open."""
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    try:
+        yield
+    finally:
+        del os.environ["GRADIO_TEMP_DIR"]
+        os.environ |= {} if before is None else {"GRADIO_TEMP_DIR": before}
 
 
 @contextlib.contextmanager
