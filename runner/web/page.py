@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import itertools
 import os
 import socket
 import tempfile
@@ -165,6 +166,7 @@ class _Page:
 
     def __init__(self, studio: Studio, bar: gr.Tabs, tabs: dict[str, Tab], asked: gr.Textbox) -> None:
         self.studio, self.bar, self.tabs, self.asked = studio, bar, tabs, asked
+        self._changes = itertools.count()
         self.files = {kind: gr.Textbox("", container=False, elem_classes="unseen") for kind in (IMG2IMG, INPAINT)}
 
     def listen(self, page: gr.Blocks) -> None:
@@ -200,7 +202,7 @@ class _Page:
         filled = tab.filled(forms.from_manifest(job.manifest), choices)
         updates = _merged(updates, filled) | {self.bar: gr.update(selected=job.kind), tab.run: job.name}
         if job.kind in self.files and (job.folder / PICTURE).exists():
-            updates[self.files[job.kind]] = f"{job.name}/{PICTURE}"
+            updates[self.files[job.kind]] = self._anew(job.folder / PICTURE)
         return updates
 
     def _sender(self, tab: Tab, kind: str) -> Any:
@@ -210,14 +212,18 @@ class _Page:
                 return {}
             picture = pictures[min(selected, len(pictures) - 1)]
             form = forms.from_manifest(job.manifest) | {"seed": str(picture.seed)}
-            file = picture.path.relative_to(self.studio.folder).as_posix()
             filled = self.tabs[kind].filled(form, Choices(self.studio.settings))
-            return {self.bar: gr.update(selected=kind), self.files[kind]: file, **filled}
+            return {self.bar: gr.update(selected=kind), self.files[kind]: self._anew(picture.path), **filled}
 
         return send
 
+    def _anew(self, path: Path) -> str:
+        """A file of a run folder, in words that are new each time: their change is what brings it into an editor."""
+        return f"{path.relative_to(self.studio.folder).as_posix()}#{next(self._changes)}"
+
     def give(self, file: str) -> Any:
         """The picture of a run folder for an editor."""
+        file = file.rpartition("#")[0]
         name, _, inner = file.partition("/")
         if not history.NAME.fullmatch(name) or not history.is_within(self.studio.folder / name, inner):
             return gr.skip()

@@ -1,7 +1,12 @@
+import hashlib
+import shlex
+
 import pytest
 import tiny
+import torch
+from safetensors.torch import save_file
 
-from runner import settings
+from runner import cli, settings
 from runner.errors import SettingError
 from runner.web.choices import OWN_VAE, Choices
 from runner.web.studio import Studio
@@ -57,15 +62,33 @@ def test_unknown_names_are_refused_with_what_there_is(given):
         choices.lora("x")
 
 
-def test_another_model_and_a_lora_are_used_and_rendered_again_by_the_command(tmp_path, given):
+def test_another_model_and_loras_are_used_and_rendered_again_by_the_command(tmp_path, given, monkeypatch):
     model = tiny.save_model(tmp_path / "models/small")
     (model / "model_index.json").touch()
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    for name in ("ink", "tagged"):
+        parts = {f"{layer}.lora_down.weight": torch.randn(4, 64), f"{layer}.lora_up.weight": torch.randn(64, 4)}
+        save_file(parts, tmp_path / f"loras/{name}.safetensors")
     with Studio(settings.compose([*given, f"out={tmp_path / 'web'}", "unet_bs=4"])) as studio:
         form = studio.usual_form() | {"prompt": "x", "steps": 1, "n_samples": 1, "seed": "1", "width": 64, "height": 64}
-        assert form["model"] == "emoji"
-        job = studio.press(form | {"model": "small"})
+        assert (form["model"], studio.native_size("small")) == ("emoji", 64)
+        with pytest.raises(SettingError, match="there is no LoRA 'inc', did you mean 'ink'"):
+            studio.press(form | {"loras": {"inc": 1}})
+        with_loras = {
+            "prompt": "x <lora:tagged:0.5>",
+            "prompt_syntax": "a1111",
+            "loras": {"ink": 0.8},
+            "model": "small",
+        }
+        job = studio.press(form | with_loras)
         job.wait()
-        with pytest.raises(SettingError, match="there is no LoRA 'ink'"):
-            studio.press(form | {"loras": {"ink": 1}})
-    assert job.state == "done", job.message
-    assert f"model.path={model}" in job.manifest.splitlines()[0]
+        swept = studio.press(form | {"model": "small", "axes": [("loras.ink", "0, 1"), ("none", "")]})
+        swept.wait()
+    assert (job.state, swept.state) == ("done", "done"), (job.message, swept.message)
+    assert len(job.pictures) == 1 and len(swept.pictures) == 2
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "manifest.yaml").write_text(job.manifest)
+    words = shlex.split(job.manifest.splitlines()[0].removeprefix("# runner "))
+    assert cli.main([*words, "out=again"]) == 0
+    (made,) = (tmp_path / "again/images").rglob("*.png")
+    assert hashlib.sha256(made.read_bytes()).digest() == hashlib.sha256(job.pictures[0].path.read_bytes()).digest()
