@@ -22,7 +22,7 @@ from runner.item import item_id
 from runner.manifest import lines, schema, write
 from runner.manifest.rules import DEFAULTS
 from runner.request import read_request
-from runner.web.jobs import ITEM_FIELDS, to_manifest
+from runner.web.forms import ITEM_FIELDS, to_manifest
 
 def items(text, *overrides):
     Path("m.yaml").write_text("version: 1\\n" + text)

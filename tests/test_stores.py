@@ -25,7 +25,7 @@ from runner.folder.objects import ObjectStore
 from runner.folder.store import store_at
 from runner.request import read_request
 from runner.verbs.run.run import run
-from runner.web.jobs import Studio
+from runner.web.studio import Studio
 
 KILLS = int(os.environ.get("RUNNER_KILLS", "3"))
 TRACES = {".lock", "runner.log", "records.jsonl"}  # what may tell of a disturbance
