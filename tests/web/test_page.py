@@ -23,10 +23,15 @@ FRAMES = 500  # ms; the editor draws and reads the mouse by frames
 MARGIN, TOOLBAR = 27, 40  # pixels of the picture editor: left of the handle, and below the picture
 
 
+def status(part):
+    """How far the run of a tab is."""
+    return part.locator(".how-far.block").get_by_role("status")
+
+
 def test_a_picture_is_made_and_shown_with_its_seed_and_manifest(page, folder, tmp_path):
     part = form(page)
     make(part, Pictures="2", Seed="41")
-    expect(part.locator(".how-far.block").get_by_role("status")).to_contain_text(re.compile("2 of 2 pictures in .*-a-red-apple"))
+    expect(status(part)).to_contain_text(re.compile("2 of 2 pictures in .*-a-red-apple"))
     pictures = part.locator(".grid-container img")
     expect(pictures).to_have_count(2)
     for number in range(2):
@@ -64,24 +69,24 @@ def test_a_wrong_value_is_a_message(page, folder):
     expect(part.get_by_role("button", name="Make pictures")).to_be_enabled()
     assert run_folders(folder) == before
     make(part, Seed="12", Pictures="1")
-    expect(part.locator(".how-far.block").get_by_role("status")).to_contain_text("1 of 1 pictures")
+    expect(status(part)).to_contain_text("1 of 1 pictures")
     expect(part.get_by_role("alert")).to_have_count(0)
 
 
 def test_a_run_is_cancelled_and_another_tab_waits_meanwhile(page, browser, address, folder):
     part = form(page)
     make(part, prompt="long", Pictures="5000")
-    expect(part.locator(".how-far.block").get_by_role("status")).to_contain_text(re.compile(r"of 5000 pictures.* left"))
+    expect(status(part)).to_contain_text(re.compile(r"of 5000 pictures.* left"))
     made = run_folders(folder)[-1]
     with browser.new_context() as context:
         other = context.new_page()
         other.goto(address)
         patient = form(other)
         make(patient, Pictures="1")
-        expect(patient.locator(".how-far.block").get_by_role("status")).to_contain_text("waiting for 1 other")
+        expect(status(patient)).to_contain_text("waiting for 1 other")
         part.get_by_role("button", name="Cancel").click()
-        expect(part.locator(".how-far.block").get_by_role("status")).to_contain_text(re.compile(r"cancelled: \d+ of 5000 pictures"))
-        expect(patient.locator(".how-far.block").get_by_role("status")).to_contain_text("1 of 1 pictures")
+        expect(status(part)).to_contain_text(re.compile(r"cancelled: \d+ of 5000 pictures"))
+        expect(status(patient)).to_contain_text("1 of 1 pictures")
     finished = len((made / "records.jsonl").read_text().splitlines())
     assert 0 <= finished < 5000
     expect(part.get_by_role("button", name="Make pictures")).to_be_enabled()
@@ -159,7 +164,7 @@ def test_img2img_makes_a_picture(page, folder, picture):
     part = form(page, "img2img")
     upload(page, part, picture)
     make(part, Pictures="1", Seed="5")
-    expect(part.locator(".how-far.block").get_by_role("status")).to_contain_text("1 of 1 pictures")
+    expect(status(part)).to_contain_text("1 of 1 pictures")
     expect(part.locator(".grid-container img")).to_have_count(1)
     expect(part.locator(".cm-content")).to_contain_text("init: init.png")
     expect(part.get_by_role("button", name="Download init.png")).to_be_visible()
@@ -186,7 +191,7 @@ def test_inpainting_makes_anew_what_is_painted_over(page, folder, picture):
     expect(part.get_by_role("alert")).to_contain_text("nothing is painted yet")
     paint_over_the_middle(page, part)
     make(part, Pictures="1", Seed="5")
-    expect(part.locator(".how-far.block").get_by_role("status")).to_contain_text("1 of 1 pictures")
+    expect(status(part)).to_contain_text("1 of 1 pictures")
     expect(part.locator(".cm-content")).to_contain_text("mask: mask.png")
     run = run_folders(folder)[-1]
     with Image.open(run / "init.png") as init, Image.open(run / "mask.png") as mask:
