@@ -46,6 +46,7 @@ again = lines.read_item(item.to_dict(), number=0, location=lines.NOWHERE, model=
 found["line"] = item_id(again)
 found["extract"] = "tilt: 6" in write.to_yaml([item])
 form = {key: DEFAULTS.get(key, 1) for key in ITEM_FIELDS} | {"prompt": "cat", "seed": "1", "tilt": "8"}
+form |= {"n_samples": 1, "n_iter": 1}
 found["page"] = "tilt: 8" in to_manifest(form, settings.compose([]), name="m")
 print(json.dumps(found))
 """
