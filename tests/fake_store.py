@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
-from runner.errors import RunFolderHeld
+from runner.errors import FolderUnwritable, RunFolderHeld
+
+
+def failing_from(number: int) -> Callable[[str, str], None]:
+    """For `FakeStore.before`: the disk is full from the writing call of this number on, counted from 0."""
+    calls = itertools.count()
+
+    def before(method: str, name: str) -> None:
+        if next(calls) >= number:
+            raise FolderUnwritable("the disk is full")
+
+    return before
 
 
 class FakeStore:

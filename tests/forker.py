@@ -8,16 +8,21 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import runner
 
 KILLS = int(os.environ.get("RUNNER_KILLS", "4"))
-# Forks a command for each delay that it is told; says how the command ended.
+# What a child process does with its words; all that is imported here is there already when it begins.
+COMMAND = """
+from hydra import compose
+from runner import cli
+command = cli.main
+"""
+# Forks a child for each delay that it is told; says how the child ended.
 FORKER = """
 import os, signal, sys, time
 sys.argv[0] = "runner"
-from hydra import compose
-from runner import cli
 for line in sys.stdin:
     folder, delay, *words = line.rstrip("\\n").split("\\t")
     child = os.fork()
@@ -25,7 +30,7 @@ for line in sys.stdin:
         os.chdir(folder)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        os._exit(cli.main(words))
+        os._exit(command(words))
     begun = time.monotonic()
     while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() - begun < float(delay):
         time.sleep(0.002)
@@ -37,17 +42,19 @@ for line in sys.stdin:
 
 
 @contextmanager
-def forker(words: Sequence[str], imports: str) -> Iterator[Callable[[Path, float], tuple[int, float]]]:
+def forker(words: Sequence[str] = (), imports: str = "os", code: str = COMMAND) -> Iterator[Callable[..., Any]]:
     """A function that runs a command in a folder and kills it after some seconds: exit code and seconds it took.
 
-    `imports` are the modules that the command needs.
+    It takes the folder, the seconds, and more words. `imports` are the modules that the command needs; `code` defines
+    the function `command`, which is given all words.
     """
-    environment = {**os.environ, "PYTHONPATH": str(Path(runner.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(runner.__file__).parents[1]), *sys.path])}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    with subprocess.Popen([sys.executable, "-c", f"import {imports}\n{FORKER}"], env=environment, **pipes) as process:
+    script = f"import {imports}\n{code}\n{FORKER}"
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, **pipes) as process:
 
-        def run(folder: Path, delay: float) -> tuple[int, float]:
-            process.stdin.write("\t".join([str(folder), str(delay), *words]) + "\n")
+        def run(folder: Path, delay: float, *more: str) -> tuple[int, float]:
+            process.stdin.write("\t".join([str(folder), str(delay), *words, *more]) + "\n")
             code, seconds = process.stdout.readline().split()
             return int(code), float(seconds)
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny
 from fake_engine import FakeEngine
 from faulty_proxy import CUT, DROPPED, Proxy
+from forker import KILLS, forker
 from gallery_data import without_traces
 
-import runner
 from runner import cli, settings
 from runner.errors import FolderUnwritable, SettingError
 from runner.folder.clouds import Patience, read_url
@@ -27,7 +24,6 @@ from runner.request import read_request
 from runner.verbs.run.run import run
 from runner.web.studio import Studio
 
-KILLS = int(os.environ.get("RUNNER_KILLS", "3"))
 TRACES = {".lock", "runner.log", "records.jsonl"}  # what may tell of a disturbance
 MANIFEST = """
 version: 1
@@ -112,9 +108,8 @@ def test_a_store_that_goes_down_ends_a_run_that_goes_on_later(ask, bucket, s3, m
         assert (files.keys(), records.keys()) == tuple(each.keys() for each in content("out"))
 
 
-# Forks a run for each delay that it is told, so that everything is imported once; says how the run ended.
-FORKER = """
-import dataclasses, os, signal, sys, time
+COMMAND = """
+import dataclasses, time
 from pathlib import Path
 from fake_engine import FakeEngine
 from runner import settings
@@ -123,42 +118,27 @@ from runner.folder.clouds import read_url
 from runner.folder.objects import ObjectStore
 from runner.request import read_request
 from runner.verbs.run.run import run
-def one(url):
-    request = read_request(Path("m.yaml"), settings.compose([f"out={url}"]))
-    request = dataclasses.replace(request, store=ObjectStore(read_url(url), lock_seconds=2))
+def command(words):
+    request = read_request(Path("m.yaml"), settings.compose([f"out={words[0]}"]))
+    request = dataclasses.replace(request, store=ObjectStore(read_url(words[0]), lock_seconds=2))
     try:
         list(run(request, FakeEngine(before_wave=lambda: time.sleep(0.05))))
     except RunFolderHeld as held:
         return held.exit_code
     return 0
-for line in sys.stdin:
-    url, delay = line.rstrip("\\n").split("\\t")
-    child = os.fork()
-    if not child:
-        os._exit(one(url))
-    begun = time.monotonic()
-    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() - begun < float(delay):
-        time.sleep(0.002)
-    if not ended[0]:
-        os.kill(child, signal.SIGKILL)
-        ended = os.waitpid(child, 0)
-    print(os.waitstatus_to_exitcode(ended[1]), time.monotonic() - begun, flush=True)
 """
 
 
 def test_a_run_may_be_killed_at_any_moment(ask, bucket, tmp_path):
     paint(ask("out"))
     whole, delays, kills, place = content("out"), random.Random(20), 0, 0
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(runner.__file__).parents[1]), *sys.path])}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
-    with subprocess.Popen([sys.executable, "-c", FORKER], env=environment, cwd=tmp_path, **pipes) as process:
+    with forker(code=COMMAND) as forked:
 
         def attempt(delay):
             while True:
-                process.stdin.write(f"s3://{bucket}/{place}/out\t{delay}\n")
-                code, seconds = process.stdout.readline().split()
-                if code != "11":  # the lock of a killed run has not run out yet
-                    return int(code), float(seconds)
+                code, seconds = forked(tmp_path, delay, f"s3://{bucket}/{place}/out")
+                if code != 11:  # the lock of a killed run has not run out yet
+                    return code, seconds
 
         code, seconds = attempt(600)
         assert code == 0
@@ -176,7 +156,6 @@ def test_a_run_may_be_killed_at_any_moment(ask, bucket, tmp_path):
                     assert store.size(record["image"]) == record["bytes"]
         assert attempt(600)[0] == 0
         assert content(f"s3://{bucket}/{place}/out") == whole
-        process.stdin.close()
 
 
 def test_every_verb_takes_a_url(bucket, tmp_path, monkeypatch, capsys):

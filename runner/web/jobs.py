@@ -38,7 +38,6 @@ WAITING, LOADING, RUNNING, DONE, STOPPED, BROKEN, EARLIER = (
     "waiting", "loading", "running", "done", "stopped", "broken", "earlier",
 )  # fmt: skip
 
-
 LOOKED_FOR, LEAST_PAUSE = 2.0, 0.5  # seconds: somebody looks who has looked so lately; between two previews
 MOST_SHARE = 0.01  # of the time that previews may take
 MOST_PREVIEWED, PREVIEW_QUALITY = 16, 85
@@ -74,8 +73,7 @@ class Pace:
 
 @dataclass(slots=True, kw_only=True)
 class Job:
-    """A press of the button, and what has become of it. `share` is how much of the work is done, from 0 to 1;
-    `settings` are those of the form that no manifest says."""
+    """A press of the button, and what has become of it. `share` is how much of the work is done, from 0 to 1."""
 
     folder: Path  # the run folder
     manifest: str

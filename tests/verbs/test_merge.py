@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 from fake_engine import MAKING, FakeEngine
-from fake_store import FakeStore
+from fake_store import FakeStore, failing_from
 from forker import KILLS, forker
 from PIL import Image
 
@@ -274,15 +274,7 @@ def test_any_write_may_fail(painted):
     merge(shards, FakeStore(lambda *call: calls.append(call)))
     assert len(calls) > 20
     for number in range(len(calls)):
-        left = number
-
-        def fail(method, name):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise FolderUnwritable("the disk is full")
-
-        store = FakeStore(fail)
+        store = FakeStore(failing_from(number))
         with pytest.raises(FolderUnwritable):
             merge(shards, store)
         store.before = lambda method, name: None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 from fake_engine import FakeEngine
-from fake_store import FakeStore
+from fake_store import FakeStore, failing_from
 from forker import KILLS, forker
 
 from runner import cli, settings
@@ -249,15 +249,7 @@ def test_any_write_may_fail(painted, to):
     export(painted, FakeStore(lambda *call: calls.append(call)), to, THREE)
     assert len(calls) >= 15
     for number in range(len(calls)):
-        left = number
-
-        def fail(method, name):
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise FolderUnwritable("the disk is full")
-
-        store = FakeStore(fail)
+        store = FakeStore(failing_from(number))
         with pytest.raises(FolderUnwritable):
             export(painted, store, to, THREE)
         if "index.json" in store.files:  # then all is there
