@@ -58,7 +58,7 @@ class _Values:
         self.codes.append(code)
 
     def as_column(self, name: str, rows: int) -> Column:
-        codes = np.zeros(rows, np.uint32) if self.codes is None else np.frombuffer(self.codes, np.uint32)
+        codes = np.zeros(rows, np.uint32) if self.codes is None else np.array(self.codes, np.uint32)
         return Column(name=name, values=list(self.places), codes=codes)
 
 
@@ -86,9 +86,8 @@ class Table:
                     continue
                 values = self._grown[name] = _Values(text if not self.rows else missing(name))
             values.add(text, self.rows)
-        if len(coordinates) < len(self._grown):
-            for name in self._grown.keys() - coordinates.keys():
-                self._grown[name].add(missing(name), self.rows)
+        for name in self._grown.keys() - coordinates.keys():
+            self._grown[name].add(missing(name), self.rows)
         self.rows += 1
 
     def columns(self, wanted: int | None = None) -> list[Column]:

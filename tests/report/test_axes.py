@@ -47,6 +47,21 @@ def test_the_weight_of_a_lora_is_an_axis_and_0_where_it_is_not() -> None:
     assert axes(items) == {"loras.ink": ["0", "0.6", "1"]}
 
 
+def test_loras_that_are_no_axis_put_nothing_out_of_its_place() -> None:
+    constant = tuple(Lora(name, f"{name}.safetensors", "0" * 64, "", 0.5, 0.5) for name in ("x", "y", "z"))
+    items = [
+        make_item(init="a.png", strength=0.5, axes=named(init="a.png")),
+        make_item(loras=constant),
+        make_item(init="b.png", strength=0.7, axes=named(init="b.png")),
+        make_item(loras=constant),
+    ]
+    made = table(items)
+    [init] = [column for column in made.columns() if column.name == "init"]
+    assert [init.values[code] for code in init.codes] == ["a.png", "", "b.png", ""]
+    made.add(coordinates(item_dict(items[0]), "m"))  # while a column of it is held
+    assert made.rows == 5
+
+
 def test_what_another_axis_decides_is_none_but_is_kept() -> None:
     items = [
         make_item(prompt=prompt, negative=negative, seed=seed)

@@ -111,7 +111,6 @@ class Catalog:
         said = [{"name": each.name, "values": each.values, "swept": each.swept} for each in columns]
         self._put("axes", script("axes", 0, {"columns": said, "common": self._table.common(), "usual": usual}))
         state = {
-            "title": as_unicode(self.store.name),
             "folder": as_unicode(str(self.store)),
             "rows": len(self.ids),
             "wanted": self.wanted,

@@ -42,9 +42,8 @@ def render(store: Store, items: Items, per_row: int | None, lettering: Lettering
     """The pages, one at a time."""
     arrangement = arrange(items, per_row)
     inside = itertools.chain.from_iterable(block.cells.values() for block in arrangement.blocks)
-    for column in items.columns:
-        for value in column.values:
-            lettering.readable(value)  # so that the footer knows what no font has
+    for value in itertools.chain(items.common.values(), *(column.values for column in items.columns)):
+        lettering.readable(value)  # so that the footer knows what no font has
     footer = _footer(arrangement, items, lettering)
     measures, pages = lay_out(arrangement, {items.sizes[item] for item in inside}, lettering, footer)
     labels = Labels(arrangement, lettering, measures)

@@ -35,6 +35,7 @@ function command(record) {
   const place = folder(), run = record.run || {}, settings = [];
   if (typeof run.precision === "string") settings.push(`precision=${run.precision}`);
   if (Number.isInteger(run.unet_bs)) settings.push(`unet_bs=${run.unet_bs}`);
+  if (run.device === "cpu") settings.push("device=cpu"); // auto takes a card where there is one
   if (run.compile in COMPILERS && run.compile !== "none") settings.push(`compile=${COMPILERS[run.compile]}`);
   const ledger = quoted(`${place}/records.jsonl`), alone = quoted(`${place}/again.jsonl`);
   const words = ["runner run", alone, `out=${quoted(`${place}-again`)}`, ...settings.map(each => (/^[\w.=-]+$/.test(each) ? each : quoted(each)))];

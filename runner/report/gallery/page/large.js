@@ -28,6 +28,7 @@ function move(dx, dy) {
 }
 
 function closeLarge() {
+  if (by("large").open) return; // another picture was opened before the browser told of the closing
   large.other = -1;
   view.open = view.other = "";
   writeHash();
@@ -81,6 +82,7 @@ function showFacts(row) {
   if (path === null) by("file").removeAttribute("href");
   else by("file").href = path;
   for (const name of ["copy-command", "copy-item", "whole"]) by(name).hidden = pieceOf(row).records[row % PIECE] < 0;
+  if (/^\w+:\/\//.test(folder())) by("copy-command").hidden = true; // no shell reads an object store
   if (by("whole").open) showRecord();
 }
 

@@ -91,18 +91,23 @@ function arrangeList(match, room, first, end, title) {
   const margin = PHONE.matches ? 12 : 24, [width, height] = layout.cell, wide = Math.max(1, Math.floor((room - 2 * margin + 2 * GAP) / (width + 2 * GAP)));
   const last = layout.blocks[layout.blocks.length - 1];
   let y = last ? last.y + last.h + 3 * GAP : 0;
+  let left = 0;
+  for (const rows of groups.values()) left += rows.length;
   for (const [key, rows] of groups) {
+    if (y > TALLEST) break; // browsers show nothing that lies further down
     const text = title ?? (key < 0 ? data.common.prompt || "No prompt" : prompts.values[key] || "No prompt");
-    layout.blocks.push({ kind: "heading", y, h: HEADING, text, count: rows.length, left: title !== null });
+    layout.blocks.push({ kind: "heading", y, h: HEADING, text, count: rows.length });
     y += HEADING;
-    for (let start = 0; start < rows.length; start += wide) {
+    for (let start = 0; start < rows.length && y <= TALLEST; start += wide) {
       const some = rows.slice(start, start + wide);
       for (const row of some) layout.where[row] = layout.blocks.length;
       layout.blocks.push({ kind: "cards", y, h: height + CAPTION, rows: some, margin });
       y += height + CAPTION + 2 * GAP;
+      left -= some.length;
     }
     y += 2 * GAP;
   }
+  if (left) layout.blocks.push({ kind: "heading", y, h: HEADING, text: "More pictures: filter by words or values to see them", count: left });
   if (!layout.grid) layout.width = room;
 }
 

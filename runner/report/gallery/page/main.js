@@ -1,7 +1,8 @@
 // ---- main: what happens when
 
-const main = { changed: 0, patience: 0, ready: false };
-const POLL = 3000, MOST_PATIENCE = 20; // ms between two looks at a run that goes on; up to so many times as much
+const main = { changed: 0, patience: 0, drawn: 0, ready: false };
+const POLL = 3000; // ms between two looks at a run that goes on
+const MOST_PATIENCE = 20; // looks without anything new, after which it is four times that
 
 function say(text) {
   by("note").textContent = text;
@@ -70,10 +71,12 @@ async function look() {
     }
     drawCounts();
   } catch (error) {
-    if (!data.state) {
-      by("counts").textContent = "no data";
-      by("nothing").hidden = false;
-      by("nothing").textContent = `${error.message}. It belongs beside this page; make it with: runner gallery FOLDER`;
+    if (!data.state || !data.state.running) {
+      const text = `${error.message}. It belongs beside this page; make it with: runner gallery FOLDER`;
+      by("counts").textContent = main.ready ? "incomplete" : "no data";
+      by("nothing").hidden = main.ready;
+      if (main.ready) by("note").textContent = text;
+      else by("nothing").textContent = text;
       return;
     }
   }

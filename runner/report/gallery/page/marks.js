@@ -2,23 +2,26 @@
 
 const MARKS = `runner.gallery ${location.pathname}`, STAR = 8, MOST_RATED = 5;
 let marks = new Map();
+let kept = true; // whether this browser keeps them; else they are this tab's alone
 
 // Another tab may have changed them, so they are read before each change, and only one entry is changed.
 function readMarks() {
   try {
-    const kept = Object.entries(JSON.parse(localStorage.getItem(MARKS) || "{}"));
-    marks = new Map(kept.filter(([, mark]) => Number.isInteger(mark) && mark > 0 && mark <= STAR + MOST_RATED));
+    const found = Object.entries(JSON.parse(localStorage.getItem(MARKS) || "{}"));
+    marks = new Map(found.filter(([, mark]) => Number.isInteger(mark) && mark > 0 && mark <= STAR + MOST_RATED));
   } catch { /* no storage here, or not ours: those of this tab */ }
 }
 
 function changeMark(id, change) {
-  readMarks();
+  if (kept) readMarks();
   const mark = change(marks.get(id) || 0);
   if (mark) marks.set(id, mark);
   else marks.delete(id);
   try {
     localStorage.setItem(MARKS, JSON.stringify(Object.fromEntries(marks)));
+    kept = true;
   } catch {
+    kept = false;
     say("This browser doesn't keep them: they are gone when the tab is closed. Save the ids first.");
   }
   marksChanged();
@@ -30,7 +33,7 @@ const toggleStar = id => changeMark(id, mark => mark ^ STAR);
 const rate = (id, rating) => changeMark(id, mark => (mark & STAR) | rating);
 
 addEventListener("storage", event => {
-  if (event.key === MARKS || event.key === null) {
+  if (kept && (event.key === MARKS || event.key === null)) {
     marks = new Map();
     readMarks();
     marksChanged();
