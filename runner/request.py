@@ -147,7 +147,7 @@ def read_request(target: Path, settings: Settings, *, job: str = "", drawn: dict
     counts = {asked: vectors[each.sha256] for asked, each in learnt.items()}
     _check_lengths(source.texts, counts, [each for reader in readers.values() for each in reader.tokenizers])
     _check_shard(source, settings)
-    store, kept = _folder(source.name, settings, job)
+    store, kept = _folder(source, settings, job)
     seeds = _draw_seeds(source.without_seed, kept, {} if drawn is None else drawn)
     items = source.items(seeds, {asked: model for asked, (model, _) in found.items()}, learnt)
     listed, note = _listed(items, target, settings)
@@ -186,11 +186,13 @@ def _check_shard(source: _Source, settings: Settings) -> None:
         raise ManifestError(message, job.location)
 
 
-def _folder(name: str, settings: Settings, job: str) -> tuple[Store, Mapping[str, int]]:
-    """The run folder, and the seeds that it or another one of the same sweep has kept."""
+def _folder(source: _Source, settings: Settings, job: str) -> tuple[Store, Mapping[str, int]]:
+    """The run folder, and, if any are needed, the seeds that it or another one of the same sweep has kept."""
     shard = "-shard-{}-of-{}".format(*parse_shard(settings.shard)) if settings.shard else ""
-    beside = settings.out or f"{OUTPUTS / name}{shard}{'-multirun' if job else ''}"
+    beside = settings.out or f"{OUTPUTS / source.name}{shard}{'-multirun' if job else ''}"
     store = store_at(f"{beside}/{job}" if job else beside)
+    if not source.without_seed:
+        return store, {}
     return store, _kept_seeds(store) or (_seeds_beside(beside) if job else {})
 
 

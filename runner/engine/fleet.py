@@ -81,6 +81,7 @@ class Fleet:
         self.settings = settings
         self.members: list[Member] = []
         self.left_out: dict[str, str] = {}  # by machines' ids, why they get no work
+        self.given_up: dict[Place, str] = {}  # places whose workers died again and again, and why
         self._start = start
         self._deaths: dict[Place, int] = {}
         self._looked = -LOOK_SECONDS
@@ -151,7 +152,7 @@ class Fleet:
         taken, started = {member.place for member in self.members}, []
         for place in places(machines.values(), self.settings):
             full = self.settings.ray.workers is not None and len(self.members) >= self.settings.ray.workers
-            if full or place in taken or place.node in self.left_out:
+            if full or place in taken or place in self.given_up or place.node in self.left_out:
                 continue
             started.append(self._hire(place, machines[place.node]))
             self.members.append(started[-1])
@@ -175,7 +176,19 @@ class Fleet:
     def died(self, member: Member, why: str) -> None:
         """A worker is dead: its place gets another one, unless too many died there before they made anything."""
         self._deaths[member.place] = deaths = self._deaths.get(member.place, 0) + 1
-        self.dismiss(member, unfit=f"{deaths} workers died at once: {why}" if deaths >= MOST_DEATHS else "")
+        if deaths >= MOST_DEATHS:
+            self.given_up[member.place] = f"{member.machine}: {deaths} workers died one after the other: {why}"
+        self.dismiss(member)
+
+    def forgive(self) -> None:
+        """Forgets which machines and places get no work: another model may be there."""
+        self.left_out.clear()
+        self.given_up.clear()
+        self._deaths.clear()
+
+    def without_work(self) -> list[str]:
+        """Why machines and places get no work."""
+        return [*self.left_out.values(), *self.given_up.values()]
 
     def proved(self, member: Member) -> None:
         """A worker has made pictures."""
@@ -196,12 +209,13 @@ class Fleet:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         settings, self._hired = self.settings, True
+        sharing = sum(other.node == place.node for other in places([machine], settings))
         device = "cuda" if place.cards else "cpu"
         job = Job(
             settings=dataclasses.replace(settings, device=device if settings.device in ("auto", device) else "cpu"),
             start=self._start,
             cores=settings.ray.cpus if not place.cards else None,
-            sharing=max(1, sum(other.node == place.node for other in places([machine], settings))),
+            sharing=min(sharing, settings.ray.workers or sharing),
             environment={name: os.environ[name] for name in THREAD_COUNTS if name in os.environ},
         )
         at_home = place.node == self._home

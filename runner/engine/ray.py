@@ -13,6 +13,7 @@ rounded otherwise get no work, unless `mixed=true`. `fleet` knows where workers 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -23,8 +24,8 @@ from typing import Any
 from runner.engine.base import Delivery
 from runner.engine.fleet import Fleet, Member, first_line
 from runner.engine.tasks import Loras, Task, Tasks
-from runner.engine.worker import Answer, Loaded, Told, files_of, placed
-from runner.errors import DeviceLost, Location, ManifestError, RunnerError
+from runner.engine.worker import Answer, Loaded, Told, files_of, pictures_of, placed
+from runner.errors import DeviceLost, RunnerError
 from runner.events import Failure, ItemFailed, MemoryShort, Rendered, WaveDone, WaveEvent, WaveStarted, WorkersChanged
 from runner.item import Item, Model
 from runner.planning import waves
@@ -78,7 +79,7 @@ class RayEngine:
         self._contents: dict[str, Any] = {}  # files of this machine, in Ray's object store
         self._alone_since: float | None = None
         self._reference: Loaded | None = None
-        fleet.left_out.clear()  # they may have this model
+        fleet.forgive()
         self._seats = [self._seat(member) for member in fleet.members]
         self._assemble()
 
@@ -125,10 +126,16 @@ class RayEngine:
 
     def _assemble(self) -> None:
         """Waits for the first worker, and not much longer for others; most of them say what the pictures will be."""
-        begun, nothing = time.monotonic(), Tasks([])
+        begun, told, nothing = time.monotonic(), False, Tasks([])
         while not self._ready():
             self._look()
             list(self._hear(nothing))
+            if not told and time.monotonic() - begun > ALONE_SECONDS:
+                told = True
+                print(
+                    "runner: no worker has the model yet; are there free cards or cores in the cluster?",
+                    file=sys.stderr,
+                )
         late = time.monotonic() + max(LATE_SECONDS, time.monotonic() - begun)
         while any(not seat.loaded for seat in self._seats) and time.monotonic() < late:
             list(self._hear(nothing))
@@ -155,11 +162,11 @@ class RayEngine:
         self._alone_since = None if self._seats else self._alone_since or now
         if self._alone_since is None:
             return
-        none_comes = self._fleet.left_out and (self._faults or self._fleet.settings.ray.address is None)
+        none_comes = self._fleet.without_work() and (self._faults or self._fleet.settings.ray.address is None)
         if none_comes or now - self._alone_since > ALONE_SECONDS:
             if len(self._faults) == 1 and isinstance(fault := next(iter(self._faults.values())), RunnerError):
                 raise fault
-            why = "; ".join(self._fleet.left_out.values()) or "Ray has no machine any more"
+            why = "; ".join(self._fleet.without_work()) or "Ray has no machine any more"
             raise DeviceLost(f"no worker is left: {why}. What was finished is safe; run again")
 
     def _hand_out(self, tasks: Tasks, delivery: Delivery | None) -> Iterator[WaveStarted]:
@@ -180,26 +187,35 @@ class RayEngine:
         if seat.member.at_home:
             wave = replace(wave, items=tuple(placed(item, os.path.abspath) for item in wave.items))
         else:
-            copies = [
-                self._copy(seat, path) for path in dict.fromkeys(p for item in wave.items for p in files_of(item))
-            ]
+            named = dict.fromkeys(path for item in wave.items for path in files_of(item))
+            copies = [copy for path in named if (copy := self._copy(seat, path))]
         seat.loras = task.loras
         finish = delivery.finish if delivery else None
         seat.flying[seat.member.actor.run.remote(wave, told, finish, *copies)] = task
 
     def _copy(self, seat: Seat, path: str) -> Any:
-        """A file's copy on the worker's machine, which is sent once."""
+        """A file's copy on the worker's machine, which is sent once; None where it has vanished, as the worker says."""
         import ray
 
         if path not in seat.copies:
             if path not in self._contents:
                 try:
                     content = Path(path).read_bytes()
-                except OSError as error:
-                    raise ManifestError(f"can't be read any more ({error.strerror})", Location(Path(path))) from None
+                except OSError:
+                    return None
                 self._contents[path] = ray.put(content)
             seat.copies[path] = seat.member.actor.keep.remote(path, self._contents[path])
         return seat.copies[path]
+
+    def _let_go(self, seat: Seat, task: Task) -> None:
+        """Drops the pictures that a wave began with: there may be one for each item, and few waves name the same."""
+        flying = {path for other in seat.flying.values() for item in other.wave.items for path in pictures_of(item)}
+        gone = {path for item in task.wave.items for path in pictures_of(item)} & seat.copies.keys() - flying
+        if gone:
+            seat.member.actor.drop.remote(*(seat.copies.pop(path) for path in gone))
+        for path in gone:
+            if not any(path in other.copies for other in self._seats):
+                self._contents.pop(path, None)
 
     def _hear(self, tasks: Tasks) -> Iterator[WaveEvent]:
         """Waits a while for an answer; takes all that are there."""
@@ -232,7 +248,9 @@ class RayEngine:
                 self._loaded(seat, said)
             else:
                 self._fleet.proved(seat.member)
-                yield from _events(seat.flying.pop(answer).wave, said, seat.member.machine)
+                task = seat.flying.pop(answer)
+                self._let_go(seat, task)
+                yield from _events(task.wave, said, seat.member.machine)
 
     def _loaded(self, seat: Seat, said: Loaded) -> None:
         seat.loaded = said
@@ -271,7 +289,10 @@ class RayEngine:
     def _died(self, seat: Seat, why: str, tasks: Tasks, *, blamed: bool) -> Iterator[WaveEvent]:
         """A worker is gone: others make its waves, and another one takes its place."""
         self._seats.remove(seat)
-        self._fleet.died(seat.member, why)
+        if any(task.alone for task in seat.flying.values()):
+            self._fleet.dismiss(seat.member)  # that item explains it, and not the place
+        else:
+            self._fleet.died(seat.member, why)
         self._changes.append(f"a worker of {seat.member.machine} died: {why}")
         for task in seat.flying.values():
             for item in tasks.again(task, blamed=blamed):

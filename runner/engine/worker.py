@@ -5,7 +5,6 @@ It knows nothing of Ray: `fleet` makes an actor of it, and `ray` gives it waves.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -117,11 +116,23 @@ class Worker:
         return self._renderer.submit(self._load, model).result()
 
     def keep(self, path: str, content: bytes) -> tuple[str, str]:
-        """Keeps a copy of a file that another machine has at `path`; returns both places."""
-        name = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()[:16] + Path(path).suffix
-        copy = Path(self._copies.name, name)
-        copy.write_bytes(content)
-        return path, str(copy)
+        """Keeps a copy of a file that another machine has at `path`; returns both places.
+
+        Where there is no room for it they are one: who reads it says that there is no such file.
+        """
+        try:
+            descriptor, copy = tempfile.mkstemp(dir=self._copies.name, suffix=Path(path).suffix)
+            with open(descriptor, "wb") as file:
+                file.write(content)
+        except OSError:
+            return path, path
+        return path, copy
+
+    def drop(self, *copies: tuple[str, str]) -> None:
+        """Removes copies, as `keep` returned them."""
+        for path, copy in copies:
+            if copy != path:
+                Path(copy).unlink(missing_ok=True)
 
     def run(self, wave: Wave, told: Sequence[Told], finish: Finish | None, *copies: tuple[str, str]) -> Answer:
         """Makes the pictures of a wave; without `finish` no files of them.
@@ -192,6 +203,11 @@ def placed(item: Item, where: Callable[[str], str]) -> Item:
 
 def files_of(item: Item) -> Iterator[str]:
     """The paths of the files that an item names."""
-    yield from (path for path in (item.init, item.value(MASK)) if path)
+    yield from pictures_of(item)
     yield from (each.path for each in item.loras)
     yield from (each.path for each in item.embeddings)
+
+
+def pictures_of(item: Item) -> Iterator[str]:
+    """The paths of the pictures that an item begins with."""
+    yield from (path for path in (item.init, item.value(MASK)) if path)

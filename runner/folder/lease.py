@@ -162,7 +162,16 @@ class Lease:
                 self._version = self._bucket.replace(LOCK, self._content(), self._version)
                 self._renewed = begun
             except Exists:
-                self._lost = True
+                self._lost = not self._is_ours()
+
+    def _is_ours(self) -> bool:
+        """Whether what is there is an earlier renewal of ours that got no answer; the next one goes on from it."""
+        try:
+            data, meta = self._bucket.get(LOCK)
+        except FileNotFoundError:
+            return False
+        self._version = meta.version
+        return _read(data).get("owner") == self._owner
 
     def _unrenewed(self) -> float:
         return time.monotonic() - self._renewed

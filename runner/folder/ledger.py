@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import PurePosixPath
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import orjson
@@ -110,10 +110,6 @@ class Index:
     def count(self) -> int:
         """How many ids have been recorded."""
         return len(self._images) + len(self._failures)
-
-    def image_paths(self) -> Mapping[str, str]:
-        """For each path that a finished item wrote, the id of the newest that did: two must not meet in a file."""
-        return MappingProxyType(self._owners)
 
     def note(self, record: Mapping[str, Any]) -> None:
         """Take a record into account."""

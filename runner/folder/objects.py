@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from io import BufferedReader, BytesIO
 
 from runner.errors import FolderUnwritable
@@ -21,7 +20,7 @@ from runner.folder.bucket import Bucket
 from runner.folder.clouds import PATIENT, Patience, Place
 from runner.folder.lease import RENEWALS, SECONDS, Lease
 from runner.folder.local import LONGEST_LINE
-from runner.folder.names import CLOCK, IMAGES, LOCK, LOG, RECORDS
+from runner.folder.names import CLOCK, LOCK, LOG, RECORDS
 from runner.folder.segments import Growing
 
 GROWING = (RECORDS, LOG)
@@ -32,7 +31,7 @@ AT_ONCE = 16  # requests
 class ObjectStore:
     """A place in an object store, held by one process at a time; a lock whose owner died runs out.
 
-    It may be pickled, and another process may put into it while this one holds it.
+    Another process may put into it while this one holds it.
     """
 
     remote = True
@@ -50,10 +49,6 @@ class ObjectStore:
         self._bucket = Bucket(place, patience)
         self._growing = {name: Growing(self._bucket, name) for name in GROWING}
         self._lease: Lease | None = None
-
-    def __reduce__(self) -> tuple[Callable[[Place], ObjectStore], tuple[Place]]:
-        patience, seconds, longest = self._patience, self._seconds, self._longest_line
-        return partial(ObjectStore, patience=patience, lock_seconds=seconds, longest_line=longest), (self.place,)
 
     def __str__(self) -> str:
         return str(self.place)
@@ -90,8 +85,8 @@ class ObjectStore:
         if len(asked) <= ASKED_EACH:
             with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="sizes") as pool:
                 return dict(zip(asked, pool.map(self.size, asked), strict=True))
-        folder = IMAGES if all(name.startswith(f"{IMAGES}/") for name in asked) else ""
-        asked |= {meta.name: meta.size for meta in self._bucket.list(folder) if meta.name in asked}
+        for folder in {name.rpartition("/")[0] for name in asked}:
+            asked |= {meta.name: meta.size for meta in self._bucket.list(folder) if meta.name in asked}
         return asked
 
     def list(self) -> Iterator[str]:

@@ -77,16 +77,15 @@ class Growing:
     def flush(self, *, conditional: bool = True) -> None:
         """Puts what waits as one segment, and an empty one if there is none yet; what can't be put goes on waiting."""
         with self._appending:
-            if self._known is None or not (self._waiting or not self._known):
-                return
-            data = b"".join(self._waiting)
-            number = self._known[-1].last + 1 if self._known else 0
-            segment = Segment(self._place(number), number, number, len(data))
-            self._put(segment.name, data, conditional=conditional)
-            self._known.append(segment)
-            self._waiting.clear()
-            if (number + 1) % GROUP == 0:
-                self._join(number + 1 - GROUP, number)
+            while self._known is not None and (self._waiting or not self._known):
+                data = b"".join(self._waiting)
+                number = self._known[-1].last + 1 if self._known else 0
+                name = self._place(number)
+                size = self._put(name, data, conditional=conditional)
+                self._known.append(Segment(name, number, number, size))
+                self._waiting = [data[size:]] if size < len(data) else []
+                if (number + 1) % GROUP == 0:
+                    self._join(number + 1 - GROUP, number)
 
     def forget(self) -> None:
         """Ends the writing; what could not be put is lost."""
@@ -123,7 +122,11 @@ class Growing:
         except FileNotFoundError:
             return []
 
-    def _put(self, name: str, data: bytes, *, conditional: bool) -> None:
+    def _put(self, name: str, data: bytes, *, conditional: bool) -> int:
+        """Puts a segment that isn't there yet; how much of the data it holds.
+
+        That may be the beginning alone: an earlier try that got no answer had less to put, but arrived.
+        """
         try:
             self._bucket.create(name, data)
         except Unconditional:
@@ -131,10 +134,14 @@ class Growing:
                 raise
             self._bucket.put(name, data)
         except Exists:
+            there, _ = self._bucket.get(name)
+            if there and data.startswith(there):
+                return len(there)
             raise FolderUnwritable(
                 f"another run writes to '{self._bucket.place}' as well ({name} is there already); what was finished is "
                 "safe, run again to go on"
             ) from None
+        return len(data)
 
     def _join(self, first: int, last: int) -> None:
         """Puts a group of segments once more as one object; without all of them, as a killed run may leave it, none."""

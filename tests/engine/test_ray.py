@@ -28,7 +28,7 @@ from runner.item import Model
 KILLS = max(2, int(os.environ.get("RUNNER_KILLS", "0")))
 DEADLINE = 120  # seconds
 STORE = 1 << 27  # bytes
-HEARTBEATS = {"health_check_period_ms": 300, "health_check_failure_threshold": 3, "health_check_initial_delay_ms": 0}
+HEARTBEATS = {"health_check_period_ms": 1000, "health_check_failure_threshold": 8, "health_check_initial_delay_ms": 0}
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +178,13 @@ def test_an_item_that_kills_its_workers_fails_alone(fleet):
     assert list(failed) == [9]
     assert "died" in failed[9].message
     assert files.keys() == {item.number for item in items} - {9}
+
+
+def test_an_item_that_kills_costs_the_only_place_nothing(fleet):
+    items = items_of(2)
+    items[0] = items[0]._replace(prompt="poison")
+    files, failed, _ = make(fleet("ray.cpus=2"), items)
+    assert (list(failed), list(files)) == ([0], [1])
 
 
 def test_machines_of_another_kind_get_no_work_and_are_named(cluster, fleet, marked):

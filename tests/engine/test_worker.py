@@ -122,6 +122,17 @@ def test_files_of_another_machine_are_read_from_copies(work):
     assert b"/elsewhere/init.png" in outcome.finished.data
 
 
+def test_copies_go_when_they_are_dropped(work):
+    worker = work(FakeEngine())
+    kept, again = (worker.keep("/elsewhere/init.png", bytes([77])) for _ in range(2))
+    worker.drop(kept)
+    assert not Path(kept[1]).exists()
+    assert Path(again[1]).read_bytes() == bytes([77])
+    worker.close()
+    assert worker.keep("/elsewhere/init.png", b"") == ("/elsewhere/init.png", "/elsewhere/init.png")  # no room
+    worker.drop(("/elsewhere/init.png", "/elsewhere/init.png"))
+
+
 def test_every_file_of_an_item_can_be_elsewhere():
     extra = (("mask", "m.png"), ("mask_sha256", "1" * 64))
     item = make_item(

@@ -124,9 +124,10 @@ def test_appending_counts_at_once(tmp_path: Path) -> None:
         assert not ledger.is_done("a")
         ledger.append(done("a"))
         assert ledger.is_done("a")
+        assert ledger.owner("images/a.png") == "a"
         ledger.append(failed("a"))
         assert not ledger.is_done("a")
-        assert not ledger.image_paths()
+        assert ledger.owner("images/a.png") is None
 
 
 def test_a_file_that_another_item_wrote_over_is_no_longer_the_first_ones(tmp_path: Path) -> None:
@@ -134,17 +135,17 @@ def test_a_file_that_another_item_wrote_over_is_no_longer_the_first_ones(tmp_pat
     with Ledger(LocalStore(tmp_path)) as ledger:
         ledger.append(done("a", "images/x.png"))
         ledger.append(done("b", "images/x.png"))
-        assert dict(ledger.image_paths()) == {"images/x.png": "b"}
+        assert ledger.owner("images/x.png") == "b"
         assert finished_ids(ledger) == {"b"}
         ledger.append(done("a", "images/y.png"))
-        assert dict(ledger.image_paths()) == {"images/x.png": "b", "images/y.png": "a"}
+        assert (ledger.owner("images/x.png"), ledger.owner("images/y.png")) == ("b", "a")
 
 
 def test_an_item_that_moved_leaves_its_old_path(tmp_path: Path) -> None:
     with Ledger(LocalStore(tmp_path)) as ledger:
         ledger.append(done("a", "images/x.png"))
         ledger.append(done("a", "images/y.png"))
-        assert dict(ledger.image_paths()) == {"images/y.png": "a"}
+        assert (ledger.owner("images/x.png"), ledger.owner("images/y.png")) == (None, "a")
 
 
 def test_a_tail_torn_at_any_byte_is_set_aside(tmp_path: Path) -> None:
@@ -181,7 +182,7 @@ def test_a_broken_line_in_the_middle_is_skipped_kept_and_told(tmp_path: Path, ca
     lines = [orjson.dumps(done("a")), b'{"id": "b", "sta', b"", b"null", orjson.dumps(done("c")), b""]
     (tmp_path / "records.jsonl").write_bytes(b"\n".join(lines))
     with caplog.at_level(logging.WARNING), Ledger(LocalStore(tmp_path)) as ledger:
-        assert set(ledger.image_paths().values()) == {"a", "c"}
+        assert ledger.images().keys() == {"a", "c"}
     assert (tmp_path / "records.jsonl").read_bytes() == b"\n".join(lines)
     assert "2 broken lines were skipped, the first is line 2" in caplog.text
     assert not (tmp_path / "records.torn").exists()
@@ -237,7 +238,7 @@ def test_the_lock_is_given_back_when_the_records_cannot_be_opened(tmp_path: Path
         pass
     (tmp_path / RECORDS).rmdir()
     with Ledger(LocalStore(tmp_path)) as ledger:
-        assert not ledger.image_paths()
+        assert not ledger.images()
 
 
 def test_a_disk_that_fills_up_in_the_middle_of_a_line_keeps_what_was_finished(
@@ -259,7 +260,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_line_keeps_what_was_finished(
                 ledger.append(done("b"))
         assert caught.value.exit_code == 12
         assert taken == [10]
-        assert "b" not in ledger.image_paths().values()
+        assert "b" not in ledger.images()
         ledger.append(done("c"))
     assert [record["id"] for record in iterate_records(LocalStore(tmp_path))] == ["a", "c"]
 

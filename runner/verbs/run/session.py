@@ -48,6 +48,7 @@ from runner.verbs.run.backlog import Backlog
 from runner.verbs.run.turns import Loader
 
 MOST_ALIKE = 10
+FLUSH_SECONDS = 1.0  # at least between two flushes of a store, where each is a request that is waited for
 log = logging.getLogger(__name__)
 
 
@@ -81,6 +82,7 @@ class Session:
         # A picture is written when others are long rendered, so each stage has failures in a row of its own.
         self._unrendered, self._unwritten = Streak(), Streak()
         self._due = False  # a wave has ended, and its records aren't flushed yet
+        self._flushed = -FLUSH_SECONDS
         self._kept: set[str] = set()  # copies of init pictures that are in the store, where each look is a request
 
     def run(self, make_writer: Callable[[Store], Writer] = Writer) -> Generator[RunEvent, None, None]:
@@ -119,10 +121,14 @@ class Session:
                 return
 
     def _flush(self, *, ended: bool) -> None:
-        """Once a wave: when its pictures are in their files, at the latest when the next one has `ended`."""
-        if self._due and (ended or not self._written):
+        """Once a wave: when its pictures are in their files, at the latest when the next one has `ended`.
+
+        Waves that come faster than requests share a flush; the end of the run is one as well.
+        """
+        soon = self.request.store.remote and time.monotonic() - self._flushed < FLUSH_SECONDS
+        if self._due and not soon and (ended or not self._written):
             self.ledger.flush()
-            self._due = False
+            self._due, self._flushed = False, time.monotonic()
         if ended:
             self._due = True
             self._flush(ended=False)
