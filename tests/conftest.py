@@ -25,6 +25,15 @@ os.environ.pop("COLUMNS", None)  # so that nothing is folded
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="runner-cache-")
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
+CHROMIUM = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+)
+PATIENCE = 60_000  # ms, with a page
+
 
 def pytest_configure(config):
     """Lets signals be heard though the tests run in the background or under nohup, where some are ignored."""
@@ -102,6 +111,24 @@ def no_noise(monkeypatch):
         monkeypatch.setattr(denoise, "draw_noise", fail)
 
     return replace
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium. Without it, tests are skipped, and fail where CI is set.
+
+    It closes with its file of tests: as long as Playwright is there, its event loop counts as running in this thread.
+    """
+    from playwright.sync_api import expect, sync_playwright
+
+    found = shutil.which("chromium")
+    if found is None and not os.environ.get("CI"):
+        pytest.skip("needs Chromium: apt-get install chromium")
+    expect.set_options(timeout=PATIENCE)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found or "/usr/bin/chromium", args=CHROMIUM)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

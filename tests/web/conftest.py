@@ -1,26 +1,13 @@
-"""The page in a browser, shared by all tests: without Chromium they are skipped, and fail where CI is set."""
+"""The page in a browser, shared by all tests."""
 
-import os
-import shutil
 from urllib.parse import urlsplit
 
 import pytest
 import tiny
 from PIL import Image, ImageDraw
-from playwright.sync_api import expect, sync_playwright
 
 from runner import settings
 from runner.web import page as web_page
-
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--no-first-run",
-)
-PATIENCE = 60_000  # ms
 
 
 @pytest.fixture(scope="package")
@@ -36,22 +23,12 @@ def address(folder):
         yield address
 
 
-@pytest.fixture(scope="package")
-def browser():
-    if CHROMIUM is None and not os.environ.get("CI"):
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM or "/usr/bin/chromium", args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser, address):
     """The page in a tab of its own, which may ask this machine only."""
     outside = []
     context = browser.new_context(viewport={"width": 1440, "height": 1000}, accept_downloads=True)
-    context.set_default_timeout(PATIENCE)
+    context.set_default_timeout(60_000)
     page = context.new_page()
     own = urlsplit(address).netloc
     page.on("request", lambda it: outside.append(it.url) if urlsplit(it.url).netloc not in ("", own) else None)
@@ -59,11 +36,6 @@ def page(browser, address):
     yield page
     context.close()
     assert outside == []
-
-
-@pytest.fixture(autouse=True)
-def patience():
-    expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture

@@ -1,31 +1,14 @@
-"""A browser for the gallery. Without Chromium its tests are skipped, and fail where CI is set."""
+"""A browser for the gallery."""
 
 from __future__ import annotations
 
 import functools
 import http.server
-import os
-import shutil
 import threading
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
-
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run")
-PATIENCE = 60_000  # ms
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None and not os.environ.get("CI"):
-        pytest.skip("needs Chromium: apt-get install chromium")
-    expect.set_options(timeout=PATIENCE)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM or "/usr/bin/chromium", args=ARGUMENTS)
-        yield browser
-        browser.close()
+from playwright.sync_api import expect
 
 
 @pytest.fixture
@@ -33,7 +16,7 @@ def context(browser):
     """A browser's profile of its own; whatever goes wrong on a page of it fails the test."""
     problems = []
     context = browser.new_context(viewport={"width": 1400, "height": 900}, accept_downloads=True)
-    context.set_default_timeout(PATIENCE)
+    context.set_default_timeout(60_000)
     context.on("weberror", lambda it: problems.append(str(it.error)))
     # A picture that isn't there is part of some tests; a policy that is broken never is.
     context.on("console", lambda it: problems.append(it.text) if "Security Policy" in it.text else None)
