@@ -43,6 +43,11 @@ class RunnerError(Exception):
         return str(self)
 
 
+def fault(error: BaseException) -> str:
+    """How an exception is told that is no user error."""
+    return f"a fault of the runner itself: {type(error).__name__}: {error}"
+
+
 class SettingError(RunnerError):
     """A wrong command line or setting."""
 

@@ -21,7 +21,7 @@ from runner import __version__, settings
 from runner.cli.help import help_of, usage
 from runner.cli.verbs import VERBS, Call
 from runner.engine.stops import ENDS, Stopped
-from runner.errors import EXIT_FAULT, RunnerError, SettingError, did_you_mean
+from runner.errors import EXIT_FAULT, RunnerError, SettingError, did_you_mean, fault
 from runner.files import expanded
 from runner.terminal import screens
 
@@ -73,7 +73,7 @@ def _answer(words: list[str]) -> int:
             print("runner: this process may not have enough memory; is there a limit (ulimit -v)?", file=sys.stderr)
             return SettingError.exit_code
         hint = "" if debug else "; debug=true shows where"
-        print(f"runner: a fault of the runner itself: {type(error).__name__}: {error}{hint}", file=sys.stderr)
+        print(f"runner: {fault(error)}{hint}", file=sys.stderr)
         return EXIT_FAULT
 
 
@@ -154,6 +154,8 @@ def _with_options(words: Sequence[str]) -> list[str]:
             found[-1] = f"{found[-1][2:]}={word}"
         else:
             found.append(word[2:] if word.startswith(tuple(f"{option}=" for option in OPTIONS)) else word)
+    if found and found[-1] in OPTIONS:
+        raise SettingError(f"{found[-1]} needs a value: write {found[-1]} VALUE, or {found[-1][2:]}=VALUE")
     return found
 
 

@@ -140,7 +140,8 @@ def _merge(call: Call) -> int:
     report = merge.run()
     _note(*report.notes)
     there, failed = report.pictures - report.copied, f", {report.failed} items failed" if report.failed else ""
-    print(f"{many(report.copied, 'picture')} copied, {there:,} were there already{failed}; see {target}/{GALLERY}")
+    place = f"{target}/{GALLERY}" if target.size(GALLERY) >= 0 else target
+    print(f"{many(report.copied, 'picture')} copied, {there:,} were there already{failed}; see {place}")
     return _left_out(report.problems)
 
 

@@ -9,6 +9,7 @@ the caller says which numbers stand for each.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,12 +68,11 @@ class ClipTokenizer:
         """
         folder = tokenizer_folder if _has_vocabulary(tokenizer_folder) else SHIPPED
         try:
-            self._tokenizer = _load(folder)
+            self._tokenizer, largest = _load_shipped() if folder == SHIPPED else _load(folder)
         except ModelError:
             raise
         except Exception as error:  # the library's own exceptions have no other class
             raise ModelError(f"{folder}: holds no tokenizer of CLIP that can be read ({shorten(str(error))})") from None
-        largest = max(self._tokenizer.get_vocab().values(), default=0)
         if most is not None and largest >= most:
             raise ModelError(
                 f"{folder}: has a token with the number {largest}, and the text encoder knows {most} tokens "
@@ -209,7 +209,19 @@ def _token_id(tokenizer: Tokenizer, token: str, folder: Path) -> int:
     return number
 
 
-def _load(folder: Path) -> Tokenizer:
+@functools.cache
+def _load_shipped() -> tuple[Tokenizer, int]:
+    """The tokenizer that ships with the package: single files have no other, those of SDXL for both text encoders."""
+    return _load(SHIPPED)
+
+
+def _load(folder: Path) -> tuple[Tokenizer, int]:
+    """A tokenizer, and the largest number of its tokens."""
+    tokenizer = _read(folder)
+    return tokenizer, max(tokenizer.get_vocab().values(), default=0)
+
+
+def _read(folder: Path) -> Tokenizer:
     if not (folder / "vocab.json").is_file():
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.no_truncation()

@@ -25,6 +25,8 @@ KEYS_OF_AXES = (
     "scale", "steps", "sampler", "seed", "prompt", "negative", "strength", "eta", "rescale", "clip_skip", "width",
     "height",
 )  # fmt: skip
+# What PyYAML raises at a text that isn't YAML; some of it by accident.
+NOT_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
 Axes = Sequence[tuple[str, str]]  # the rows' key and values, and the columns'
 
 
@@ -57,7 +59,7 @@ def read_values(key: str, text: str, axis: str) -> Any:
     joined = ", ".join(line.rstrip(",") for line in lines)
     try:
         read = yaml.safe_load(joined if joined.startswith(("{", "[")) else f"[{joined}]")
-    except yaml.YAMLError:
+    except NOT_YAML:
         read = None
     if not isinstance(read, list | dict):
         raise SettingError(f"{axis}: '{joined}' can't be read; type values such as {example(key)}")
@@ -89,6 +91,13 @@ def read_from(matrix: Any) -> list[tuple[str, str]]:
     if not isinstance(matrix, Mapping):
         return []
     return [(str(key), _typed(str(key), values)) for key, values in list(matrix.items())[:2]]
+
+
+def of_cell(form: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The form of one cell: the values of its axes in their own fields, and no axes."""
+    told = {key: value for key, value in chosen.items() if isinstance(value, str | int | float)}
+    weights = {key.removeprefix(ONE): value for key, value in told.items() if key.startswith(ONE)}
+    return {**form, **told, "loras": {**form.get("loras", {}), **weights}, "axes": []}
 
 
 def _typed(key: str, values: Any) -> str:

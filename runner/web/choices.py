@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,19 +84,27 @@ def _models(settings: Settings) -> dict[str, ModelSettings]:
     found = {name: model for name, model in named.items() if not model.path.startswith(RANDOM)}
     folder = expanded(settings.web.models)
     for name, path in (*_files(folder, MODEL_ENDINGS), *_diffusers(folder)):
-        found.setdefault(name, ModelSettings(path=str(path), prediction="auto"))
+        if name not in found or _place(found[name].path) != _place(str(path)):
+            found[_free(name, path, found)] = ModelSettings(path=str(path), prediction="auto")
     own = settings.model
     same = [name for name, model in found.items() if _place(model.path) == _place(own.path)]
-    name = same[0] if same else Path(own.path.partition(":")[2] or own.path).stem or own.path
-    return {**found, name: own}
+    usual = Path(own.path.partition(":")[2] or own.path).stem or own.path
+    return {**found, same[0] if same else _free(usual, own.path, found): own}
 
 
 def _vaes(settings: Settings) -> dict[str, str]:
     folder = expanded(settings.web.vaes)
     found = {name: str(path) for name, path in _files(folder, ENDINGS)}
-    found |= {path.name: str(path) for path in _folders(folder) if (path / "config.json").is_file()}
+    for path in _folders(folder):
+        if (path / "config.json").is_file():
+            found[_free(path.name, path, found)] = str(path)
     own = settings.model.vae
-    return found if not own or own in found.values() else {**found, Path(own).stem: own}
+    return found if not own or own in found.values() else {**found, _free(Path(own).stem, own, found): own}
+
+
+def _free(name: str, path: object, taken: Container[str]) -> str:
+    """A name that no other has: where there is one, the path is told too."""
+    return f"{name} ({path})" if name in taken else name
 
 
 def _place(path: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import re
 import tempfile
@@ -35,7 +36,7 @@ IN_ZIP = re.compile(
 ASKED = re.compile(rf"/runs/({NAME.pattern})(?:(\.zip)|/(.+))")
 GRADIO_FILE = re.compile(r"/(?:gradio_api/)?file[=/](.*)", re.DOTALL)
 FORBIDDEN = PlainTextResponse("this page serves the files of its runs only", status_code=403)
-FULL = PlainTextResponse("too much was uploaded within the last hour; restart runner web", status_code=413)
+FULL = PlainTextResponse("too much was uploaded lately; wait an hour, or restart runner web", status_code=413)
 MOST_UPLOADED = 2 << 30  # bytes that wait to be removed
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
 
@@ -91,7 +92,9 @@ class RunFiles:
 
     def _is_full(self) -> bool:
         """Whether more was uploaded than there should be at a time; Gradio removes each file after a while."""
-        files = (os.path.join(place, name) for place, _, names in os.walk(self._uploads) for name in names)
+        # Gradio makes a folder for each; what lies beside these are the zips under way.
+        inner = itertools.islice(os.walk(self._uploads), 1, None)
+        files = (os.path.join(place, name) for place, _, names in inner for name in names)
         with contextlib.suppress(OSError):  # one that was just removed
             return sum(map(os.path.getsize, files)) > MOST_UPLOADED
         return False

@@ -154,7 +154,7 @@ def _parsed(text: Any) -> Any:
     """A text as YAML reads it; one that isn't YAML is left for the manifest's own rules to refuse."""
     try:
         return yaml.safe_load(str(text))
-    except yaml.YAMLError:
+    except axes.NOT_YAML:
         return str(text)
 
 
@@ -184,7 +184,16 @@ def from_manifest(text: str) -> dict[str, Any]:
 
 def kind_of(text: str) -> str:
     """The kind of form that a manifest of the page was made by."""
+    return _kind(_first_job(text))
+
+
+def headline(text: str) -> tuple[str, str]:
+    """The first prompt of a manifest, and what `kind_of` says of it."""
     job = _first_job(text)
+    return str(_prompt_of(job)["prompt"]) if job else "", _kind(job)
+
+
+def _kind(job: Mapping[str, Any]) -> str:
     return next((kind for key, kind in TOLD_BY.items() if key in job), TXT2IMG)
 
 
@@ -193,7 +202,7 @@ def _first_job(text: str) -> dict[str, Any]:
     try:
         document = yaml.safe_load(text[:LONGEST_READ])
         return {**(document.get("defaults") or {}), **document["jobs"][0]}
-    except (yaml.YAMLError, AttributeError, LookupError, TypeError, RecursionError, ValueError):
+    except axes.NOT_YAML:  # or no manifest
         return {}
 
 

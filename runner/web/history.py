@@ -1,6 +1,6 @@
 """The runs before: what the run folders in the page's folder say, newest first; nothing is kept in memory.
 
-for run in list_runs(folder, first=0, count=20):
+for run in list_runs(folder, names(folder)[:20]):
     print(run.name, run.prompt, run.pictures)
 """
 
@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from runner.folder.names import IMAGES, MANIFEST, thumbnail_name
 from runner.record import DONE as FINISHED
 from runner.record import part
 from runner.web import forms
-from runner.web.jobs import EARLIER, Job, Picture, caption_of
+from runner.web.jobs import EARLIER, Job, Picture
 
 NAME = re.compile(r"\d{4,18}-[a-z0-9-]{1,64}")  # of a run folder of the page
 MOST_READ = 1 << 20  # bytes of a manifest
@@ -50,9 +50,9 @@ def names(folder: Path) -> list[str]:
     return []
 
 
-def list_runs(folder: Path, first: int, count: int) -> list[Run]:
-    """So many runs, newest first, from the `first` one on."""
-    return [run for name in names(folder)[first : first + count] if (run := look_at(folder / name))]
+def list_runs(folder: Path, names: Iterable[str]) -> list[Run]:
+    """What the run folders of these names say of themselves, those that have gone left out."""
+    return [run for name in names if (run := look_at(folder / name))]
 
 
 def look_at(folder: Path) -> Run | None:
@@ -62,12 +62,12 @@ def look_at(folder: Path) -> Run | None:
         pictures, first = _count(folder)
     except OSError:
         return None
-    form = forms.from_manifest(text)
+    prompt, kind = forms.headline(text)
     return Run(
         name=folder.name,
         made=datetime.fromtimestamp(made).astimezone(),
-        prompt=str(form.get("prompt", "")),
-        kind=forms.kind_of(text),
+        prompt=prompt,
+        kind=kind,
         pictures=pictures,
         first=first,
     )
@@ -97,8 +97,9 @@ def restore(folder: Path, name: str) -> Job | None:
             if record.get("status") != FINISHED:
                 job.failed.append(f"seed {seed}: {part(record, 'error').get('message', '')}")
             elif isinstance(image, str) and is_within(place, image):
-                job.pictures.append(Picture(place / image, seed, caption_of(seed, chosen)))
-    job.wanted = len(job.pictures) + len(job.failed)
+                job.pictures.append(Picture(place / image, seed, chosen))
+    if len(job.pictures) + len(job.failed) == MOST_RESTORED:
+        job.notes.append(f"here are the first {MOST_RESTORED:,}; the gallery has all")
     job.end(EARLIER)
     return job
 

@@ -45,11 +45,17 @@ log = logging.getLogger("runner")
 
 
 class Picture(NamedTuple):
-    """A finished picture: its file, its seed, and what the page writes below it."""
+    """A finished picture: its file, its seed, and its values of a matrix's axes."""
 
     path: Path
     seed: int
-    caption: str
+    axes: Mapping[str, Any]
+
+    @property
+    def caption(self) -> str:
+        """What the page writes below it."""
+        own = [f"{key} {value}" for key, value in self.axes.items() if key != "seed"]
+        return ", ".join([*own, f"seed {self.seed}"])
 
 
 @dataclass(slots=True)
@@ -132,8 +138,8 @@ class Job:
                 self.share = min(1.0, (self._before + self._wave * event.step / event.steps) / self.wanted)
                 self._look_ahead(event)
             case ItemDone():
-                caption = caption_of(event.item.seed, dict(event.item.axes))
-                self.pictures.append(Picture(self.folder / event.record.image, event.item.seed, caption))
+                item = event.item
+                self.pictures.append(Picture(self.folder / event.record.image, item.seed, dict(item.axes)))
             case ItemFailed():
                 self.failed.append(f"seed {event.item.seed}: {event.error}")
             case RunFinished(hopeless=why) if why:
@@ -174,9 +180,3 @@ def preview_sheet(pictures: Sequence[Any]) -> bytes:
     file = io.BytesIO()
     sheet.save(file, "JPEG", quality=PREVIEW_QUALITY)
     return file.getvalue()
-
-
-def caption_of(seed: int, axes: Mapping[str, Any]) -> str:
-    """What the page writes below a picture: its seed, and the values of its axes."""
-    own = [f"{key} {value}" for key, value in axes.items() if key != "seed"]
-    return ", ".join([*own, f"seed {seed}"])

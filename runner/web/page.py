@@ -27,12 +27,13 @@ from runner.errors import SettingError
 from runner.images.inits import MOST_PIXELS
 from runner.settings import Settings
 from runner.web import forms, history
+from runner.web.axes import of_cell
 from runner.web.choices import Choices
 from runner.web.files import RunFiles
 from runner.web.forms import IMG2IMG, INPAINT, KINDS, PICTURE
 from runner.web.guard import PORTS, OwnPageOnly, given_port
 from runner.web.studio import Studio
-from runner.web.tab import QUIETLY, Tab, Updates, shown
+from runner.web.tab import QUIETLY, Tab, Updates
 from runner.web.text import list_runs
 
 HOST = "127.0.0.1"
@@ -90,6 +91,7 @@ def _bounded_pictures() -> Iterator[None]:
 
 
 def _launch(page: gr.Blocks, studio: Studio, uploads: Path) -> str:
+    gr.set_static_paths([studio.folder])  # pictures are sent from where they are, not copied among the uploads
     _, address, _ = page.launch(
         server_name=HOST,
         server_port=choose_port(),
@@ -139,7 +141,7 @@ def choose_port() -> int:
 
 def build_page(studio: Studio) -> gr.Blocks:
     """All tabs."""
-    devices = available_devices()
+    devices, choices = available_devices(), Choices(studio.settings)
     page = gr.Blocks(
         title="runner", analytics_enabled=False, fill_width=True, delete_cache=(UPLOADS_KEPT, UPLOADS_KEPT)
     )
@@ -152,7 +154,7 @@ def build_page(studio: Studio) -> gr.Blocks:
         with gr.Tabs() as bar:
             for kind in KINDS:
                 with gr.Tab(kind, id=kind, elem_id=kind):
-                    tabs[kind] = Tab(kind, studio, devices, runs[kind])
+                    tabs[kind] = Tab(kind, studio, choices, devices, runs[kind])
             with gr.Tab(RUNS, id=RUNS, elem_id=RUNS) as last:
                 _Runs(studio).listen(page, last)
         for tab in tabs.values():
@@ -207,11 +209,10 @@ class _Page:
 
     def _sender(self, tab: Tab, kind: str) -> Any:
         def send(run: str, selected: int) -> Updates:
-            job = self.studio.find(run)
-            if not job or not (pictures := shown(job)):
+            if (chosen := tab.chosen(run, selected)) is None:
                 return {}
-            picture = pictures[min(selected, len(pictures) - 1)]
-            form = forms.from_manifest(job.manifest) | {"seed": str(picture.seed)}
+            job, picture = chosen
+            form = of_cell(forms.from_manifest(job.manifest), picture.axes) | {"seed": str(picture.seed)}
             filled = self.tabs[kind].filled(form, Choices(self.studio.settings))
             return {self.bar: gr.update(selected=kind), self.files[kind]: self._anew(picture.path), **filled}
 
@@ -255,8 +256,8 @@ class _Runs:
 
     def show(self, first: int) -> list[Any]:
         """The runs from the `first` one on."""
-        first, found = max(0, first), len(history.names(self.studio.folder))
-        runs = history.list_runs(self.studio.folder, first, RUNS_SHOWN)
-        more = gr.update(interactive=first + RUNS_SHOWN < found)
+        first, names = max(0, first), history.names(self.studio.folder)
+        runs = history.list_runs(self.studio.folder, names[first : first + RUNS_SHOWN])
+        more = gr.update(interactive=first + RUNS_SHOWN < len(names))
         listed = list_runs(self.studio.folder, runs, self.studio.going_on())
         return [first, listed, gr.update(interactive=first > 0), more]

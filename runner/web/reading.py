@@ -2,7 +2,7 @@
 
 No pixel is decoded, and nothing of the file is kept.
 
-    found = read_picture(path, "apple.png")
+    found = read_picture(Path("apple.png"), choices.loras)
     found.form["prompt"], found.notes
 """
 
@@ -31,16 +31,16 @@ class Found:
     notes: tuple[str, ...]
 
 
-def read_picture(path: Path, name: str, loras: Mapping[str, Path]) -> Found:
-    """What a picture file says of how it was made; `name` is what people call it, `loras` are those that are there.
+def read_picture(path: Path, loras: Mapping[str, Path]) -> Found:
+    """What a picture file says of how it was made; `loras` are those that are there.
 
     Raises:
         SettingError: it says nothing that is known.
     """
     extraction = extract([path])
     if not extraction.manifest:
-        said = "; ".join(extraction.problems).replace(f"{path}: ", "").replace(str(path), name)
-        raise SettingError(f"{shorten(name)}: {shorten(said, LONGEST_NOTE)}")
+        said = "; ".join(extraction.problems).replace(f"{path}: ", "").replace(str(path), path.name)
+        raise SettingError(f"{shorten(path.name)}: {shorten(said, LONGEST_NOTE)}")
     form = forms.from_manifest(extraction.manifest)
     asked = dict(form.get("loras", {}))
     form["loras"] = {key: weight for key, weight in asked.items() if key in loras}

@@ -31,7 +31,7 @@ from typing import Any, Self
 from PIL import Image
 
 from runner.engine.base import Engine
-from runner.errors import RunnerError, SettingError
+from runner.errors import RunnerError, SettingError, fault
 from runner.files import atomic_write, on_disk, writing_to
 from runner.folder.names import MANIFEST
 from runner.item import Item, Model
@@ -78,7 +78,7 @@ class Studio:
         self._made_for: dict[str, str] = {}
         self._jobs: list[Job] = []  # that aren't over
         self._remembered: dict[str, Job] = {}  # by their names, oldest first
-        self._numbering = threading.Lock()
+        self._order = threading.Lock()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="studio")
 
     def __enter__(self) -> Self:
@@ -93,9 +93,9 @@ class Studio:
             job.stop.set()
         self._worker.shutdown()
 
-    def usual_form(self) -> dict[str, Any]:
-        """What a form shows at first."""
-        choices = Choices(self.settings)
+    def usual_form(self, choices: Choices | None = None) -> dict[str, Any]:
+        """What a form shows at first; `choices` are looked for if they aren't given."""
+        choices = choices or Choices(self.settings)
         chosen = {"model": choices.started_with, "vae": choices.first_vae}
         return forms.usual_form(self.settings, self.model) | chosen
 
@@ -119,9 +119,10 @@ class Studio:
         except BaseException:
             shutil.rmtree(folder)
             raise
-        self._jobs.append(job)
-        self._remember(job)
-        self._worker.submit(self._work, job)
+        with self._order:  # as they are listed, so they are made
+            self._jobs.append(job)
+            self._remember(job)
+            self._worker.submit(self._work, job)
         return job
 
     def check(
@@ -207,11 +208,12 @@ class Studio:
             unet_bs=int(unet_bs) if unet_bs.isascii() and unet_bs.isdigit() else unet_bs,
             memory=self.settings.memory or "auto",
             out=str(out),
+            defaults={},  # the form began with them; what it says now holds
         )
 
     def _new_folder(self, prompt: str) -> Path:
         words = re.sub(r"[^a-z0-9]+", "-", prompt[: 2 * NAME_LENGTH].lower()).strip("-")[:NAME_LENGTH].strip("-")
-        with self._numbering, writing_to(self.folder):
+        with self._order, writing_to(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             taken = [re.match(r"\d+", path.name) for path in self.folder.iterdir()]
             number = max((int(match[0]) for match in taken if match), default=0) + 1
@@ -229,7 +231,7 @@ class Studio:
         except Exception as error:
             log.exception("a run of the page broke")
             self._engine = None
-            job.end(BROKEN, f"a fault of the runner itself: {type(error).__name__}: {error}")
+            job.end(BROKEN, fault(error))
         finally:
             self._jobs.remove(job)
 

@@ -1,6 +1,6 @@
 """One tab of the page that makes pictures: its form, what its buttons do, and the parts that show a job.
 
-tab = Tab("txt2img", studio, devices, known)
+tab = Tab("txt2img", studio, choices, devices, run)
 tab.listen()
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,14 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageChops
 
-from runner.errors import RunnerError, SettingError
+from runner.errors import RunnerError, SettingError, fault
 from runner.folder.names import MANIFEST
 from runner.web.axes import AXES, ROWS, example
 from runner.web.choices import Choices
 from runner.web.fields import BESIDE, MOST_LORAS, NO_LORA, PAINTED, PICTURE_FIELD, build_form
 from runner.web.fitting import OWN
 from runner.web.forms import PICTURE
-from runner.web.jobs import Job
+from runner.web.jobs import Job, Picture
 from runner.web.reading import Found, read_picture
 from runner.web.studio import Studio
 from runner.web.text import READING, checked, describe, said, spans, wrong
@@ -34,6 +35,7 @@ LOOK_SECONDS = 0.25  # between two looks at a job
 MOST_SHOWN = 200  # pictures; all of them are in the run folder's own gallery
 QUIETLY: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 Updates = dict[Any, Any]
+log = logging.getLogger("runner")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,7 +69,7 @@ class Results:
         }
 
 
-def shown(job: Job) -> list[Any]:
+def shown(job: Job) -> list[Picture]:
     """The pictures of a job that the page shows, newest last."""
     return job.pictures[-MOST_SHOWN:]
 
@@ -75,15 +77,15 @@ def shown(job: Job) -> list[Any]:
 class Tab:
     """A tab with a form. `run` is an unseen field that holds the name of the run that the tab shows."""
 
-    def __init__(self, kind: str, studio: Studio, devices: list[str], run: gr.Textbox) -> None:
+    def __init__(self, kind: str, studio: Studio, choices: Choices, devices: list[str], run: gr.Textbox) -> None:
         self.kind, self.studio, self.run = kind, studio, run
-        self.usual = studio.usual_form()
+        self.usual = studio.usual_form(choices)
         self._showing: dict[str | None, str] = {}  # by the session of a browser's tab
         self._marked: dict[str | None, list[str]] = {}
         self.selected, self.native = gr.State(0), gr.State(self.studio.model.native_size)
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
-                self.form = build_form(kind, self.usual, Choices(studio.settings), devices)
+                self.form = build_form(kind, self.usual, choices, devices)
             with gr.Column(scale=5, min_width=320):
                 self.results = _build_results(self.usual)
 
@@ -107,7 +109,7 @@ class Tab:
         try:
             asked = self._asked(values)
             job = await asyncio.to_thread(self.studio.press, asked, *pictures_of(asked))
-        except RunnerError as error:
+        except Exception as error:  # whatever it was, the button has to work again
             yield self._refuse(request, error, values)
             return
         yield {form.told: "", form.make: gr.update(interactive=True), self.run: job.name}
@@ -119,7 +121,7 @@ class Tab:
         try:
             asked = self._asked(values)
             found = await asyncio.to_thread(self.studio.check, asked, *pictures_of(asked))
-        except RunnerError as error:
+        except Exception as error:
             yield self._refuse(request, error, values)
             return
         yield {form.told: checked(found)}
@@ -167,16 +169,14 @@ class Tab:
             await asyncio.sleep(LOOK_SECONDS)
 
     def read(self, file: str | None) -> Updates:
-        """Fills the form with what a picture says of how it was made; the file is removed."""
+        """Fills the form with what a picture says of how it was made."""
         if not file:
             return {}
         path, choices = Path(file), Choices(self.studio.settings)
         try:
-            found = read_picture(path, path.name, choices.loras)
+            found = read_picture(path, choices.loras)
         except RunnerError as error:
             return {self.form.told: wrong(str(error)), self.form.file: None}
-        finally:
-            path.unlink(missing_ok=True)
         return {**self.filled(found.form, choices), self.form.told: _told(found), self.form.file: None}
 
     def filled(self, form: Mapping[str, Any], choices: Choices) -> Updates:
@@ -187,17 +187,24 @@ class Tab:
         }
         return self.form.fill({**form, **{key: name for key, name in named.items() if name}})
 
+    def chosen(self, run: str, selected: int) -> tuple[Job, Picture] | None:
+        """The picture of a run that is selected, or the last one; None where there is none."""
+        job = self.studio.find(run)
+        pictures = shown(job) if job else []
+        return (job, pictures[min(selected, len(pictures) - 1)]) if job and pictures else None
+
     def reuse(self, run: str, selected: int) -> Updates:
         """Takes the seed of the picture that is selected."""
-        job = self.studio.find(run)
-        if not job or not (pictures := shown(job)):
-            return {}
-        return {self.form.fields["seed"]: str(pictures[min(selected, len(pictures) - 1)].seed)}
+        chosen = self.chosen(run, selected)
+        return {self.form.fields["seed"]: str(chosen[1].seed)} if chosen else {}
 
     def _asked(self, values: tuple[Any, ...]) -> dict[str, Any]:
         return {**self.usual, **self.form.read(values)}
 
-    def _refuse(self, request: gr.Request, error: RunnerError, values: tuple[Any, ...]) -> Updates:
+    def _refuse(self, request: gr.Request, error: Exception, values: tuple[Any, ...]) -> Updates:
+        if not isinstance(error, RunnerError):
+            log.error("the page's form broke", exc_info=error)
+            error = RunnerError(fault(error))
         axes = self.form.read(values).get("axes", ())
         named = {key: f"{axis}/values" for axis, (key, _) in zip(AXES, axes, strict=False)}
         found = wrong_fields(error, named)

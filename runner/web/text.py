@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from runner.folder.names import GALLERY
+from runner.folder.names import GALLERY, IMAGES
+from runner.report.table import many
 from runner.text import shorten
 from runner.web.history import Run
 from runner.web.jobs import BROKEN, DONE, EARLIER, LOADING, RUNNING, WAITING, Job
@@ -46,7 +47,7 @@ def notes(lines: Sequence[str]) -> str:
 
 def checked(found: Checked) -> str:
     """What a press would do."""
-    count = f"{found.pictures:,} picture{'s' * (found.pictures != 1)}"
+    count = many(found.pictures, "picture")
     time = f", about {_clock(found.seconds)} by this machine's records" if found.seconds else ""
     none = '<p class="left">nothing to warn of</p>' if not found.warnings else ""
     return _state(f"<p><span>{count}{time}</span></p>{notes(found.warnings)}{none}")
@@ -67,12 +68,11 @@ def _preview(jpeg: bytes) -> str:
 
 
 def _outcome(job: Job) -> str:
-    made = f"{len(job.pictures)} of {job.wanted} pictures" if job.wanted else "no pictures"
-    words = f"cancelled: {made}"
-    if job.state == DONE:
-        words = f"{made} in {_clock(job.ended - job.begun)}"
-    elif job.state == EARLIER:
-        words = made
+    if job.state == EARLIER:  # how many were wanted isn't known any more
+        words = many(len(job.pictures), "picture")
+    else:
+        made = f"{len(job.pictures)} of {job.wanted} pictures" if job.wanted else "no pictures"
+        words = f"{made} in {_clock(job.ended - job.begun)}" if job.state == DONE else f"cancelled: {made}"
     return f"<p><span>{words}, in {html.escape(_short(job.folder))}</span>{links(job.folder)}</p>"
 
 
@@ -80,7 +80,7 @@ def links(folder: Path) -> str:
     """To a run's gallery, if there is one, and to its pictures as a zip, if there are any."""
     place = f"runs/{quote(folder.name)}"
     page = f'<a href="{place}/{GALLERY}" target="_blank">{GALLERY}</a>' if (folder / GALLERY).exists() else ""
-    packed = f'<a href="{place}.zip" download>zip</a>' if (folder / "images").is_dir() else ""
+    packed = f'<a href="{place}.zip" download>zip</a>' if (folder / IMAGES).is_dir() else ""
     return f'<span class="links">{page} {packed}</span>'
 
 
@@ -94,7 +94,7 @@ def list_runs(folder: Path, runs: Iterable[Run], going_on: Sequence[Job]) -> str
 def _row(folder: Path, run: Run, job: Job | None) -> str:
     place = f"runs/{quote(run.name)}"
     picture = f'<img src="{place}/{quote(run.first)}" alt="" loading="lazy">' if run.first else "<i></i>"
-    count = f"{run.pictures:,} picture{'s' * (run.pictures != 1)}"
+    count = many(run.pictures, "picture")
     state = f" &middot; <b>{'waiting' if job.state == WAITING else 'going on'}</b>" if job else ""
     when = f'<time datetime="{run.made.isoformat(timespec="seconds")}">{run.made:%Y-%m-%d %H:%M}</time>'
     prompt = html.escape(shorten(run.prompt, LONGEST_PROMPT) or run.name)

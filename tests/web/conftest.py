@@ -27,7 +27,9 @@ def address(folder):
 def page(browser, address):
     """The page in a tab of its own, which may ask this machine only."""
     outside = []
-    context = browser.new_context(viewport={"width": 1440, "height": 1000}, accept_downloads=True)
+    context = browser.new_context(
+        viewport={"width": 1440, "height": 1000}, device_scale_factor=0.5, accept_downloads=True
+    )
     context.set_default_timeout(60_000)
     page = context.new_page()
     own = urlsplit(address).netloc

@@ -2,7 +2,7 @@ import pytest
 
 from runner.errors import SettingError
 from runner.web import axes
-from runner.web.axes import NONE, put_into, read_from
+from runner.web.axes import NONE, of_cell, put_into, read_from
 
 
 def job():
@@ -48,6 +48,8 @@ def test_without_axes_there_is_no_matrix():
         ([("scale", " \n"), (NONE, "")], "^rows: there are no values yet for 'scale'"),
         ([(NONE, ""), ("steps", "")], "^columns: there are no values yet for 'steps'"),
         ([("scale", "1, [2"), (NONE, "")], "^rows: '1, .2' can't be read"),
+        ([("seed", "2001-13-01"), (NONE, "")], "^rows: '2001-13-01' can't be read"),
+        ([("scale", "[" * 5000), (NONE, "")], "^rows: .* can't be read"),
         ([("scale", "1"), ("scale", "2")], "^columns: both axes are 'scale'"),
     ],
 )
@@ -63,6 +65,13 @@ def test_axes_are_read_again_as_they_were_typed(key):
     again = job()
     put_into(again, read_from(given["matrix"]))
     assert again == given
+
+
+def test_a_cell_has_the_values_of_its_axes_in_their_own_fields():
+    form = {"prompt": "a cat", "scale": 5, "loras": {"ink": 1, "sharp": 0.5}, "axes": [("scale", "1, 2")]}
+    chosen = {"scale": 7.5, "loras.ink": 0.25, "prompt": {"parts": []}}
+    told = {"scale": 7.5, "loras.ink": 0.25, "loras": {"ink": 0.25, "sharp": 0.5}, "axes": []}
+    assert of_cell(form, chosen) == form | told
 
 
 @pytest.mark.parametrize("matrix", [None, [], "x", 7])

@@ -37,6 +37,19 @@ def test_what_lies_in_the_folders_is_listed(tmp_path, given):
     assert choices.model_at(str(tmp_path / "models/one.safetensors")) == "one"
 
 
+def test_equal_names_hide_nothing(tmp_path, given):
+    for name in ("models/sd15.safetensors", "models/small.ckpt", "models/small/model_index.json",
+                 "vae/folder.safetensors", "vae/folder/config.json"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    models = tmp_path / "models"
+    named = [f"sd15 ({models / 'sd15.safetensors'})", "small", f"small ({models / 'small'})"]
+    assert list(Choices(settings.compose(given)).models) == ["emoji", "sd15", *named]
+    own = f"{tmp_path}/small.ckpt"
+    assert Choices(settings.compose([*given, f"model.path={own}"])).started_with == f"small ({own})"
+    assert list(Choices(settings.compose(given)).vaes)[1:] == ["folder", f"folder ({tmp_path / 'vae/folder'})"]
+
+
 def test_the_model_that_the_page_was_started_with_is_one_of_them(tmp_path, given):
     own = settings.compose([*given, f"model.path={tmp_path}/elsewhere/mine.ckpt", "model.prediction=v_prediction"])
     choices = Choices(own)

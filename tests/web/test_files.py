@@ -80,6 +80,8 @@ def test_uploads_have_a_bound(run, limit):
     uploads = run.parent.parent / "uploads/inner"
     uploads.mkdir(parents=True)
     (uploads / "x.png").write_bytes(b"x" * 100)
+    (uploads.parent / "zip-1.zip").write_bytes(b"x" * 500)  # under way, which isn't uploaded
+    limit(files, MOST_UPLOADED=100)
     assert ask(run, "/gradio_api/upload", "POST")[0] == 299
     limit(files, MOST_UPLOADED=99)
     assert ask(run, "/gradio_api/upload", "POST")[0] == 413

@@ -1,5 +1,6 @@
 import io
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 
 from runner.events import RunStarted, StepDone, WaveDone, WaveStarted
 from runner.web import jobs
-from runner.web.jobs import Job, Pace, caption_of, preview_sheet
+from runner.web.jobs import Job, Pace, Picture, preview_sheet
 from runner.web.text import describe
 
 
@@ -75,5 +76,5 @@ def test_many_previews_become_one_sheet():
 
 
 def test_a_caption_says_the_axes():
-    assert caption_of(7, {}) == "seed 7"
-    assert caption_of(7, {"scale": 3, "seed": 7, "sampler": "ddim"}) == "scale 3, sampler ddim, seed 7"
+    assert Picture(Path(), 7, {}).caption == "seed 7"
+    assert Picture(Path(), 7, {"scale": 3, "seed": 7, "sampler": "ddim"}).caption == "scale 3, sampler ddim, seed 7"

@@ -1,6 +1,7 @@
 import hashlib
 import shlex
 import shutil
+import time
 
 import hypothesis
 import numpy as np
@@ -66,6 +67,15 @@ def test_a_press_makes_a_run_folder_with_its_manifest_and_pictures(open_studio, 
     assert {path.name for path in job.folder.iterdir()} >= {"run.json", "records.jsonl", "gallery.html", "runner.log"}
 
 
+def test_what_the_form_says_holds_whatever_it_began_with(open_studio):
+    with open_studio("defaults.steps=9", "defaults.scale=3") as here:
+        job = here.press(here.usual_form() | QUICK)
+        job.wait()
+    (item, _) = (record["item"] for record in iterate_records(LocalStore(job.folder)))
+    assert (item["steps"], item["scale"]) == (2, 3)
+    assert "steps: 2" in job.manifest and "defaults" not in job.manifest
+
+
 @pytest.mark.parametrize(
     "changed",
     [{}, {"seed": "", "format": "jpg"}, {"sampler": "ddim", "eta": 0.5, "unet_bs": "2", "precision": "full"}],
@@ -122,7 +132,7 @@ def test_a_cancelled_job_keeps_what_is_finished(open_studio):
     with open_studio() as here:
         job = here.press(here.usual_form() | QUICK | {"n_samples": 500})
         while not job.pictures and not job.over:
-            pass
+            time.sleep(0.01)  # who asks all the time lets no other thread compute
         assert job.seconds_left() >= 0
         job.stop.set()
         job.wait()

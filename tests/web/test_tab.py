@@ -192,6 +192,13 @@ def test_a_matrix_is_counted_made_and_compared_in_its_gallery(page):
     part.get_by_role("button", name="Make pictures").click()
     expect(status(part)).to_contain_text("6 of 6 pictures")
     expect(part.locator(".grid-container")).to_contain_text("scale 7.5, steps 4")
+    cell = part.locator(".grid-container button").filter(has_text="scale 3, steps 4")
+    cell.click()
+    part.get_by_role("button", name="Send to img2img").click()
+    target = page.locator("#img2img")
+    expect(field(target, "Scale").first).to_have_value("3")
+    expect(field(target, "Steps").first).to_have_value("4")
+    page.get_by_role("tab", name="matrix").click()
     with page.context.expect_page() as opened:
         part.get_by_role("link", name="gallery.html").click()
     expect(opened.value).to_have_url(re.compile(r"/runs/\d{4}-compared/gallery\.html"))

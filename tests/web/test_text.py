@@ -49,7 +49,7 @@ def test_a_running_job_says_how_far_it_is(job, system):
 
 
 def test_the_end_names_the_folder_and_the_gallery(job):
-    job.wanted, job.pictures = 2, [jobs.Picture(job.folder / "a.png", 1, "seed 1")]
+    job.wanted, job.pictures = 2, [jobs.Picture(job.folder / "a.png", 1, {})]
     job.failed = ["seed 2: <no noise>"]
     job.end(jobs.DONE)
     text = describe(job, 0)

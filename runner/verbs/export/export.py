@@ -54,6 +54,7 @@ class Export:
         self._form = form_named(settings.to)
         self._target = Target(target, settings.to, self._form, source.name)
         self._report = Report()
+        self._kept = set[str]()  # files of pictures alone, which this export wants
 
     def run(self) -> Report:
         """Writes what is missing of the dataset.
@@ -78,6 +79,7 @@ class Export:
         known = self._target.known()
         names = {shard.number: self._form.name(shard.number) for shard in plan}
         whole = {names[shard.number]: known[names[shard.number]] for shard in plan if self._is_whole(shard, known)}
+        self._kept = {name for shard in plan if names[shard.number] in whole for name, *_ in self._files_of(shard)}
         if len(whole) < len(plan) or not self._target.is_finished(whole):
             self._target.begin(whole)
             for shard in plan:
@@ -85,8 +87,7 @@ class Export:
                     whole[names[shard.number]] = entry
                     self._target.note(whole)
             whole = {name: whole[name] for name in names.values() if name in whole}
-            pictures = (name for shard in plan if names[shard.number] in whole for name, *_ in self._files_of(shard))
-            self._target.remove_others({*whole, *pictures})
+            self._target.remove_others({*whole, *self._kept})
         self._target.end(whole)
         self._report.shards = len(whole)
         self._report.pictures = sum(entry["nsamples"] for entry in whole.values())
@@ -141,6 +142,7 @@ class Export:
 
         def before() -> Iterator[tuple[str, bytes]]:
             for file in files:
+                self._kept.add(last[0][0])
                 yield last.pop()
                 last.append(file)
 

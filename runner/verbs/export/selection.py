@@ -54,10 +54,11 @@ class Selection:
     """The newest record of each id that `take` lets through, if it is done."""
 
     def __init__(self, store: Store, take: Callable[[str], bool]) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        with writing_to(tempfile.gettempdir()):
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
         try:
+            self.pictures = sorted(self._read(store, take))
             with writing_to(tempfile.gettempdir()):
-                self.pictures = sorted(self._read(store, take))
                 self._file.flush()
         except BaseException:
             self._file.close()
@@ -105,7 +106,8 @@ class Selection:
             number = part(record, "item").get("number")
             number = number if type(number) is int and number >= 0 else 0
             line = orjson.dumps(record)
-            self._file.write(line)
+            with writing_to(tempfile.gettempdir()):
+                self._file.write(line)
             newest[identity] = Picked(number, identity, record["bytes"], end, len(line))
             end += len(line)
         return list(newest.values())

@@ -194,6 +194,17 @@ def test_damaged_pictures_are_left_out_and_named_and_come_when_they_are_mended(a
     assert export(alps, tmp_path / "out", to, THREE).pictures == 7
 
 
+@pytest.mark.parametrize("to", FORMS)
+def test_a_picture_that_was_lost_since_leaves_nothing_behind(alps, tmp_path, to):
+    export(alps, tmp_path / "out", to, THREE)
+    (alps / list(newest(alps).values())[4]["image"]).unlink()
+    shard = json.loads((tmp_path / "out/index.json").read_text())["shardlist"][2]["url"]
+    (tmp_path / "out" / shard).unlink()
+    assert len(export(alps, tmp_path / "out", to, THREE).problems) == 1
+    export(alps, tmp_path / "anew", to, THREE)
+    assert files(tmp_path / "out") == files(tmp_path / "anew")
+
+
 def test_only_the_newest_record_counts_and_only_if_it_is_done(alps, tmp_path):
     first, second, *_ = newest(alps).values()
     with Ledger(LocalStore(alps)) as ledger:
@@ -315,7 +326,7 @@ def test_the_command_line(alps, tmp_path, monkeypatch, capsys, words):
     ("words", "code", "said"),
     [
         (["export", "alps"], 2, "to what? write to=webdataset"),
-        (["export", "alps", "--to"], 2, "'--to' is not an option"),
+        (["export", "alps", "--to"], 2, "--to needs a value"),
         (["export", "alps", "--to", "tar"], 2, "to=tar: known are: imagefolder, parquet, webdataset"),
         (["export", "alps", "--to", "webdatset"], 2, "did you mean 'webdataset'?"),
         (["export", "nowhere", "--to", "webdataset"], 10, "there is no run folder 'nowhere'"),
