@@ -12,7 +12,7 @@ from typing import Any
 
 import runner
 
-KILLS = int(os.environ.get("RUNNER_KILLS", "4"))
+KILLS = int(os.environ.get("RUNNER_KILLS", "2"))
 # What a child process does with its words; all that is imported here is there already when it begins.
 COMMAND = """
 from hydra import compose

@@ -324,6 +324,7 @@ def components(plain):
 
 
 @torch.inference_mode()
+@pytest.mark.some(24)
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
