@@ -158,7 +158,8 @@ def fails(request):
     return False
 
 
-@pytest.mark.parametrize("models", [1, 2])
+@pytest.mark.some(1)
+@pytest.mark.parametrize("models", [2, 1])
 def test_a_run_may_be_killed_at_any_moment(ask, tmp_path, model, models):
     other = shutil.copytree(model, tmp_path / "other") if models == 2 else None
     if other:  # weights of its own

@@ -109,7 +109,7 @@ def test_a_run_may_have_no_standard_streams(here, model):
 
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_closed_terminal_stops_a_run_like_sigterm_unless_it_is_ignored(here, model, ignored):
-    (here / "m.yaml").write_text(TEXT.replace("1-2", "1-40").replace("steps: 2", "steps: 10"), encoding="utf-8")
+    (here / "m.yaml").write_text(TEXT.replace("1-2", "1-24").replace("steps: 2", "steps: 10"), encoding="utf-8")
     command = [sys.executable, "-m", "runner", "run", "m.yaml", f"model.path={model}", "unet_bs=4"]
     before = (lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)) if ignored else None
     process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, preexec_fn=before)
@@ -123,7 +123,7 @@ def test_a_closed_terminal_stops_a_run_like_sigterm_unless_it_is_ignored(here, m
     assert process.wait(60) == (0 if ignored else 129)
     pictures = len(list((here / "outputs/m/images").rglob("*.png")))
     assert len(records.read_bytes().splitlines()) == pictures
-    assert (pictures == 40) == ignored
+    assert (pictures == 24) == ignored
 
 
 def test_failed_items_are_listed_with_their_reasons(here, model, capsys, monkeypatch, no_noise):

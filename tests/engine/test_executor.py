@@ -214,7 +214,7 @@ def short_of_memory(monkeypatch, executor, fits, error=torch.OutOfMemoryError):
     monkeypatch.setattr(engine_denoise, "denoise", denoise)
 
 
-@pytest.mark.some(2)
+@pytest.mark.some(1)
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, RuntimeError])
 @pytest.mark.parametrize("turbo", [None, False])
 def test_running_out_of_memory_is_answered_with_less_of_it(model, monkeypatch, error, turbo):

@@ -1,4 +1,4 @@
-"""The gallery from a static server: it grows with its run, and what it copies makes its pictures again."""
+"""The gallery from a static server, or the disk: it grows with its run, and what it copies makes its pictures again."""
 
 from __future__ import annotations
 
@@ -44,11 +44,13 @@ def ask(tmp_path: Path):
 
 
 @pytest.fixture
-def visit(context, serve):
+def visit(context, serve, tmp_path, request):
+    place = tmp_path.as_uri() if getattr(request, "param", "") == "from the disk" else serve
+
     def visit(hash: str = ""):
         context.grant_permissions(["clipboard-read", "clipboard-write"])
         page = context.new_page()
-        page.goto(f"{serve}/it is $mine/gallery.html{hash}")
+        page.goto(f"{place}/it is $mine/gallery.html{hash}")
         expect(page.locator("#counts")).not_to_contain_text("loading")
         return page
 
@@ -61,6 +63,7 @@ def copied(page, label: str) -> str:
     return page.evaluate("navigator.clipboard.readText()")
 
 
+@pytest.mark.parametrize("visit", ["served", "from the disk"], indirect=True)
 def test_the_page_grows_with_its_run_and_keeps_its_place(ask, visit) -> None:
     request, now = ask(), [0.0]
     wanted = Wanted.of(request.items)
