@@ -9,7 +9,7 @@ def form(page, kind="txt2img"):
     """The visible tab's part of the page."""
     page.get_by_role("tab", name=kind).click()
     part = page.locator(f"#{kind}")
-    expect(part.get_by_role("button", name="Make pictures")).to_be_visible()
+    expect(part.get_by_role("button", name="Make pictures")).to_be_enabled()
     return part
 
 

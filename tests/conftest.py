@@ -43,7 +43,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Of a test that is marked `some(N)`, N of its cases are run, spread over all; RUNNER_THOROUGH=1 runs every one."""
+    """Of a test that is marked `some(N)`, N of its cases are run, spread over all; RUNNER_THOROUGH=1 runs every one.
+
+    `some(0)` is a test of much time and little risk.
+    """
     if os.environ.get("RUNNER_THOROUGH") == "1":
         return
     cases = {}

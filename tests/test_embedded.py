@@ -70,6 +70,7 @@ def test_the_background_that_was_asked_for_is_there(whole):
 
 
 @pytest.mark.parametrize("overrides", [["shuffle=5"], ["turbo=false", "limit=10"], ["shuffle=2", "limit=9"]])
+@pytest.mark.some(1)
 def test_the_same_files_in_any_order_grouping_and_mode(ask, whole, overrides):
     request = ask(*overrides)
     list(running.run(request))

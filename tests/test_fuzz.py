@@ -86,6 +86,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.some(5)
 def test_a_mutated_file_is_read_or_refused(source, tmp_path, monkeypatch, capsys, name):
     for seed in range(TURNS):
         chosen, here = random.Random(f"{name} {seed}"), tmp_path / str(seed)

@@ -57,6 +57,7 @@ def both(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("sampler", original.SAMPLERS)
+@pytest.mark.some(8)
 def test_pictures_are_the_originals(both, sampler):
     by_original, made = both
     picture = made[sampler, PROMPT, SEED]

@@ -90,6 +90,7 @@ def test_a_store_that_fails_often_costs_nothing(ask, bucket, s3, monkeypatch):
 
 
 @pytest.mark.parametrize("request_number", [20, 30, 45])
+@pytest.mark.some(1)
 def test_a_store_that_goes_down_ends_a_run_that_goes_on_later(ask, bucket, s3, monkeypatch, request_number):
     paint(ask("out"))
     with Proxy(s3) as proxy:

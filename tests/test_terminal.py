@@ -108,6 +108,7 @@ def test_a_run_may_have_no_standard_streams(here, model):
 
 
 @pytest.mark.parametrize("ignored", [False, True])
+@pytest.mark.some(1)
 def test_a_closed_terminal_stops_a_run_like_sigterm_unless_it_is_ignored(here, model, ignored):
     (here / "m.yaml").write_text(TEXT.replace("1-2", "1-24").replace("steps: 2", "steps: 10"), encoding="utf-8")
     command = [sys.executable, "-m", "runner", "run", "m.yaml", f"model.path={model}", "unet_bs=4"]

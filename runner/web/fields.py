@@ -219,9 +219,11 @@ def _build_texts(usual: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _build_buttons(form: Form) -> None:
-    """The buttons, and below them what became of pressing one."""
+    """The buttons, and below them what became of pressing one. None makes pictures before a visit has its form."""
     with gr.Row(elem_classes="buttons"):
-        form.make = gr.Button("Make pictures", variant="primary", scale=2, min_width=130, elem_classes="make")
+        form.make = gr.Button(
+            "Make pictures", variant="primary", scale=2, min_width=130, elem_classes="make", interactive=False
+        )
         form.check = gr.Button("Check", scale=1, min_width=70)
         form.cancel = gr.Button("Cancel", interactive=False, scale=1, min_width=70)
     form.told = gr.HTML("", elem_classes="told", padding=False)

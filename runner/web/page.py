@@ -195,7 +195,7 @@ class _Page:
         choices = Choices(self.studio.settings)
         updates: Updates = {}
         for tab in self.tabs.values():
-            updates |= tab.form.choose_from(choices)
+            updates |= tab.form.choose_from(choices) | {tab.form.make: gr.update(interactive=True)}
         going_on = self.studio.going_on()
         job = self.studio.find(asked) or (going_on[0] if going_on else None)
         if job is None:

@@ -79,6 +79,7 @@ def test_a_walk_gives_the_same_bits_as_the_resident_module(model):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("mode", [STAYS, VISITS, WALKS])
+@pytest.mark.some(1)
 def test_calls_side_by_side_give_the_same_bits(model, mode):
     """Five calls on two lanes, and on one of them, in a module whose layers pack their weights in the first call."""
     wanted = make(model, STAYS).call_all(list(unet_calls(5)))

@@ -110,6 +110,7 @@ def test_streaming_holds_less_than_being_resident(model):
 
 @pytest.mark.parametrize("turbo", [True, False])
 @pytest.mark.parametrize("sampler", ["ddim", "euler", "dpmpp_2m"])
+@pytest.mark.some(3)
 def test_the_host_waits_for_no_step(model, sampler, turbo):
     with fake_cuda() as device:
         executor = make_executor(model, turbo=turbo)

@@ -291,6 +291,7 @@ def test_long_prompts_are_encoded_in_pieces_without_disturbing_their_neighbours(
 
 
 @pytest.mark.parametrize(("version", "prediction"), [(1, "auto"), (2, "epsilon"), (2, "v_prediction")])
+@pytest.mark.some(1)
 def test_a_single_file_gives_the_folders_pictures(tmp_path, version, prediction):
     parts = single_file.small(version)
     told = "epsilon" if prediction == "auto" else prediction

@@ -238,6 +238,7 @@ def test_a_compiled_unet_has_them_too(folder: Path, ink: Path, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("turbo", [True, False])
+@pytest.mark.some(1)
 def test_on_a_card(folder: Path, ink: Path, sharp: Path, turbo: bool) -> None:
     sets = [(lora(ink),), (lora(sharp, 0.5),), ()]
     items = [item for n, each in enumerate(sets) for item in items_with(each, count=1, first=10 * n)]

@@ -103,6 +103,7 @@ def test_openvino_computes_side_by_side_what_it_computes_alone(model, system):
         assert all(np.array_equal(found[number], pixels) for number, pixels in wanted.items())
 
 
+@pytest.mark.some(0)
 def test_half_precision_is_kept_in_half_and_beside_the_exact_one(model, cache):
     exact = render(make_executor(model, OPENVINO), items(1))
     half = render(make_executor(model, OPENVINO, "bfloat16"), items(1))
@@ -120,6 +121,7 @@ def test_a_damaged_file_is_named(model, cache):
         render(executor, items(1))
 
 
+@pytest.mark.some(0)
 def test_what_can_not_be_kept_leaves_nothing_behind(model, cache, monkeypatch):
     def cut(converted, file, **_):
         file.write_text("<net")

@@ -73,7 +73,7 @@ ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "pre
 BETAS = torch.linspace(0.0005, 0.02, 1000, dtype=torch.float64).tolist()
 
 
-@pytest.mark.some(7)
+@pytest.mark.some(3)
 @pytest.mark.parametrize("sampler", ["ddim", "euler"])
 @pytest.mark.parametrize(
     "said",
@@ -151,6 +151,7 @@ def as_a_decoder(place):
 
 
 @pytest.mark.parametrize("save", [as_transformers_saves_it, as_a_list, as_a_decoder])
+@pytest.mark.some(1)
 def test_a_word_that_was_learnt_is_one_token(folder, save):
     learn_a_word(folder)
     prompt = f"a {WORD} on a mat"

@@ -327,6 +327,7 @@ def test_a_file_that_is_not_there_any_more_fails_the_pictures_that_name_it(folde
 
 
 @pytest.mark.parametrize(("family", "turbo"), [("v1", True), ("v1", False), ("xl", False)])
+@pytest.mark.some(1)
 def test_a_card_never_waits_for_words_within_a_step(folders, learnt, family, turbo):
     items = many_items(learnt, family)[:1] + many_items(learnt, family)[3:5]
     wanted = render(make_executor(folders[family]), items)

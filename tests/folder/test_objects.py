@@ -72,6 +72,7 @@ def record(number):
 
 @pytest.mark.parametrize("fault", [DROPPED, CUT, HUNG, 503, 409])
 @pytest.mark.parametrize("part", ["run/images", "run/records", "run/.lock"])
+@pytest.mark.some(7)
 def test_a_request_that_fails_once_changes_nothing(proxy, at, fault, part):
     proxy.fault = once(fault, "PUT", part)
     store = at()

@@ -153,6 +153,7 @@ def test_a_tokenizer_without_merges_is_not_whole(folder):
 @pytest.mark.parametrize("variant", [None, "fp16", "ema"])
 @pytest.mark.parametrize("safe", [True, False])
 @pytest.mark.parametrize("size", ["10GB", "20KB"])
+@pytest.mark.some(4)
 def test_every_form_of_save_pretrained_is_read(shipped, tmp_path, variant, safe, size):
     unet = UNet2DConditionModel.from_pretrained(shipped / "unet")
     unet.save_pretrained(tmp_path / "unet", variant=variant, safe_serialization=safe, max_shard_size=size)

@@ -220,6 +220,7 @@ def test_all_pictures_are_downloaded_as_a_zip(page, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["txt2img", "img2img", "inpaint", "matrix", "runs"])
+@pytest.mark.some(2)
 def test_nothing_scrolls_sideways_on_a_phone(page, kind):
     page.set_viewport_size(PHONE)
     page.reload()
