@@ -288,4 +288,5 @@ def _warnings(request: Request) -> list[Warned]:
 
 def _worded(warnings: Iterable[Warned]) -> Iterator[str]:
     for warned in warnings:
-        yield f"{'; '.join(example.text for example in warned.examples)}: {warned.check.message}"
+        texts = dict.fromkeys(example.text for example in warned.examples)
+        yield f"{'; '.join(texts)}: {warned.check.message}"

@@ -213,6 +213,8 @@ def test_a_check_counts_and_warns_and_leaves_nothing(open_studio, tmp_path):
         found = here.check(here.usual_form() | QUICK | {"axes": [("scale", "1, 2, 3"), ("steps", "1, 9")]}, picture)
         assert (found.pictures, found.seconds) == (12, None)
         assert found.warnings
+        [few] = here.check(here.usual_form() | QUICK | {"axes": [("scale", "1, 2, 3"), ("steps", "2")]}).warnings
+        assert few.count("2 steps of") == 1  # though there are three such kinds
         with pytest.raises(SettingError, match="columns: there are no values yet"):
             here.check(here.usual_form() | QUICK | {"axes": [("scale", "1, 2, 3"), ("steps", "")]})
         here.press(here.usual_form() | QUICK).wait()
