@@ -20,7 +20,7 @@ from runner.report.gallery import build
 from runner.report.gallery.build import build_page
 from runner.report.wanted import Wanted
 
-ROWS = int(os.environ.get("RUNNER_GALLERY", "4800"))  # of the large folder; a multiple of 960
+ROWS = int(os.environ.get("RUNNER_GALLERY", "20000"))  # of the large folder; a multiple of 400
 PROMPTS, SCALES, SAMPLERS, SEEDS = ("red apple", "a lemon"), (7.5, 3.0, 13.0), ("ddim", "lms"), (3, 13, 30)
 
 
