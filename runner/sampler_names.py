@@ -46,9 +46,7 @@ def _half(call: int) -> int:
 
 SAMPLERS: Mapping[str, Sampler] = {
     "ddim": Sampler("DDIM", eta=True, original=True),
-    "plms": Sampler(
-        "PLMS", lambda n: n + 1 if n > 1 else n, fewest=20, original=True, step=lambda call: max(0, call - 1)
-    ),
+    "plms": Sampler("PLMS", lambda n: n + 1 if n > 1 else n, fewest=20, original=True, step=_after_two),
     "heun": Sampler("Heun", _twice_but_once, fewest=8, original=True, step=_half),
     "euler": Sampler("Euler", original=True),
     "euler_a": Sampler("Euler a", original=True),

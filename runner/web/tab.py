@@ -188,7 +188,7 @@ class Tab:
         return self.form.fill({**form, **{key: name for key, name in named.items() if name}})
 
     def chosen(self, run: str, selected: int) -> tuple[Job, Picture] | None:
-        """The picture of a run that is selected, or the last one; None where there is none."""
+        """The picture of a run that is selected, the last one where there are fewer; None where there are none."""
         job = self.studio.find(run)
         pictures = shown(job) if job else []
         return (job, pictures[min(selected, len(pictures) - 1)]) if job and pictures else None

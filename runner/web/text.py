@@ -143,5 +143,4 @@ def _short(folder: Path) -> str:
     return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
-NOTHING_YET = _state('<p class="left">The pictures appear here, with their seeds and their manifest.</p>')
 READING = _state("<p>reading</p>")
