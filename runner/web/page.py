@@ -179,10 +179,7 @@ class _Page:
             *self.files.values(),
             *(each for tab in self.tabs.values() for each in tab.all()),
         ]
-        opened = page.load(self.open, [self.asked], everything, js="() => runnerPage.asked()", **QUIETLY)
-        buttons = [tab.form.make for tab in self.tabs.values()]
-        # Whatever became of opening: who presses is told what is wrong.
-        opened.then(lambda: [gr.update(interactive=True)] * len(buttons), None, buttons, queue=False, **QUIETLY)
+        page.load(self.open, [self.asked], everything, js="() => runnerPage.asked()", **QUIETLY)
         for kind, file in self.files.items():
             # An editor has to be drawn before it is given a picture.
             file.change(js=f"file => runnerPage.drawn('{kind}', file)", inputs=[file], outputs=[file], **QUIETLY).then(
@@ -198,7 +195,7 @@ class _Page:
         choices = Choices(self.studio.settings)
         updates: Updates = {}
         for tab in self.tabs.values():
-            updates |= tab.form.choose_from(choices)
+            updates |= tab.form.choose_from(choices) | {tab.form.make: gr.update(interactive=True)}
         going_on = self.studio.going_on()
         job = self.studio.find(asked) or (going_on[0] if going_on else None)
         if job is None:
