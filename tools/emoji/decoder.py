@@ -1,0 +1,139 @@
+"""Trains the decoder on the latents that the UNet makes, so that what is drawn is as sharp as what was drawn from.
+
+The encoder stays as it is, and with it the latents that the UNet learns. Pictures are encoded, their latents are noised
+and denoised by the UNet in a few steps, and the decoder learns the picture from the result. Beside the distance to the
+picture there is a small adversarial part, of a discriminator of patches, weighted as in Esser et al. 2021 (VQGAN).
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import pictures
+import torch
+import torch.nn.functional as F
+from autoencoder import edge_error, load_vae, to_tensor
+from networks import build_schedule, known_words, scaled_latents, tokenize
+from progress import Training, load
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+from unet import load_unet
+
+BATCH = 8
+MOST_NOISE = 400  # the time step up to which a picture is noised: its shapes survive that
+UNTOUCHED = 0.15  # of the latents stay as they were encoded
+MOST_STEPS = 3
+MOST_GUIDANCE = 4.0
+ADVERSARIAL = 0.3  # of the gradient at the last layer
+ADVERSARIAL_FROM = 0.15  # of the stage's time; the discriminator learns from 0.1 on
+CRITIC_RATE = 5e-4
+
+
+def train_decoder(args: argparse.Namespace, artwork: pictures.Artwork, names: list[str]) -> None:
+    """L1 and L1 of the edges, and what the discriminator says of the picture."""
+    vae = load_vae(args.work)
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    latents_of, discriminator = DrawnLatents(args, vae), Discriminator()
+    critic = torch.optim.AdamW(discriminator.parameters(), lr=CRITIC_RATE, betas=(0.5, 0.9), weight_decay=1e-4)
+    training = Training(
+        args.work / "decoder.pt", args.decoder_minutes, args.decoder_rate, vae,
+        discriminator=discriminator, critic=critic,
+    )  # fmt: skip
+    fooled, told = torch.zeros(()), torch.full((), 2.0)
+    random = np.random.default_rng(training.step)
+    for done in training.steps():
+        numbers = random.integers(len(names), size=BATCH)
+        asked = [pictures.random_caption(random, names[number]) for number in numbers]
+        wanted = to_tensor([
+            artwork.draw(int(number), pictures.random_place(random), pictures.COLOURS[colour])
+            for number, (_, colour) in zip(numbers, asked, strict=True)
+        ])  # fmt: skip
+        latents = latents_of(wanted, [caption for caption, _ in asked], random)
+        with torch.autocast("cpu", torch.bfloat16):
+            made = vae.decode(latents).sample.float()
+        error, edges = (made - wanted).abs().mean(), edge_error(made, wanted)
+        loss = error + edges
+        if done > ADVERSARIAL_FROM:
+            fooled = -discriminator(made).mean()
+            loss = loss + ADVERSARIAL * balance(loss, fooled, vae.decoder.conv_out.weight) * fooled
+        training.learn(loss, l1=error, edges=edges, fooled=fooled, told=told)
+        if done > ADVERSARIAL_FROM - 0.05:
+            told = learn_to_tell(discriminator, critic, wanted, made.detach())
+
+
+def balance(one: torch.Tensor, other: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
+    """How much larger the first loss's gradient is at this layer, 100 at most."""
+    (of_one,), (of_other,) = (torch.autograd.grad(loss, layer, retain_graph=True) for loss in (one, other))
+    return (of_one.norm() / (of_other.norm() + 1e-6)).clamp(max=100)
+
+
+def learn_to_tell(
+    discriminator: Discriminator, critic: torch.optim.Optimizer, drawn: torch.Tensor, made: torch.Tensor
+) -> torch.Tensor:
+    """One step of the discriminator, with the hinge loss; 2 is no difference seen."""
+    of_drawn, of_made = discriminator(torch.cat([drawn, made])).chunk(2)
+    told = F.relu(1 - of_drawn).mean() + F.relu(1 + of_made).mean()
+    critic.zero_grad()  # what the decoder's step left, too
+    told.backward()
+    critic.step()
+    return told.detach()
+
+
+class Discriminator(nn.Module):
+    """Tells drawn patches from decoded ones: [n, 3, 128, 128] to [n, 1, 16, 16], a number for each 22x22 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in ((3, 32), (32, 64), (64, 128)):
+            layers += [spectral_norm(nn.Conv2d(before, after, 4, 2, 1)), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(128, 1, 1)))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.layers(pixels).float()
+
+
+class DrawnLatents:
+    """Latents of pictures as the UNet would have drawn them."""
+
+    def __init__(self, args: argparse.Namespace, vae: nn.Module) -> None:
+        data = load(args.work / "latents.pt")
+        _, mean, deviation = scaled_latents(data["latents"])
+        self.vae, self.mean, self.deviation = vae, mean[:, None, None], deviation[:, None, None]
+        self.known, _ = known_words(data["tokens"])
+        self.unet, self.text = load_unet(args.work, self.known)
+        self.kept = build_schedule().alphas_cumprod
+
+    @torch.no_grad()
+    def __call__(self, drawn: torch.Tensor, captions: list[str], random: np.random.Generator) -> torch.Tensor:
+        """[n, 4, 16, 16] of pictures [n, 3, 128, 128], each noised to its own time step."""
+        times = torch.from_numpy(random.integers(1, MOST_NOISE, size=len(drawn)))
+        guidance = torch.from_numpy(random.uniform(1, MOST_GUIDANCE, size=(len(drawn), 1, 1, 1))).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = self.vae.encode(drawn).latent_dist.mean.float()
+            words = self.text(torch.searchsorted(self.known, tokenize([""] * len(captions) + captions)))[0]
+        scaled = (latents - self.mean) / self.deviation
+        again = self._denoise(scaled, times, int(random.integers(1, MOST_STEPS + 1)), words, guidance)
+        untouched = torch.from_numpy(random.random((len(drawn), 1, 1, 1)) < UNTOUCHED)
+        return torch.where(untouched, latents, again * self.deviation + self.mean)
+
+    def _denoise(
+        self, latents: torch.Tensor, times: torch.Tensor, steps: int, words: torch.Tensor, guidance: torch.Tensor
+    ) -> torch.Tensor:
+        """Noises the latents and denoises them in so many steps (DDIM, Song et al. 2020)."""
+        noisy, picture = self._mixed(latents, torch.randn_like(latents), times), latents
+        for left in range(steps, 0, -1):
+            now = times * left // steps
+            with torch.autocast("cpu", torch.bfloat16):
+                without, with_words = self.unet(noisy.repeat(2, 1, 1, 1), now.repeat(2), words).sample.float().chunk(2)
+            v = without + guidance * (with_words - without)
+            picture, noise = self._mixed(noisy, -v, now), self._mixed(v, noisy, now)
+            noisy = self._mixed(picture, noise, times * (left - 1) // steps)
+        return picture
+
+    def _mixed(self, picture: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        kept = self.kept[times][:, None, None, None]
+        return kept.sqrt() * picture + (1 - kept).sqrt() * noise
