@@ -18,7 +18,7 @@ WHOLE_PICTURES = 0.3  # of the autoencoder's time; before it, quarters of pictur
 def train_vae(args: argparse.Namespace, artwork: pictures.Artwork, names: list[str]) -> None:
     """L1, plus L1 of the differences between neighbours (edges), plus a light Kullback-Leibler term."""
     vae = AutoencoderKL.from_pretrained(args.go_on_from / "vae").float() if args.go_on_from else build_vae()
-    training = Training(args.work / "vae.pt", args.vae_minutes, args.vae_rate, vae)
+    training = Training(args.work / "vae.pt", Clock(args.vae_minutes), args.vae_rate, vae)
     random = np.random.default_rng(training.step)
     for done in training.steps():
         wanted = random_crops(random, artwork) if done < WHOLE_PICTURES else random_pictures(random, artwork, 8)
@@ -70,7 +70,7 @@ def make_latents(args: argparse.Namespace, artwork: pictures.Artwork, names: lis
         latents, tokens = torch.empty(0, 4, 16, 16, dtype=torch.half), torch.empty(0, 77, dtype=torch.int32)
         state = {"latents": latents, "tokens": tokens, "vae_step": vae_step}
     places = args.rounds * len(pictures.PLACES)
-    clock = Clock(0.0, 0.0)
+    clock = Clock()
     for done in range(len(state["latents"]) // len(names), places):
         random = np.random.default_rng(done)
         place = pictures.PLACES[done % len(pictures.PLACES)]

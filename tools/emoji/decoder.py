@@ -8,6 +8,7 @@ picture there is a small adversarial part, of a discriminator of patches, weight
 from __future__ import annotations
 
 import argparse
+from collections import deque
 
 import numpy as np
 import pictures
@@ -15,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from autoencoder import edge_error, load_vae, to_tensor
 from networks import build_schedule, known_words, scaled_latents, tokenize
-from progress import Training, load
+from progress import Clock, Training, load
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm
 from unet import load_unet
 
 BATCH = 8
@@ -25,9 +25,11 @@ MOST_NOISE = 400  # the time step up to which a picture is noised: its shapes su
 UNTOUCHED = 0.15  # of the latents stay as they were encoded
 MOST_STEPS = 3
 MOST_GUIDANCE = 4.0
-ADVERSARIAL = 0.3  # of the gradient at the last layer
-ADVERSARIAL_FROM = 0.15  # of the stage's time; the discriminator learns from 0.1 on
-CRITIC_RATE = 5e-4
+ADVERSARIAL = 0.4  # of the gradient at the last layer
+CRITIC_FROM, ADVERSARIAL_FROM = 0.1, 0.35  # of the stage's time: the discriminator has a long start
+CRITIC_RATE = 3e-4
+CRITIC_STEPS = 3  # for each of the decoder's, on pictures of late: most patches are plain and teach nothing
+REMEMBERED = 24
 
 
 def train_decoder(args: argparse.Namespace, artwork: pictures.Artwork, names: list[str]) -> None:
@@ -38,9 +40,10 @@ def train_decoder(args: argparse.Namespace, artwork: pictures.Artwork, names: li
     latents_of, discriminator = DrawnLatents(args, vae), Discriminator()
     critic = torch.optim.AdamW(discriminator.parameters(), lr=CRITIC_RATE, betas=(0.5, 0.9), weight_decay=1e-4)
     training = Training(
-        args.work / "decoder.pt", args.decoder_minutes, args.decoder_rate, vae,
+        args.work / "decoder.pt", Clock(args.decoder_minutes), args.decoder_rate, vae,
         discriminator=discriminator, critic=critic,
     )  # fmt: skip
+    remembered: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=REMEMBERED)
     fooled, told = torch.zeros(()), torch.full((), 2.0)
     random = np.random.default_rng(training.step)
     for done in training.steps():
@@ -59,8 +62,9 @@ def train_decoder(args: argparse.Namespace, artwork: pictures.Artwork, names: li
             fooled = -discriminator(made).mean()
             loss = loss + ADVERSARIAL * balance(loss, fooled, vae.decoder.conv_out.weight) * fooled
         training.learn(loss, l1=error, edges=edges, fooled=fooled, told=told)
-        if done > ADVERSARIAL_FROM - 0.05:
-            told = learn_to_tell(discriminator, critic, wanted, made.detach())
+        remembered.append((wanted, made.detach()))
+        for place in random.integers(len(remembered), size=CRITIC_STEPS if done > CRITIC_FROM else 0):
+            told = learn_to_tell(discriminator, critic, *remembered[place])
 
 
 def balance(one: torch.Tensor, other: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
@@ -82,14 +86,17 @@ def learn_to_tell(
 
 
 class Discriminator(nn.Module):
-    """Tells drawn patches from decoded ones: [n, 3, 128, 128] to [n, 1, 16, 16], a number for each 22x22 pixels."""
+    """Tells drawn patches from decoded ones: [n, 3, 128, 128] to [n, 1, 32, 32], a number for each 26x26 pixels."""
 
     def __init__(self) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in ((3, 32), (32, 64), (64, 128)):
-            layers += [spectral_norm(nn.Conv2d(before, after, 4, 2, 1)), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, spectral_norm(nn.Conv2d(128, 1, 1)))
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 32, 4, 2, 1), nn.LeakyReLU(0.2),
+            nn.Conv2d(32, 64, 4, 2, 1), nn.GroupNorm(8, 64), nn.LeakyReLU(0.2),
+            nn.Conv2d(64, 96, 3, 1, 1), nn.GroupNorm(8, 96), nn.LeakyReLU(0.2),
+            nn.Conv2d(96, 96, 3, 1, 1), nn.GroupNorm(8, 96), nn.LeakyReLU(0.2),
+            nn.Conv2d(96, 1, 1),
+        )  # fmt: skip
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):

@@ -27,19 +27,19 @@ class Training:
     `averaged` is what is kept in the end. `others` are what the stage trains besides: they are saved and loaded too.
     """
 
-    def __init__(self, file: Path, minutes: float, rate: float, trained: torch.nn.Module, **others: Stateful) -> None:
+    def __init__(self, file: Path, clock: Clock, rate: float, trained: torch.nn.Module, **others: Stateful) -> None:
         named = [(name, parameter) for name, parameter in trained.named_parameters() if parameter.requires_grad]
         self.file, self.rate = file, rate
         self.trained, self.averaged = trained, copy.deepcopy(trained).requires_grad_(False)
         self.parameters = [parameter for _, parameter in named]
         self.optimizer = Muon(named, lr=rate, weight_decay=1e-2)
         self.parts = {"trained": trained, "averaged": self.averaged, "optimizer": self.optimizer, **others}
-        self.clock, self.step = Clock(minutes, 0.0), 0
+        self.clock, self.step = clock, 0
         self.losses: dict[str, float] = {}
         if state := load(file):
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
-            self.clock, self.step = Clock(minutes, state["spent"]), state["step"]
+            self.clock.before, self.step = state["spent"], state["step"]
         self.first = self.step
 
     def steps(self) -> Iterator[float]:
@@ -77,8 +77,9 @@ class Training:
 class Clock:
     """Minutes of this process's own computing: they neither pass while it is stopped nor while others compute."""
 
-    def __init__(self, minutes: float, spent: float) -> None:
-        self.minutes, self.before, self.begun = minutes, spent, time.process_time()
+    def __init__(self, minutes: float = math.inf) -> None:
+        self.minutes, self.begun = minutes, time.process_time()
+        self.before = 0.0  # minutes of earlier processes
         self.saved = self.begun
 
     @property

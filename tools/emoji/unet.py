@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from networks import WORDS, build_schedule, build_text_encoder, build_unet, known_words, scaled_latents, tokenize
-from progress import Training, load
+from progress import Clock, Training, load
 from transformers import CLIPTextModel
 
 BATCH = 48
@@ -30,7 +30,7 @@ def train_unet(args: argparse.Namespace, artwork: pictures.Artwork, names: list[
     if args.go_on_from:
         take_over(args.go_on_from, unet, text, known)
     both = torch.nn.ModuleList([unet, text])
-    training = Training(args.work / "unet.pt", args.unet_minutes, args.unet_rate, both)
+    training = Training(args.work / "unet.pt", Clock(args.unet_minutes), args.unet_rate, both)
     kept = build_schedule().alphas_cumprod
     snr = kept / (1 - kept)
     weights = snr.clamp(0.2, 5) / (snr + 1)  # of an error in v, which is 1 + 1/SNR times one in the picture
