@@ -4,6 +4,8 @@ Written from the formulas and apart from the runner, of which nothing is importe
 evenly spaced time steps (Song et al. 2021, Liu et al. 2022), k-diffusion's samplers (Karras et al. 2022) over sigmas
 found between the training steps. `half` rounds the sigmas of all k-samplers but `lms` to half precision, as the
 original does on every device; `faithful` begins img2img one step of noise too high, and cuts bytes off, as it does.
+The original knows models of noise. A model of v (Salimans & Ho 2022) is taken for the noise that its v implies; where
+`plms` mixes predictions, v are mixed, as diffusers does.
 
     picture = Original(folder).draw("tiger face", [27], sampler="euler", steps=50, scale=7.5)  # uint8 [1, H, W, 3]
 """
@@ -11,6 +13,7 @@ original does on every device; `faithful` begins img2img one step of noise too h
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +32,20 @@ ALPHAS = torch.tensor(np.cumprod(1 - BETAS), dtype=torch.float32)
 SIGMAS = ((1 - ALPHAS) / ALPHAS) ** 0.5
 LMS_ORDER = 4
 
-Predict = Callable[[Tensor, Tensor], Tensor]  # latents [n, 4, h, w] and time steps [n] to the noise in them, guided
+
+@dataclass(frozen=True)
+class Model:
+    """Latents [n, 4, h, w] and their time steps [n] to what the UNet predicts, guided."""
+
+    predict: Callable[[Tensor, Tensor], Tensor]
+    of_v: bool
+
+    def noise(self, latents: Tensor, times: Tensor, kept: Tensor) -> Tensor:
+        """The noise in latents; the picture in them makes up `kept` of their variance."""
+        return self.as_noise(self.predict(latents, times), latents, kept)
+
+    def as_noise(self, predicted: Tensor, latents: Tensor, kept: Tensor) -> Tensor:
+        return kept.sqrt() * predicted + (1 - kept).sqrt() * latents if self.of_v else predicted
 
 
 class Original:
@@ -40,6 +56,8 @@ class Original:
         self.unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32).eval()
         self.vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
         self.tokenizer = CLIPTokenizer.from_pretrained(str(vocabulary))
+        scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+        self.of_v = scheduler["prediction_type"] == "v_prediction"
 
     @torch.inference_mode()
     def draw(
@@ -58,17 +76,17 @@ class Original:
         faithful: bool = True,
     ) -> np.ndarray:
         """Pictures uint8 [n, size, size, 3]; later noise continues the generator of the last seed."""
-        predict = self.guided(prompt, len(seeds), scale)
+        model = self.guided(prompt, len(seeds), scale)
         noise = draw_noise(seeds, (4, size // 8, size // 8))
         if init is not None:
             kept = int(strength * steps)
             latents = noised(self.encode(init, size), noise, steps, kept if faithful else kept - 1)
-            latents = ddim(predict, latents, steps, eta, kept)
+            latents = ddim(model, latents, steps, eta, kept)
         elif sampler in BY_TIME:
-            latents = BY_TIME[sampler](predict, noise, steps, eta)
+            latents = BY_TIME[sampler](model, noise, steps, eta)
         else:
             sigmas = sigmas_of(steps)
-            denoiser = Denoiser(predict, torch.float16 if half and sampler != "lms" else torch.float32)
+            denoiser = Denoiser(model, torch.float16 if half and sampler != "lms" else torch.float32)
             latents = BY_SIGMA[sampler](denoiser, noise * sigmas[0], sigmas)
         return self.decode(latents, cut=faithful)
 
@@ -88,7 +106,7 @@ class Original:
             combined = torch.add(combined, self.embed(text), alpha=weight / total)
         return combined
 
-    def guided(self, prompt: str, count: int, scale: float) -> Predict:
+    def guided(self, prompt: str, count: int, scale: float) -> Model:
         context = torch.cat([self.embed("").expand(count, -1, -1), self.weigh(prompt).expand(count, -1, -1)])
 
         def predict(latents: Tensor, times: Tensor) -> Tensor:
@@ -96,7 +114,7 @@ class Original:
             unwanted, wanted = both.chunk(2)
             return unwanted + scale * (wanted - unwanted)
 
-        return predict
+        return Model(predict, self.of_v)
 
     def encode(self, picture: Image.Image, size: int) -> Tensor:
         """The most likely latents; the original takes a sample of them."""
@@ -148,34 +166,34 @@ def step_down(latents: Tensor, noise: Tensor, here: Tensor, there: Tensor, eta: 
     return moved + sigma * torch.randn(latents.shape)
 
 
-def ddim(predict: Predict, latents: Tensor, steps: int, eta: float = 0.0, kept: int | None = None) -> Tensor:
+def ddim(model: Model, latents: Tensor, steps: int, eta: float = 0.0, kept: int | None = None) -> Tensor:
     """All steps, or the `kept` lowest."""
     times = time_steps(steps)
     levels = list(zip(times, *alphas_of(times), strict=True))[:kept]
     for time, here, there in reversed(levels):
-        latents = step_down(latents, predict(latents, same(time, latents)), here, there, eta)
+        latents = step_down(latents, model.noise(latents, same(time, latents), here), here, there, eta)
     return latents
 
 
-def plms(predict: Predict, latents: Tensor, steps: int, eta: float = 0.0) -> Tensor:
+def plms(model: Model, latents: Tensor, steps: int, eta: float = 0.0) -> Tensor:
     """Adams-Bashforth over the last four predictions, begun with an improved Euler step."""
     times = time_steps(steps)
     levels = list(zip(times, *alphas_of(times), strict=True))[::-1]
     past: list[Tensor] = []
     for number, (time, here, there) in enumerate(levels):
-        noise = predict(latents, same(time, latents))
+        predicted = model.predict(latents, same(time, latents))
         if not past:
             below = levels[min(number + 1, len(levels) - 1)][0]
-            ahead = predict(step_down(latents, noise, here, there), same(below, latents))
-            mixed = (noise + ahead) / 2
+            moved = step_down(latents, model.as_noise(predicted, latents, here), here, there)
+            mixed = (predicted + model.predict(moved, same(below, latents))) / 2
         elif len(past) == 1:
-            mixed = (3 * noise - past[-1]) / 2
+            mixed = (3 * predicted - past[-1]) / 2
         elif len(past) == 2:
-            mixed = (23 * noise - 16 * past[-1] + 5 * past[-2]) / 12
+            mixed = (23 * predicted - 16 * past[-1] + 5 * past[-2]) / 12
         else:
-            mixed = (55 * noise - 59 * past[-1] + 37 * past[-2] - 9 * past[-3]) / 24
-        past = [*past[-2:], noise]
-        latents = step_down(latents, mixed, here, there)
+            mixed = (55 * predicted - 59 * past[-1] + 37 * past[-2] - 9 * past[-3]) / 24
+        past = [*past[-2:], predicted]
+        latents = step_down(latents, model.as_noise(mixed, latents, here), here, there)
     return latents
 
 
@@ -214,14 +232,14 @@ class Denoiser:
     Sigmas are of the number type `dtype` on their way into it.
     """
 
-    predict: Predict
+    model: Model
     dtype: torch.dtype
 
     def slope(self, latents: Tensor, sigma: Tensor) -> Tensor:
         """d latents / d sigma."""
         rounded = sigma * torch.ones(len(latents), dtype=self.dtype)  # stays of this type: `sigma` is a scalar
         column = rounded[:, None, None, None]
-        noise = self.predict(latents * (1 / (column**2 + 1) ** 0.5), time_of(rounded))
+        noise = self.model.noise(latents * (1 / (column**2 + 1) ** 0.5), time_of(rounded), 1 / (column**2 + 1))
         picture = latents - noise * column
         return (latents - picture) / sigma
 

@@ -16,6 +16,8 @@ from runner.folder import schema
 from runner.folder.ledger import iterate_records
 from runner.folder.store import LocalStore
 from runner.item import item_id
+from runner.model.files import find_model
+from runner.model.fingerprints import fingerprints
 from runner.record import Making, Record, Written, is_newer, is_record, model_dict
 from runner.request import read_request
 from runner.verbs.run.run import run
@@ -81,8 +83,40 @@ def test_a_record_of_a_later_version_is_refused_with_its_place(tmp_path):
         list(iterate_records(LocalStore(tmp_path)))
 
 
-def test_a_folder_of_the_version_before_goes_on_verifies_and_is_a_target(tmp_path, capsys):
+@pytest.fixture
+def before(tmp_path):
+    """The folder of the version before, as if the weights that ship now had been those of then."""
     folder = shutil.copytree(BEFORE, tmp_path / "old")
+    file = folder / "records.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        line["model"]["fingerprints"] = fingerprints(find_model("builtin:emoji"))
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    items = read_request(file, settings.compose([])).items
+    written = [json.dumps(line | {"id": item_id(item)}) for line, item in zip(lines, items, strict=True)]
+    file.write_text("\n".join(written) + "\n")
+    return folder
+
+
+def test_a_folder_of_earlier_weights_says_so_and_goes_on(tmp_path, capsys):
+    """The package ships other weights by now: the records' pictures can't be made, and the old ones stay."""
+    folder = shutil.copytree(BEFORE, tmp_path / "old")
+    assert cli.main(["run", str(folder / "records.jsonl"), f"out={tmp_path / 'again'}"]) == 4
+    assert "the model 'emoji': no model with these fingerprints was found" in capsys.readouterr().err
+    assert cli.main(["verify", str(folder), "sample=1", "json=true"]) == 5
+    assert "weights of vae" in capsys.readouterr().out
+    (tmp_path / "m.yaml").write_text(
+        "version: 1\ndefaults: {width: 64, height: 64, steps: 20, scale: 3, sampler: dpmpp_2m}\n"
+        "jobs: [{prompt: tiger face, seed: 1}]\n"
+    )
+    kept = (folder / "images/tiger_face/seed_1_00000.png").read_bytes()
+    assert cli.main(["run", str(tmp_path / "m.yaml"), f"out={folder}", "mixed=true", "skip_grid=true"]) == 0
+    assert (folder / "images/tiger_face/seed_1_00000.png").read_bytes() == kept
+    assert len(list(iterate_records(LocalStore(folder)))) == 5
+
+
+def test_a_folder_of_the_version_before_goes_on_verifies_and_is_a_target(before, tmp_path, capsys):
+    folder = before
     chosen = settings.compose([f"out={folder}", "mixed=true"])  # mixed: it was made on another machine
     started, finished = run(read_request(folder / "records.jsonl", chosen))
     assert (started.wanted, started.missing, finished.done) == (4, 0, 0)

@@ -19,8 +19,19 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-SCHEDULER = Path(__file__).parents[1] / "models" / "emoji" / "scheduler"  # has Stable Diffusion's noise schedule
 VOCABULARY = 49408
+SCHEDULER = {
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
 
 
 def save(kind: str, folder: Path, *, seed: int = 0) -> None:
@@ -29,7 +40,8 @@ def save(kind: str, folder: Path, *, seed: int = 0) -> None:
         return
     partial = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(SCHEDULER, partial / "scheduler")
+    (partial / "scheduler").mkdir(parents=True)
+    (partial / "scheduler/scheduler_config.json").write_text(json.dumps(SCHEDULER), encoding="utf-8")
     torch.manual_seed(seed)
     for name, make in PARTS[kind].items():
         make().half().save_pretrained(partial / name)

@@ -64,11 +64,11 @@ def make_latents(args: argparse.Namespace, artwork: pictures.Artwork, names: lis
 
     Starts anew when the autoencoder has been trained on since. The UNet then goes on from what it knows.
     """
-    file, vae, vae_step = args.work / "latents.pt", load_vae(args.work).bfloat16(), load(args.work / "vae.pt")["step"]
-    state = load(file)
-    if state is None or state["vae_step"] != vae_step:
-        latents, tokens = torch.empty(0, 4, 16, 16, dtype=torch.half), torch.empty(0, 77, dtype=torch.int32)
-        state = {"latents": latents, "tokens": tokens, "vae_step": vae_step}
+    file, vae, upon = args.work / "latents.pt", load_vae(args.work).bfloat16(), vae_step(args.work)
+    latents, tokens = torch.empty(0, 4, 16, 16, dtype=torch.half), torch.empty(0, 77, dtype=torch.int32)
+    state = {"latents": latents, "tokens": tokens, "vae_step": upon}
+    if file.exists() and (earlier := load(file))["vae_step"] == upon:
+        state = earlier
     places = args.rounds * len(pictures.PLACES)
     clock = Clock()
     for done in range(len(state["latents"]) // len(names), places):
@@ -91,3 +91,8 @@ def load_vae(work: Path) -> AutoencoderKL:
     vae = build_vae()
     vae.load_state_dict(load(work / "vae.pt")["averaged"])
     return vae.eval()
+
+
+def vae_step(work: Path) -> int:
+    """Which autoencoder it is: latents and decoders are of one."""
+    return load(work / "vae.pt")["step"]

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 from collections import deque
+from pathlib import Path
 
 import numpy as np
 import pictures
 import torch
 import torch.nn.functional as F
-from autoencoder import edge_error, load_vae, to_tensor
+from autoencoder import edge_error, load_vae, to_tensor, vae_step
+from diffusers import AutoencoderKL
 from networks import build_schedule, known_words, scaled_latents, tokenize
 from progress import Clock, Training, load
 from torch import nn
@@ -35,13 +37,11 @@ REMEMBERED = 24
 def train_decoder(args: argparse.Namespace, artwork: pictures.Artwork, names: list[str]) -> None:
     """L1 and L1 of the edges, and what the discriminator says of the picture."""
     vae = load_vae(args.work)
-    vae.encoder.requires_grad_(False)
-    vae.quant_conv.requires_grad_(False)
     latents_of, discriminator = DrawnLatents(args, vae), Discriminator()
     critic = torch.optim.AdamW(discriminator.parameters(), lr=CRITIC_RATE, betas=(0.5, 0.9), weight_decay=1e-4)
     training = Training(
-        args.work / "decoder.pt", Clock(args.decoder_minutes), args.decoder_rate, vae,
-        discriminator=discriminator, critic=critic,
+        args.work / "decoder.pt", Clock(args.decoder_minutes), args.decoder_rate, decoder_of(vae),
+        upon=vae_step(args.work), discriminator=discriminator, critic=critic,
     )  # fmt: skip
     remembered: deque[tuple[torch.Tensor, torch.Tensor]] = deque(maxlen=REMEMBERED)
     fooled, told = torch.zeros(()), torch.full((), 2.0)
@@ -63,8 +63,22 @@ def train_decoder(args: argparse.Namespace, artwork: pictures.Artwork, names: li
             loss = loss + ADVERSARIAL * balance(loss, fooled, vae.decoder.conv_out.weight) * fooled
         training.learn(loss, l1=error, edges=edges, fooled=fooled, told=told)
         remembered.append((wanted, made.detach()))
-        for place in random.integers(len(remembered), size=CRITIC_STEPS if done > CRITIC_FROM else 0):
-            told = learn_to_tell(discriminator, critic, *remembered[place])
+        if done > CRITIC_FROM and len(remembered) >= CRITIC_STEPS:
+            for place in random.integers(len(remembered), size=CRITIC_STEPS):
+                told = learn_to_tell(discriminator, critic, *remembered[place])
+
+
+def decoder_of(vae: AutoencoderKL) -> nn.Module:
+    """What the stage trains of an autoencoder."""
+    return nn.ModuleList([vae.post_quant_conv, vae.decoder])
+
+
+def load_decoder(work: Path, vae: AutoencoderKL) -> None:
+    """Gives an autoencoder the decoder that the stage has reached."""
+    state = load(work / "decoder.pt")
+    if state["upon"] != vae_step(work):
+        raise SystemExit("the autoencoder was trained on since the decoder was: run the stage 'decoder' again")
+    decoder_of(vae).load_state_dict(state["averaged"])
 
 
 def balance(one: torch.Tensor, other: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
@@ -86,7 +100,10 @@ def learn_to_tell(
 
 
 class Discriminator(nn.Module):
-    """Tells drawn patches from decoded ones: [n, 3, 128, 128] to [n, 1, 32, 32], a number for each 26x26 pixels."""
+    """Tells drawn patches from decoded ones: [n, 3, 128, 128] to [n, 1, 32, 32], a number for each 26x26 pixels.
+
+    Normalization lets a little of the whole picture into each.
+    """
 
     def __init__(self) -> None:
         super().__init__()

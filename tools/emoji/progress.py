@@ -25,22 +25,26 @@ class Training:
     """Trains a module for some minutes, from its checkpoint on where there is one.
 
     `averaged` is what is kept in the end. `others` are what the stage trains besides: they are saved and loaded too.
+    `upon` says what the stage builds upon: a checkpoint of a stage that built upon something else isn't gone on from.
     """
 
-    def __init__(self, file: Path, clock: Clock, rate: float, trained: torch.nn.Module, **others: Stateful) -> None:
+    def __init__(
+        self, file: Path, clock: Clock, rate: float, trained: torch.nn.Module, upon: int = 0, **others: Stateful
+    ) -> None:
         named = [(name, parameter) for name, parameter in trained.named_parameters() if parameter.requires_grad]
-        self.file, self.rate = file, rate
+        self.file, self.rate, self.upon = file, rate, upon
         self.trained, self.averaged = trained, copy.deepcopy(trained).requires_grad_(False)
         self.parameters = [parameter for _, parameter in named]
         self.optimizer = Muon(named, lr=rate, weight_decay=1e-2)
         self.parts = {"trained": trained, "averaged": self.averaged, "optimizer": self.optimizer, **others}
         self.clock, self.step = clock, 0
         self.losses: dict[str, float] = {}
-        if state := load(file):
+        if file.exists() and (state := load(file))["upon"] == upon:
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
             self.clock.before, self.step = state["spent"], state["step"]
         self.first = self.step
+        torch.manual_seed(self.step)  # other noise than in the sitting before
 
     def steps(self) -> Iterator[float]:
         """The fraction of the time that is spent, once before each step; `learn` belongs into each."""
@@ -71,11 +75,11 @@ class Training:
 
     def save(self) -> None:
         states = {name: part.state_dict() for name, part in self.parts.items()}
-        save(self.file, **states, spent=self.clock.spent, step=self.step)
+        save(self.file, **states, upon=self.upon, spent=self.clock.spent, step=self.step)
 
 
 class Clock:
-    """Minutes of this process's own computing: they neither pass while it is stopped nor while others compute."""
+    """Minutes of this process's own computing, of all its threads: they don't pass while it waits or is stopped."""
 
     def __init__(self, minutes: float = math.inf) -> None:
         self.minutes, self.begun = minutes, time.process_time()
@@ -102,9 +106,11 @@ def learning_rate(peak: float, done: float) -> float:
     return peak * min(1.0, done / 0.01 + 1e-2) * 0.5 * (1 + math.cos(math.pi * min(done, 1)))
 
 
-def load(file: Path) -> dict | None:
-    """A checkpoint, if there is one."""
-    return torch.load(file, weights_only=True) if file.exists() else None
+def load(file: Path) -> dict:
+    """A stage's checkpoint."""
+    if not file.exists():
+        raise SystemExit(f"{file} is missing: run the stage '{file.stem}' first")
+    return torch.load(file, weights_only=True)
 
 
 def save(file: Path, **state: object) -> None:

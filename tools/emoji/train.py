@@ -1,6 +1,6 @@
 """Trains the embedded model: `python train.py --artwork SVG_FOLDER --work FOLDER STAGE...` (see README.md).
 
-Stages, in order: `vae`, `latents`, `unet`, `decoder`, `export`; `unet` and `decoder` can run side by side.
+Stages, in order: `vae`, `latents`, `unet`, `decoder`, `export`. `decoder` learns from the UNet as it is by then.
 Each can be stopped at any time and goes on from its last checkpoint in the work folder when it is called again.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pictures
 import torch
 from autoencoder import load_vae, make_latents, train_vae
-from decoder import train_decoder
+from decoder import load_decoder, train_decoder
 from networks import absorb, known_words, scaled_latents, whole_vocabulary
 from progress import load
 from unet import load_unet, train_unet
@@ -23,8 +23,8 @@ def export(args: argparse.Namespace, artwork: pictures.Artwork, names: list[str]
     """Writes the diffusers folder, float16, without anything that changes from one export to the next."""
     data = load(args.work / "latents.pt")
     vae = load_vae(args.work)
-    if decoder := load(args.work / "decoder.pt"):
-        vae.load_state_dict(decoder["averaged"])
+    if (args.work / "decoder.pt").exists():
+        load_decoder(args.work, vae)
     _, mean, deviation = scaled_latents(data["latents"])
     absorb(vae, mean, deviation)
     known, _ = known_words(data["tokens"])
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # for weights that start from nothing
     args.work.mkdir(parents=True, exist_ok=True)
     artwork, names = pictures.Artwork(args.artwork), pictures.names()
     for stage in args.stages:

@@ -33,7 +33,7 @@ def train_unet(args: argparse.Namespace, artwork: pictures.Artwork, names: list[
     training = Training(args.work / "unet.pt", Clock(args.unet_minutes), args.unet_rate, both)
     kept = build_schedule().alphas_cumprod
     snr = kept / (1 - kept)
-    weights = snr.clamp(0.2, 5) / (snr + 1)  # of an error in v, which is 1 + 1/SNR times one in the picture
+    weights = snr.clamp(0.2, 5) / (snr + 1)  # of a squared error in v, which is 1 + SNR times one in the picture
     empty = torch.searchsorted(known, tokenize([""])[0])
     random = torch.Generator().manual_seed(training.step)
     for _ in training.steps():
