@@ -7,7 +7,7 @@ import numpy as np
 import original
 import pytest
 import tiny
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from runner import settings
 from runner.folder.ledger import iterate_records
@@ -80,7 +80,8 @@ def test_the_seeds_of_a_batch_count_up(tmp_path):
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_img2img_is_the_originals_with_the_right_noise(tmp_path, eta):
     """The original adds the noise of one step higher than the first one it takes away."""
-    sketch = Image.open(Path("docs/quickstart.png")).convert("RGB").crop((0, 0, 64, 64))
+    sketch = Image.new("RGB", (64, 64), (50, 100, 220))
+    ImageDraw.Draw(sketch).ellipse((12, 8, 52, 60), "white", "black", 8)
     sketch.save(tmp_path / "sketch.png")
     job = f"  - {{prompt: penguin, seed: 3, steps: {STEPS}, init: sketch.png, strength: 0.5, eta: {eta}}}\n"
     [picture] = render(tmp_path, SHIPPED.parent, job).values()
