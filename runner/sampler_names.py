@@ -15,9 +15,9 @@ class Sampler:
 
     `shown` is AUTOMATIC1111's name for it. `calls` gives the predictions that it asks the model for in n steps (n > 0),
     `step` the step that such a call belongs to, both counted from 0.
-    With fewer than `fewest` steps the first embedded model's pictures differ from those of 100 steps by more than 15 levels
-    of 255 (RMS; 40 for plms and lms, which converge unevenly: 20 steps may be worse than 4). `eta` says whether the
-    item key of that name counts, `original` whether Optimized Stable Diffusion has it.
+    With fewer than `fewest` steps the first embedded model's pictures differ from those of 100 steps by more than 15
+    levels of 255 (RMS; 40 for plms and lms, which converge unevenly: 20 steps may be worse than 4). `eta` says whether
+    the item key of that name counts, `original` whether Optimized Stable Diffusion has it.
     """
 
     shown: str
