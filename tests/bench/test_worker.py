@@ -128,4 +128,4 @@ def test_noise_is_each_items_own(job):
     contender = StockPipeline(job(Stock(half=False, batch=2)))
     both = contender._noise(contender.wanted[:2])
     assert torch.equal(both[1:], contender._noise(contender.wanted[1:2]))
-    assert both.shape == (2, 4, 8, 8)
+    assert both.shape == (2, 4, 16, 16)
