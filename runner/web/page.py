@@ -35,7 +35,6 @@ from runner.web.guard import PORTS, OwnPageOnly, given_port
 from runner.web.studio import Studio
 from runner.web.tab import QUIETLY, Tab, Updates
 from runner.web.text import list_runs
-from runner.web.wrongs import known
 
 HOST = "127.0.0.1"
 LARGEST_UPLOAD = "64mb"
@@ -192,17 +191,7 @@ class _Page:
                 button.click(self._sender(tab, kind), [tab.run, tab.selected], target, **QUIETLY)
 
     def open(self, asked: str) -> Updates:
-        """Shows the run that is asked for, or else the one that is going on, and what there is to choose from.
-
-        Whatever becomes of that, the buttons work.
-        """
-        try:
-            return self._opened(asked)
-        except Exception as error:
-            told = known(error)
-            return {each: update for tab in self.tabs.values() for each, update in tab.refusal(told).items()}
-
-    def _opened(self, asked: str) -> Updates:
+        """Shows the run that is asked for, or else the one that is going on, and what there is to choose from."""
         choices = Choices(self.studio.settings)
         updates: Updates = {}
         for tab in self.tabs.values():

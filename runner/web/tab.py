@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageChops
 
-from runner.errors import RunnerError, SettingError
+from runner.errors import RunnerError, SettingError, fault
 from runner.folder.names import MANIFEST
 from runner.web.axes import AXES, ROWS, example
 from runner.web.choices import Choices
@@ -28,12 +29,13 @@ from runner.web.jobs import Job, Picture
 from runner.web.reading import Found, read_picture
 from runner.web.studio import Studio
 from runner.web.text import READING, checked, describe, said, spans, wrong
-from runner.web.wrongs import known, worded, wrong_fields
+from runner.web.wrongs import worded, wrong_fields
 
 LOOK_SECONDS = 0.25  # between two looks at a job
 MOST_SHOWN = 200  # pictures; all of them are in the run folder's own gallery
 QUIETLY: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 Updates = dict[Any, Any]
+log = logging.getLogger("runner")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -200,16 +202,16 @@ class Tab:
         return {**self.usual, **self.form.read(values)}
 
     def _refuse(self, request: gr.Request, error: Exception, values: tuple[Any, ...]) -> Updates:
+        if not isinstance(error, RunnerError):
+            log.error("the page's form broke", exc_info=error)
+            error = RunnerError(fault(error))
         axes = self.form.read(values).get("axes", ())
         named = {key: f"{axis}/values" for axis, (key, _) in zip(AXES, axes, strict=False)}
-        error = known(error)
         found = wrong_fields(error, named)
         self._marked[request.session_hash] = list(found)
-        return {**self.refusal(error), **self.form.mark(found)}
-
-    def refusal(self, error: RunnerError) -> Updates:
-        """Says what is wrong, and gives the button back."""
-        return {self.form.told: wrong(worded(error)), self.form.make: gr.update(interactive=True)}
+        return {
+            self.form.told: wrong(worded(error)), self.form.make: gr.update(interactive=True), **self.form.mark(found)
+        }  # fmt: skip
 
     # ---- what happens when
 

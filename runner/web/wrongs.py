@@ -5,11 +5,10 @@ wrong_fields(ManifestError("steps: 0 is not ...", place))  # {"steps": "0 is not
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping
 
-from runner.errors import ManifestError, RunnerError, fault
+from runner.errors import ManifestError, RunnerError
 
 TOLD_BY = re.compile(r"([a-z_][a-z_.0-9]*)(?:=[^:]*)?(?:: |=)", re.ASCII)
 # Keys of the manifest and of settings, and the fields that say them.
@@ -26,16 +25,6 @@ FIELDS: Mapping[str, str] = {
 }
 LONG = ". Shorten it, or set long_prompts: chunk or truncate"  # as `request` words it
 LONG_HERE = ". Shorten it, or choose 'chunk' or 'truncate' at 'A prompt that is too long'"
-
-log = logging.getLogger("runner")
-
-
-def known(error: Exception) -> RunnerError:
-    """The error itself, or what stands for a fault of the runner, which is logged with its traceback."""
-    if isinstance(error, RunnerError):
-        return error
-    log.error("the page broke", exc_info=error)
-    return RunnerError(fault(error))
 
 
 def worded(error: RunnerError) -> str:

@@ -1,6 +1,5 @@
 """The page as a whole: pictures are made, cropped and painted over in a browser; who is answered with what."""
 
-import os
 import re
 import subprocess
 import sys
@@ -56,18 +55,6 @@ def test_a_picture_is_made_and_shown_with_its_seed_and_manifest(page, folder, tm
     assert source.evaluate("it => it.decode().then(() => it.naturalWidth)") == 64
 
 
-def test_a_page_that_cannot_be_opened_whole_says_so_and_works(page, system, monkeypatch):
-    def gone(folder):
-        raise OSError(f"{folder} is on a disk that is gone")
-
-    system(os, walk=gone)
-    page.reload()
-    expect(form(page).locator(".told.block")).to_contain_text("is on a disk that is gone")
-    monkeypatch.undo()
-    make(form(page), Pictures="1")
-    expect(status(form(page))).to_contain_text(re.compile("1 of 1 pictures? in "))
-
-
 def test_an_empty_seed_is_drawn_and_shown(page):
     part = form(page)
     make(part, Pictures="1")
@@ -92,7 +79,6 @@ def test_a_run_is_cancelled_and_another_tab_waits_meanwhile(page, browser, addre
     expect(status(part)).to_contain_text(re.compile(r"of 5000 pictures.* left"))
     made = run_folders(folder)[-1]
     with browser.new_context() as context:
-        context.set_default_timeout(90_000)  # the run takes what processors there are
         other = context.new_page()
         other.goto(address)
         patient = form(other)
