@@ -79,6 +79,7 @@ def test_a_run_is_cancelled_and_another_tab_waits_meanwhile(page, browser, addre
     expect(status(part)).to_contain_text(re.compile(r"of 5000 pictures.* left"))
     made = run_folders(folder)[-1]
     with browser.new_context() as context:
+        context.set_default_timeout(90_000)  # the run takes what processors there are
         other = context.new_page()
         other.goto(address)
         patient = form(other)
